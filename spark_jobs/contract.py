@@ -1,0 +1,308 @@
+"""What an event and a sample are: the one place that every stage takes its columns from.
+
+Standard library only, so that Airflow, Spark, the gates, training and serving can all import it.
+A dataset declares its features once (`FeatureSpec`); tables, gates, tokens and serving follow from the
+declaration. The datasets themselves are declared in `spark_jobs/datasets.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+
+MAX_STATIC = 1000  # paper: |S| <= 1000
+MAX_REALTIME = 100  # paper: |R| <= 100; a busier day becomes several windows
+DAY_MS = 24 * 60 * 60 * 1000
+
+
+class EventType(StrEnum):
+    """Kinds of rows in the `events` table."""
+
+    IMPRESSION = "impression"
+    CLICK = "click"
+    CONVERSION = "conversion"
+    FEEDBACK = "feedback"  # the end of a view with its outcome: a behaviour, never a label
+
+
+class Group(StrEnum):
+    """Token groups of a sample, in the order in which a row lays its tokens out."""
+
+    PROFILE = "profile"
+    STATIC = "static"
+    REALTIME = "realtime"
+    CANDIDATE = "candidate"
+
+
+class Owner(StrEnum):
+    """Whom a feature describes; this fixes the groups that carry it and when its value is known."""
+
+    PROFILE = "profile"  # the user, before the window
+    ITEM = "item"  # the item, from the catalogue of the day: side info of behaviours, too
+    ITEM_STATISTIC = "item_statistic"  # the item's past, before the day
+    CROSS = "cross"  # user x item (merchant, cuisine, hour), before the day
+    CONTEXT = "context"  # the request; a behaviour keeps the context it happened in
+    ACTION = "action"  # what the user did in a behaviour
+    REALTIME_STATISTIC = "realtime_statistic"  # user x item so far today, zero while the state is frozen
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Token groups that carry a feature of this owner."""
+        return _GROUPS_OF[self]
+
+
+_BEHAVIOUR = (Group.STATIC, Group.REALTIME)
+_GROUPS_OF: dict[Owner, tuple[Group, ...]] = {
+    Owner.PROFILE: (Group.PROFILE,),
+    Owner.ITEM: (*_BEHAVIOUR, Group.CANDIDATE),
+    Owner.ITEM_STATISTIC: (Group.CANDIDATE,),
+    Owner.CROSS: (Group.CANDIDATE,),
+    Owner.CONTEXT: (*_BEHAVIOUR, Group.CANDIDATE),
+    Owner.ACTION: _BEHAVIOUR,
+    Owner.REALTIME_STATISTIC: (Group.CANDIDATE,),
+}
+
+
+class Kind(StrEnum):
+    """How a feature's values are to be read."""
+
+    ID = "id"  # any 64-bit integer, hashed into its embedding table
+    CATEGORY = "category"  # an integer in [0, cardinality)
+    NUMBER = "number"  # a finite float32 in [low, high]
+
+
+class Measure(StrEnum):
+    """What a statistic counts."""
+
+    IMPRESSIONS = "impressions"
+    CLICKS = "clicks"
+    CONVERSIONS = "conversions"
+    CTR = "ctr"  # clicks / impressions, smoothed
+    CTCVR = "ctcvr"  # conversions / impressions, smoothed
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether the measure is a smoothed rate rather than a count."""
+        return self in (Measure.CTR, Measure.CTCVR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """A count or rate per key, over whole days before the sample's day or, with `days=0`, so far today.
+
+    Args:
+        keys: Event or item columns that group the events, e.g. `("user_id", "merchant_id")`.
+        measure: What is counted.
+        days: Length of the window [ds - days, ds - 1] in days; 0 means the sample's own day, strictly before
+            the candidate's time.
+    """
+
+    keys: tuple[str, ...]
+    measure: Measure
+    days: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """One feature of a dataset.
+
+    Args:
+        name: Column name without its group: `price` becomes `static_price`, `candidate_price`, ...
+        owner: Whom it describes; decides the groups.
+        kind: How its values are read.
+        description: For people: data docs and error messages.
+        cardinality: Rows of its embedding table (`ID`: hash buckets, `CATEGORY`: number of values).
+        width: Embedding width of ids and categories; numbers have width 1.
+        table: Embedding table; features that name the same one share it. Default: the feature's name.
+        low: Least allowed value of a number.
+        high: Greatest allowed value of a number.
+        statistic: How the sample builder computes it; None when the event or a dimension table brings it.
+
+    Raises:
+        ValueError: A field contradicts the kind.
+    """
+
+    name: str
+    owner: Owner
+    kind: Kind
+    description: str
+    cardinality: int = 0
+    width: int = 1
+    table: str = ""
+    low: float = 0.0
+    high: float = 1e9
+    statistic: Statistic | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise ValueError(f"feature name {self.name!r}: use lower case letters, digits and underscores")
+        if self.kind is not Kind.NUMBER and (self.cardinality < 2 or self.width < 1):
+            raise ValueError(f"feature {self.name!r}: a {self.kind} needs cardinality >= 2 and width >= 1")
+        if self.kind is Kind.NUMBER and (self.cardinality or self.width != 1 or self.low >= self.high):
+            raise ValueError(f"feature {self.name!r}: a number has no cardinality, width 1 and low < high")
+        if self.statistic and self.kind is not Kind.NUMBER:
+            raise ValueError(f"feature {self.name!r}: a statistic is a number")
+        object.__setattr__(self, "table", self.table or self.name)
+
+    def columns(self) -> Iterator[tuple[Group, str]]:
+        """Yields (group, column name in `samples`) for every group that carries the feature."""
+        for group in self.owner.groups:
+            yield group, f"{group}_{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A dataset: its features, its clock and what its labels mean.
+
+    Args:
+        name: Name of the folder in the lake, of the MLflow experiment (`mtgr-<name>`) and of the commands.
+        features: All features, in token order.
+        actions: Action names; an event's `action` is 1 + its index here (0 is "unknown").
+        conversion: What a conversion is, for people.
+        utc_offset_hours: Offset of the dataset's days and hours from UTC.
+        attribution_ms: A click or conversion counts for an impression if it follows within this time.
+        history_days: How many days before the sample's day the static sequence may reach back.
+        late_days: A record that arrives more days after its event than this is quarantined.
+        max_impressions_a_day: A user with more impressions on a day is taken for a bot and left out.
+        has_requests: Whether a request shows several candidates, so that `*_gauc_request` has a meaning.
+
+    Raises:
+        ValueError: Two features share a column, or one table has two shapes.
+    """
+
+    name: str
+    features: tuple[FeatureSpec, ...]
+    actions: tuple[str, ...]
+    conversion: str
+    utc_offset_hours: int = 0
+    attribution_ms: int = 2 * 60 * 60 * 1000
+    history_days: int = 90
+    late_days: int = 3
+    max_impressions_a_day: int = 2000
+    has_requests: bool = True
+
+    def __post_init__(self) -> None:
+        columns = [column for feature in self.features for _, column in feature.columns()]
+        twice = sorted({column for column in columns if columns.count(column) > 1})
+        if twice:
+            raise ValueError(f"dataset {self.name!r}: columns declared twice: {', '.join(twice)}")
+        shapes: dict[str, tuple[int, int]] = {}
+        for feature in self.features:
+            if feature.kind is not Kind.NUMBER:
+                shape = (feature.cardinality, feature.width)
+                if shapes.setdefault(feature.table, shape) != shape:
+                    raise ValueError(
+                        f"dataset {self.name!r}: embedding table {feature.table!r} is declared as "
+                        f"{shapes[feature.table]} and as {shape} (cardinality, width); make them equal"
+                    )
+
+    def of(self, *owners: Owner) -> tuple[FeatureSpec, ...]:
+        """Features with one of the given owners, in declared order."""
+        return tuple(feature for feature in self.features if feature.owner in owners)
+
+    def in_group(self, group: Group) -> tuple[FeatureSpec, ...]:
+        """Features carried by a token group, in declared order."""
+        return tuple(feature for feature in self.features if group in feature.owner.groups)
+
+    def day_start_ms(self, ds: str) -> int:
+        """First millisecond of day `ds` (inclusive), UTC epoch milliseconds."""
+        midnight = datetime.combine(parse_day(ds), datetime.min.time(), tzinfo=UTC)
+        return int(midnight.timestamp()) * 1000 - self.utc_offset_hours * 3_600_000
+
+    def day_end_ms(self, ds: str) -> int:
+        """First millisecond after day `ds`: every day has exactly 24 hours, as offsets are fixed."""
+        return self.day_start_ms(ds) + DAY_MS
+
+
+def parse_day(ds: str) -> date:
+    """Reads a day.
+
+    Raises:
+        ValueError: `ds` is not a calendar day written YYYY-MM-DD.
+    """
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", ds):
+        try:
+            return date.fromisoformat(ds)
+        except ValueError:
+            pass
+    raise ValueError(f"{ds!r} is not a day; write it as YYYY-MM-DD, e.g. 2026-03-01")
+
+
+def shift_day(ds: str, days: int) -> str:
+    """The day that lies `days` after `ds` (before it, when negative)."""
+    return (parse_day(ds) + timedelta(days=days)).isoformat()
+
+
+def days_between(first: str, last: str) -> list[str]:
+    """All days from `first` to `last`, both included, ascending; empty when `last` is before `first`."""
+    return [shift_day(first, i) for i in range((parse_day(last) - parse_day(first)).days + 1)]
+
+
+# Columns beside the features. Types are the names of Spark SQL. The list columns of a group have equal lengths
+# in a row and run oldest first.
+EVENT_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("event_id", "string"),  # unique; the key of deduplication
+    ("event_type", "string"),
+    ("user_id", "bigint"),
+    ("item_id", "bigint"),
+    ("request_id", "string"),
+    ("impression_id", "string"),  # the impression that the event belongs to; its own for an impression
+    ("time_ms", "bigint"),  # when it happened, UTC
+    ("action", "int"),  # behaviours only: 1 + index in Dataset.actions; null for what makes no token
+    ("ds", "string"),  # day of time_ms in the dataset's clock; first partition column
+    ("delivery_ds", "string"),  # day of the delivery that brought it: known to runs of later days only
+)
+KEY_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("user_id", "bigint"),
+    ("ds", "string"),
+    ("window_start_ms", "bigint"),
+    ("window_end_ms", "bigint"),
+)
+STRUCTURE_COLUMNS: tuple[tuple[Group, str, str], ...] = (
+    (Group.STATIC, "static_time_ms", "array<bigint>"),
+    (Group.REALTIME, "realtime_time_ms", "array<bigint>"),
+    (Group.REALTIME, "realtime_visible", "array<int>"),
+    (Group.CANDIDATE, "candidate_time_ms", "array<bigint>"),
+    (Group.CANDIDATE, "candidate_visible", "array<int>"),
+    (Group.CANDIDATE, "candidate_request_id", "array<string>"),
+    (Group.CANDIDATE, "candidate_impression_id", "array<string>"),
+    (Group.CANDIDATE, "label_click", "array<tinyint>"),
+    (Group.CANDIDATE, "label_conversion", "array<tinyint>"),
+)
+_SCALAR_TYPE = {Kind.ID: "bigint", Kind.CATEGORY: "int", Kind.NUMBER: "float"}
+
+
+def event_columns(dataset: Dataset) -> list[tuple[str, str]]:
+    """(column, Spark SQL type) of the `events` table: the common columns, then the context features.
+
+    `hour` and `weekday` are computed from `time_ms` when samples are built and are not stored in events.
+    """
+    context = [f for f in dataset.of(Owner.CONTEXT) if f.name not in CLOCK_FEATURES]
+    return [*EVENT_COLUMNS, *((f.name, _SCALAR_TYPE[f.kind]) for f in context)]
+
+
+def dimension_columns(dataset: Dataset, owner: Owner) -> list[tuple[str, str]]:
+    """(column, Spark SQL type) of the `users` (Owner.PROFILE) or `items` (Owner.ITEM) table.
+
+    A row holds from its day `ds` on, until the same key has a later one; statistics are not stored here.
+    """
+    key = {Owner.PROFILE: "user_id", Owner.ITEM: "item_id"}[owner]
+    features = [f for f in dataset.of(owner) if f.statistic is None and f.name != key]
+    return [(key, "bigint"), *((f.name, _SCALAR_TYPE[f.kind]) for f in features), ("ds", "string")]
+
+
+def sample_columns(dataset: Dataset) -> list[tuple[str, str]]:
+    """(column, Spark SQL type) of the `samples` table, in order: key, then group by group."""
+    columns = list(KEY_COLUMNS)
+    for group in Group:
+        columns += [(name, kind) for of, name, kind in STRUCTURE_COLUMNS if of is group]
+        for feature in dataset.in_group(group):
+            scalar = _SCALAR_TYPE[feature.kind]
+            column = f"{group}_{feature.name}"
+            columns.append((column, scalar if group is Group.PROFILE else f"array<{scalar}>"))
+    return columns
+
+
+CLOCK_FEATURES = ("hour", "weekday")  # hour 0..23 and Monday 0 .. Sunday 6 in the dataset's clock
