@@ -1,0 +1,87 @@
+# ruff: noqa: N803, N806 (names carry their shape: T tokens, N heads, D head dim or width, B rows, G groups)
+"""Both operators in plain PyTorch: what every kernel is held against.
+
+Written to be read and checked, not to be fast: it runs in any floating dtype (float64 for proofs), differentiates by
+autograd (twice, if asked) and builds no mask larger than a few rows'. Reading the offsets costs a synchronisation.
+"""
+
+from collections import defaultdict
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+# Rows of equal length share one batched product, up to this many attention scores at a time.
+_MAX_SCORES = 1 << 24
+
+
+def visible_mask(visible_end_L: Tensor) -> Tensor:
+    """Draws the mask of one row (or of rows of one length): `[..., L]` to bool `[..., L, L]`.
+
+    Token i sees the leading `visible_end[i]` tokens of its row, and itself. With two static tokens s, two real-time
+    tokens r and two candidates c of which the first was shown between r1 and r2 (`visible_end = 2 2 2 3 3 4`):
+
+             s0 s1 r1 r2 c0 c1
+        s0    x  x
+        s1    x  x
+        r1    x  x  x
+        r2    x  x  x  x
+        c0    x  x  x     x
+        c1    x  x  x  x     x
+    """
+    positions = torch.arange(visible_end_L.shape[-1], device=visible_end_L.device)
+    return (positions < visible_end_L.unsqueeze(-1)) | (positions == positions.unsqueeze(-1))
+
+
+def mtgr_attention_reference(
+    q_TND: Tensor,
+    k_TND: Tensor,
+    v_TND: Tensor,
+    offsets_B1: Tensor,
+    visible_end_T: Tensor,
+    alpha: float,
+    inv_n: float,
+) -> Tensor:
+    """Computes `SiLU(alpha q k^T) * inv_n`, masked, times v, row by row; arguments as `hstu_ops.mtgr_attention`."""
+    bounds = offsets_B1.tolist()
+    starts_by_length: dict[int, list[int]] = defaultdict(list)
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        if end > start:
+            starts_by_length[end - start].append(start)
+    if not starts_by_length:
+        return q_TND * k_TND * v_TND  # no tokens: nothing to compute, yet still a function of its inputs
+    places, outputs = [], []
+    for length, starts in starts_by_length.items():
+        rows_at_once = max(1, _MAX_SCORES // (length * length * q_TND.shape[1]))
+        within = torch.arange(length, device=q_TND.device)
+        for first in range(0, len(starts), rows_at_once):
+            chunk = torch.tensor(starts[first : first + rows_at_once], device=q_TND.device)
+            place_RL = chunk.unsqueeze(1) + within
+            scores = torch.einsum("rind,rjnd->rnij", q_TND[place_RL], k_TND[place_RL])
+            weights = F.silu(scores * alpha) * inv_n
+            weights = weights.masked_fill(~visible_mask(visible_end_T[place_RL]).unsqueeze(1), 0)
+            out = torch.einsum("rnij,rjnd->rind", weights, v_TND[place_RL])
+            places.append(place_RL.flatten())
+            outputs.append(out.flatten(0, 1))
+    order = torch.cat(places).argsort()
+    return torch.cat(outputs)[order]
+
+
+def group_layer_norm_reference(
+    x_TD: Tensor,
+    group_T: Tensor,
+    weight_GD: Tensor,
+    bias_GD: Tensor,
+    eps: float,
+    gate_TD: Tensor | None = None,
+) -> Tensor:
+    """Normalises each token over its width, with scale and shift by token group; arguments as `group_layer_norm`."""
+    statistics = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
+    z = x_TD.to(statistics)
+    if gate_TD is not None:
+        z = z * gate_TD.to(statistics)
+    centered = z - z.mean(-1, keepdim=True)
+    rstd = torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps)
+    group = group_T.long()
+    y = centered * rstd * weight_GD.to(statistics)[group] + bias_GD.to(statistics)[group]
+    return y.to(x_TD.dtype)
