@@ -240,8 +240,8 @@ def days_between(first: str, last: str) -> list[str]:
     return [shift_day(first, i) for i in range((parse_day(last) - parse_day(first)).days + 1)]
 
 
-# Columns beside the features. Types are the names of Spark SQL. The list columns of a group have equal lengths
-# in a row and run oldest first.
+# Columns beside the features, with the type names of Spark SQL. The list columns of a group have equal
+# lengths in a row and run oldest first.
 EVENT_COLUMNS: tuple[tuple[str, str], ...] = (
     ("event_id", "string"),  # unique; the key of deduplication
     ("event_type", "string"),
