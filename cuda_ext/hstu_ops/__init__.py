@@ -2,8 +2,9 @@
 
     from hstu_ops import group_layer_norm, mtgr_attention
 
-Backends: a readable PyTorch reference, C++ for CPUs, Triton for NVIDIA GPUs from sm80 on, CUTLASS for sm90a. Works from
-its sources (`PYTHONPATH=cuda_ext`) without the compiled two. Reading order: `reference`, `schemas`, `attention`, `norm`.
+Backends: a readable PyTorch reference, C++ for CPUs, Triton for NVIDIA GPUs from sm80 on, CUTLASS for sm90a.
+Works from its sources (`PYTHONPATH=cuda_ext`) without the compiled two. Reading order: `reference`,
+`schemas`, `attention`, `norm`.
 """
 
 from hstu_ops import libraries, schemas

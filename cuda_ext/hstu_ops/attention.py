@@ -27,16 +27,19 @@ def mtgr_attention(
     backend: str = "auto",
     deterministic: bool = False,
 ) -> Tensor:
-    """Computes MTGR's attention, `SiLU(alpha q k^T) * inv_n` under the dynamic mask, times v (arXiv 2505.18654, 3.3).
+    """Computes MTGR's attention (arXiv 2505.18654, 3.3): `SiLU(alpha q k^T) * inv_n`, masked, times v.
 
-    Token i of a row sees the row's leading `visible_end[i]` tokens, and itself (counted once where it is among them).
-    No mask, bias or padding is ever built by the kernels. Differentiable once in q, k and v (the reference: at will).
-    Under autocast q, k and v are cast to its dtype.
+    Token i of a row sees the row's leading `visible_end[i]` tokens, and itself (counted once where it is
+    among them). No mask, bias or padding is ever built by the kernels. Differentiable once in q, k and v (the
+    reference: at will). Under autocast q, k and v are cast to its dtype.
 
     Args:
-        q_TND, k_TND, v_TND: `[T, N, D]`, one floating dtype, last stride 1; other strides are free, so slices of one
-            UVQK product need no copy.
-        offsets_B1: int32 `[B + 1]`, where each row starts in T, ascending from 0 to T; empty rows are allowed.
+        q_TND: `[T, N, D]`, floating, last stride 1; its other strides are free, so slices of one UVQK product
+            need no copy.
+        k_TND: As q.
+        v_TND: As q.
+        offsets_B1: int32 `[B + 1]`, where each row starts in T, ascending from 0 to T; empty rows are
+            allowed.
         visible_end_T: int32 `[T]`, `0 <= visible_end <= length of the row`, counted from the row's start.
         alpha: Scale of the scores.
         inv_n: Scale of the weights: 1 / n, n a constant of the model.

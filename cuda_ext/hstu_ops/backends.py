@@ -1,6 +1,7 @@
 """Which backend runs an operator: named by the caller, or chosen once by `auto` and logged.
 
-A backend that cannot run what is asked raises `BackendUnavailableError` with what to do; nothing falls back silently.
+A backend that cannot run what is asked raises `BackendUnavailableError` with what to do; nothing falls back
+silently.
 """
 
 import functools
@@ -27,7 +28,7 @@ class BackendUnavailableError(RuntimeError):
 
 
 def missing(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | None) -> str | None:
-    """Says why `backend` cannot run tensors of this device, dtype and head dim (None: the norm), or None if it can."""
+    """Says why `backend` cannot run such tensors (head dim None: the norm), or None if it can."""
     if backend == "reference":
         return None
     if backend == "cpu":
@@ -52,7 +53,7 @@ def missing(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | 
             return f"backend 'cutlass' has no head dim {head_dim}, only {CUTLASS_HEAD_DIMS}: use 'triton'"
         return None if libraries.loaded("sm90") else f"backend 'cutlass' is not compiled: {_BUILD_CUTLASS}"
     if capability < (8, 0):
-        return f"backend 'triton' needs compute capability 8.0 or later, this GPU has {capability}: use 'reference'"
+        return f"backend 'triton' needs compute capability 8.0 or more, not {capability}: use 'reference'"
     if dtype not in TRITON_DTYPES:
         return f"backend 'triton' does not take {dtype}: use one of {TRITON_DTYPES}, or 'reference'"
     if head_dim is not None and head_dim not in TRITON_HEAD_DIMS:
@@ -62,10 +63,10 @@ def missing(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | 
     return None
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @functools.lru_cache(maxsize=256)
 def resolve(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | None) -> str:
-    """Returns the backend to run: `backend` itself if it can, for `auto` the fastest that can (logged, once a case).
+    """Returns the backend to run: `backend` itself, or for `auto` the fastest that can (logged once a case).
 
     Raises:
         ValueError: `backend` is no backend's name.
@@ -97,6 +98,6 @@ def resolve(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | 
 
 
 def available(device_type: str = "cpu") -> dict[str, str | None]:
-    """Returns every backend's name with None if it runs on `device_type` here, else why not (float32, head dim 64)."""
+    """Maps every backend to None if it runs on `device_type` here (head dim 64), else to why not."""
     dtype = torch.float32 if device_type == "cpu" else torch.bfloat16
     return {name: missing(name, device_type, dtype, 64) for name in BACKENDS[1:]}

@@ -1,10 +1,9 @@
 """Argument checks, done before any kernel starts: shapes, dtypes, devices and strides; values in debug mode.
 
-Shape checks read no tensor, so they cost no synchronisation and trace under `torch.compile`. Value checks (offsets
-ascending, `visible_end` inside its row, groups in range) read the tensors: set `HSTU_OPS_DEBUG=1`, or
-`hstu_ops.checks.debug = True`, to have them; they are left out of compiled graphs.
+Shape checks read no tensor, so they cost no synchronisation and trace under `torch.compile`. Value checks
+(offsets ascending, `visible_end` inside its row, groups in range) read the tensors: set `HSTU_OPS_DEBUG=1`,
+or `hstu_ops.checks.debug = True`, to have them; they are left out of compiled graphs.
 """
-# ruff: noqa: N803 (names carry their shape: T tokens, N heads, D head dim or width, B rows, G groups)
 
 import os
 
@@ -33,7 +32,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, visible_en
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         _require(
             tensor.stride(-1) == 1 or tensor.shape[-1] == 1,
-            f"{name} must have stride 1 in its last dimension, got strides {tensor.stride()}: call .contiguous()",
+            f"{name} must have stride 1 in its last dimension, got {tensor.stride()}: call .contiguous()",
         )
     for name, tensor in (("offsets", offsets), ("visible_end", visible_end)):
         good = tensor.dim() == 1 and tensor.dtype == torch.int32 and tensor.device == q.device
@@ -70,7 +69,7 @@ def _check_attention_values(offsets: Tensor, visible_end: Tensor) -> None:
 
 
 def check_norm(x: Tensor, group: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None) -> None:
-    """Checks the tensors of `group_layer_norm`; raises ValueError naming the argument and what was expected."""
+    """Checks the tensors of `group_layer_norm`; raises ValueError naming argument and expectation."""
     _require(x.dim() == 2 and x.is_floating_point(), f"x must be floating point [T, D], got {_describe(x)}")
     _require(x.shape[1] >= 1, "x must have a width of at least 1")
     _require(

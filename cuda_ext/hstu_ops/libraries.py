@@ -1,7 +1,8 @@
 """Loads the compiled parts of the package, if they were built, and refuses those built for another PyTorch.
 
-The build leaves `_cpu.so` and, with a CUDA toolkit, `_sm90.so` beside this file, and `_build.json` with the PyTorch
-they were compiled for. From the sources alone there is none of them: the reference and the Triton kernels still work.
+The build leaves `_cpu.so` and, with a CUDA toolkit, `_sm90.so` beside this file, and `_build.json` with the
+PyTorch they were compiled for. From the sources alone there is none of them: the reference and the Triton
+kernels still work.
 """
 
 import functools
@@ -34,7 +35,8 @@ def load() -> None:
     """Loads each compiled part that lies in the package.
 
     Raises:
-        ImportError: a part was built for another PyTorch, or does not load; the message has the build command.
+        ImportError: a part was built for another PyTorch, or does not load; the message has the build
+            command.
     """
     for part in ("cpu", "sm90"):
         path = _FOLDER / f"_{part}.so"
@@ -46,7 +48,7 @@ def load() -> None:
                 f"{path} was built for PyTorch {built_for}, this is PyTorch {torch.__version__}: {_REBUILD}"
             )
         try:
-            torch.ops.load_library(path)
+            torch.ops.load_library(path)  # type: ignore[no-untyped-call]
         except OSError as error:
             raise ImportError(f"{path} does not load ({error}): {_REBUILD}") from error
         _loaded.add(part)

@@ -1,4 +1,4 @@
-"""`group_layer_norm`: layer norm with scale and shift by token group, with an optional gate, and its derivatives."""
+"""`group_layer_norm`: layer norm with scale and shift by token group; its gate, its derivatives."""
 # ruff: noqa: N803, N806 (names carry their shape: T tokens, D width, G groups)
 
 from typing import Any
@@ -24,20 +24,21 @@ def group_layer_norm(
     gate_TD: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Normalises each token over its width; scale and shift are the token group's (GLN, arXiv 2505.18654, 3.3).
+    """Normalises each token over its width, with its group's scale and shift (GLN, arXiv 2505.18654, 3.3).
 
-    With a gate it normalises `x * gate`, as the second half of a block does, in one pass. Statistics and the product
-    with the gate are in float32 (float64 for float64 x). Every backend is deterministic. Under autocast the inputs keep
-    their dtypes, except that a gate takes that of x.
+    With a gate it normalises `x * gate`, as the second half of a block does, in one pass. Statistics and the
+    product with the gate are in float32 (float64 for float64 x). Every backend is deterministic. Under
+    autocast the inputs keep their dtypes, except that a gate takes that of x.
 
     Args:
         x_TD: `[T, D]`, floating, last stride 1.
         group_T: int32 or int64 `[T]`, the group of each token, in `[0, G)`.
-        weight_GD, bias_GD: `[G, D]`, one floating dtype, not necessarily that of x.
+        weight_GD: `[G, D]`, floating, not necessarily of the dtype of x.
+        bias_GD: As weight.
         eps: Added to the variance.
         gate_TD: As x, or None.
-        backend: `auto`, `reference`, `cpu`, `triton` or `cutlass`; the last runs the Triton kernel, since the norm has no
-            matrix product to gain from.
+        backend: `auto`, `reference`, `cpu`, `triton` or `cutlass`; the last runs the Triton kernel, since the
+            norm has no matrix product to gain from.
 
     Returns:
         `[T, D]`, contiguous, in the dtype of x.

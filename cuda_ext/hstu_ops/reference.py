@@ -1,10 +1,12 @@
 # ruff: noqa: N803, N806 (names carry their shape: T tokens, N heads, D head dim or width, B rows, G groups)
 """Both operators in plain PyTorch: what every kernel is held against.
 
-Written to be read and checked, not to be fast: it runs in any floating dtype (float64 for proofs), differentiates by
-autograd (twice, if asked) and builds no mask larger than a few rows'. Reading the offsets costs a synchronisation.
+Written to be read and checked, not to be fast: it runs in any floating dtype (float64 for proofs),
+differentiates by autograd (twice, if asked) and builds no mask larger than a few rows'. Reading the offsets
+costs a synchronisation.
 """
 
+import itertools
 from collections import defaultdict
 
 import torch
@@ -18,8 +20,9 @@ _MAX_SCORES = 1 << 24
 def visible_mask(visible_end_L: Tensor) -> Tensor:
     """Draws the mask of one row (or of rows of one length): `[..., L]` to bool `[..., L, L]`.
 
-    Token i sees the leading `visible_end[i]` tokens of its row, and itself. With two static tokens s, two real-time
-    tokens r and two candidates c of which the first was shown between r1 and r2 (`visible_end = 2 2 2 3 3 4`):
+    Token i sees the leading `visible_end[i]` tokens of its row, and itself. With two static tokens s, two
+    real-time tokens r and two candidates c, the first of them shown between r1 and r2, `visible_end` is
+    2 2 2 3 3 4:
 
              s0 s1 r1 r2 c0 c1
         s0    x  x
@@ -42,10 +45,10 @@ def mtgr_attention_reference(
     alpha: float,
     inv_n: float,
 ) -> Tensor:
-    """Computes `SiLU(alpha q k^T) * inv_n`, masked, times v, row by row; arguments as `hstu_ops.mtgr_attention`."""
+    """Computes `SiLU(alpha q k^T) * inv_n`, masked, times v, by rows; arguments as `mtgr_attention`."""
     bounds = offsets_B1.tolist()
     starts_by_length: dict[int, list[int]] = defaultdict(list)
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         if end > start:
             starts_by_length[end - start].append(start)
     if not starts_by_length:
@@ -75,7 +78,7 @@ def group_layer_norm_reference(
     eps: float,
     gate_TD: Tensor | None = None,
 ) -> Tensor:
-    """Normalises each token over its width, with scale and shift by token group; arguments as `group_layer_norm`."""
+    """Normalises each token over its width, with its group's scale and shift; as `group_layer_norm`."""
     statistics = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
     z = x_TD.to(statistics)
     if gate_TD is not None:

@@ -1,7 +1,8 @@
 """The schema of every operator of `hstu_ops`, in one place, with what each argument means.
 
-They are defined from Python so that the package works from its sources: the compiled libraries only add kernels to a
-dispatch key (`TORCH_LIBRARY_IMPL(hstu_ops, CPU, m)` and `TORCH_LIBRARY_IMPL(hstu_ops, CUDA, m)`), never a schema.
+They are defined from Python so that the package works from its sources: the compiled libraries only add
+kernels to a dispatch key (`TORCH_LIBRARY_IMPL(hstu_ops, CPU, m)` and `TORCH_LIBRARY_IMPL(hstu_ops, CUDA,
+m)`), never a schema.
 
 | operator | CPU key | CUDA key |
 |---|---|---|
@@ -10,7 +11,8 @@ dispatch key (`TORCH_LIBRARY_IMPL(hstu_ops, CPU, m)` and `TORCH_LIBRARY_IMPL(hst
 | `group_layer_norm`, `group_layer_norm_backward` | backend `cpu`, C++ | |
 | `group_layer_norm_triton`, `group_layer_norm_triton_backward` | | backends `triton`, `cutlass` |
 
-Shapes: T tokens of all rows laid end to end, N heads, D head dim (or width of the norm), B rows, G token groups.
+Shapes: T tokens of all rows laid end to end, N heads, D head dim (or width of the norm), B rows, G token
+    groups.
 """
 
 import torch
@@ -18,25 +20,30 @@ import torch
 NAMESPACE = "hstu_ops"
 
 # q, k, v: [T, N, D], one dtype, last stride 1, any other strides (slices of one UVQK product).
-# offsets: int32 [B + 1], ascending, from 0 to T. visible_end: int32 [T], counted from the row's start, 0 <= e <= length.
-# Returns out [T, N, D], contiguous, dtype of q:
-#   out_i = sum over j of SiLU(alpha * q_i . k_j) * inv_n * v_j,  j in [0, visible_end_i) of i's row, and j = i once.
+# offsets: int32 [B + 1], ascending, from 0 to T.
+# visible_end: int32 [T], counted from the start of the token's row, from 0 to the row's length.
+# Returns out [T, N, D], contiguous, dtype of q: with j over [0, visible_end_i) of i's row, and j = i once,
+#   out_i = sum_j SiLU(alpha * q_i . k_j) * inv_n * v_j.
 # deterministic is for the backward pass: equal inputs give equal bits.
 _ATTENTION = (
-    "(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor visible_end, float alpha, float inv_n, bool deterministic)"
-    " -> Tensor"
+    "(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor visible_end, float alpha, float inv_n,"
+    " bool deterministic) -> Tensor"
 )
 
-# grad_out: [T, N, D], dtype of q, last stride 1 (the caller makes it so). Returns (grad_q, grad_k, grad_v), contiguous.
+# grad_out: [T, N, D], dtype of q, last stride 1 (the caller makes it so). Returns (grad_q, grad_k, grad_v),
+# contiguous.
 _ATTENTION_BACKWARD = (
-    "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor visible_end, float alpha, float inv_n,"
-    " bool deterministic) -> (Tensor, Tensor, Tensor)"
+    "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor visible_end, float alpha,"
+    " float inv_n, bool deterministic) -> (Tensor, Tensor, Tensor)"
 )
 
 # x, gate: [T, D], last stride 1. group: int32 or int64 [T], 0 <= g < G. weight, bias: [G, D].
 # z = x * gate (or x); y = (z - mean(z)) * rstd(z) * weight[group] + bias[group].
 # Returns (y [T, D] of x's dtype, mean [T], rstd [T]), the last two float32 (float64 for float64 x).
-_NORM = "(Tensor x, Tensor group, Tensor weight, Tensor bias, float eps, Tensor? gate) -> (Tensor, Tensor, Tensor)"
+_NORM = (
+    "(Tensor x, Tensor group, Tensor weight, Tensor bias, float eps, Tensor? gate)"
+    " -> (Tensor, Tensor, Tensor)"
+)
 
 # Returns (grad_x, grad_weight, grad_bias, grad_gate); grad_gate has no elements when gate is None.
 _NORM_BACKWARD = (
@@ -55,6 +62,6 @@ SCHEMAS = {
     "group_layer_norm_triton_backward": _NORM_BACKWARD,
 }
 
-library = torch.library.Library(NAMESPACE, "DEF")
+library = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 for _name, _schema in SCHEMAS.items():
-    library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)
+    library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]

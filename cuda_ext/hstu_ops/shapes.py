@@ -1,8 +1,8 @@
-"""The workloads that benchmarks and proofs share: shape P of the MTGR paper, uniform GPU shapes, CPU training rows.
+"""The workloads that benchmarks and proofs share: shape P of MTGR, uniform GPU shapes, CPU training rows.
 
-A workload is a jagged batch of rows (profile and history tokens, then real-time tokens, then candidates) with the mask
-that MTGR draws over it. `build(WORKLOADS["P"])` gives its `offsets` and `visible_end`; `uvqk` gives q, k, v as slices of
-one tensor, as the block has them.
+A workload is a jagged batch of rows (profile and history tokens, then real-time tokens, then candidates) with
+the mask that MTGR draws over it. `build(WORKLOADS["P"])` gives its `offsets` and `visible_end`; `uvqk` gives
+q, k, v as slices of one tensor, as the block has them.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What one benchmark line runs; rows are `(static, real-time, candidates)` token counts, drawn with `seed`."""
+    """One benchmark line; a row has so many tokens of each kind, in `[low, high)`, drawn with `seed`."""
 
     name: str
     num_rows: int
@@ -90,7 +90,7 @@ CPU_WORKLOADS = ("cpu-2x32", "cpu-3x256")
 
 @dataclass(frozen=True, kw_only=True)
 class Jagged:
-    """A batch's structure: `offsets` int32 [B + 1], `visible_end` and `group` int32 [T] (group: 1 S, 2 R, 3 candidate)."""
+    """A batch's structure: int32 `offsets` [B + 1], `visible_end` and `group` [T] (1 S, 2 R, 3 candidate)."""
 
     offsets: Tensor
     visible_end: Tensor
@@ -121,7 +121,7 @@ class Jagged:
 def jagged(
     static: list[int], realtime: list[int], candidates: list[int], generator: torch.Generator
 ) -> Jagged:
-    """Lays rows of the given counts end to end; real-time and candidate times are uniform, drawn from `generator`."""
+    """Lays rows of these token counts end to end; event and candidate times are drawn, uniform."""
     lengths, ends, groups = [], [torch.zeros(0, dtype=torch.int32)], [torch.zeros(0, dtype=torch.int32)]
     for n_static, n_realtime, n_candidates in zip(static, realtime, candidates, strict=True):
         event_time = torch.rand(n_realtime, generator=generator).sort().values
@@ -136,7 +136,7 @@ def jagged(
 
 
 def build(workload: Workload) -> Jagged:
-    """Draws the rows of a workload on the CPU; the counts are drawn first, in the order S, R, candidates, then the times."""
+    """Draws the rows of a workload on the CPU: first the counts, in the order S, R, candidates."""
     generator = torch.Generator().manual_seed(workload.seed)
 
     def draw(bounds: tuple[int, int]) -> list[int]:
