@@ -1,0 +1,149 @@
+"""The contract: days, columns and declarations that contradict themselves."""
+
+import subprocess
+import sys
+
+import pytest
+
+from spark_jobs.contract import (
+    DAY_MS,
+    Dataset,
+    FeatureSpec,
+    Group,
+    Kind,
+    Measure,
+    Owner,
+    Statistic,
+    days_between,
+    dimension_columns,
+    event_columns,
+    parse_day,
+    sample_columns,
+    shift_day,
+)
+from spark_jobs.datasets import FOODLOG, KUAIRAND, dataset_named
+
+
+def number(name: str, owner: Owner, **fields: object) -> FeatureSpec:
+    return FeatureSpec(name=name, owner=owner, kind=Kind.NUMBER, description="a number", **fields)
+
+
+@pytest.mark.parametrize(
+    "ds", ["2026-2-01", "2026-02-30", "20260201", "today", "2026-01-01'; rm", "", "2025-02-29"]
+)
+def test_a_day_that_is_none_is_refused_by_name(ds: str) -> None:
+    with pytest.raises(ValueError, match="is not a day"):
+        parse_day(ds)
+
+
+@pytest.mark.parametrize(
+    ("ds", "days", "result"),
+    [
+        ("2024-02-28", 1, "2024-02-29"),
+        ("2025-12-31", 1, "2026-01-01"),
+        ("2026-03-29", 1, "2026-03-30"),
+        ("2026-01-01", -1, "2025-12-31"),
+    ],
+)
+def test_shift_day_over_leap_days_year_ends_and_clock_changes(ds: str, days: int, result: str) -> None:
+    assert shift_day(ds, days) == result
+
+
+def test_days_between_includes_both_ends() -> None:
+    assert days_between("2026-02-27", "2026-03-01") == ["2026-02-27", "2026-02-28", "2026-03-01"]
+    assert days_between("2026-03-02", "2026-03-01") == []
+
+
+@pytest.mark.parametrize("ds", ["2026-03-29", "2026-10-25", "2024-02-29"])
+def test_every_day_has_24_hours_and_follows_the_dataset_clock(ds: str) -> None:
+    assert KUAIRAND.day_end_ms(ds) - KUAIRAND.day_start_ms(ds) == DAY_MS
+    assert FOODLOG.day_start_ms(ds) - KUAIRAND.day_start_ms(ds) == 8 * 3_600_000
+
+
+def test_day_start_of_kuairand_is_midnight_in_china() -> None:
+    assert KUAIRAND.day_start_ms("2022-04-25") == 1650816000000
+
+
+def test_unknown_dataset_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown dataset 'foodlgo'; known: foodlog, kuairand"):
+        dataset_named("foodlgo")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": Kind.ID, "cardinality": 1}, "cardinality >= 2"),
+        ({"kind": Kind.NUMBER, "cardinality": 5}, "a number has no cardinality"),
+        ({"kind": Kind.NUMBER, "low": 1.0, "high": 1.0}, "low < high"),
+        ({"kind": Kind.NUMBER, "name": "Price"}, "lower case"),
+        (
+            {
+                "kind": Kind.CATEGORY,
+                "cardinality": 4,
+                "statistic": Statistic(keys=("user_id",), measure=Measure.CTR, days=1),
+            },
+            "a statistic is a number",
+        ),
+    ],
+)
+def test_a_feature_that_contradicts_its_kind_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FeatureSpec(**{"name": "price", "owner": Owner.ITEM, "description": "", **fields})
+
+
+def test_a_dataset_refuses_columns_declared_twice_and_tables_of_two_shapes() -> None:
+    price = number("price", Owner.ITEM)
+    with pytest.raises(ValueError, match="declared twice: candidate_price"):
+        Dataset(name="x", features=(price, number("price", Owner.CROSS)), actions=(), conversion="")
+    cell = {"kind": Kind.ID, "description": "", "table": "cell", "owner": Owner.PROFILE}
+    features = (
+        FeatureSpec(name="home", cardinality=10, width=8, **cell),
+        FeatureSpec(name="work", cardinality=20, width=8, **cell),
+    )
+    with pytest.raises(ValueError, match="embedding table 'cell'"):
+        Dataset(name="x", features=features, actions=(), conversion="")
+
+
+def test_columns_follow_from_the_declaration() -> None:
+    dataset = Dataset(
+        name="x",
+        actions=("click",),
+        conversion="",
+        features=(
+            FeatureSpec(name="user_id", owner=Owner.PROFILE, kind=Kind.ID, cardinality=9, description=""),
+            number("price", Owner.ITEM),
+            number("distance", Owner.CONTEXT),
+            FeatureSpec(name="hour", owner=Owner.CONTEXT, kind=Kind.CATEGORY, cardinality=24, description=""),
+            number("seen", Owner.CROSS, statistic=Statistic(keys=("user_id",), measure=Measure.CTR, days=1)),
+        ),
+    )
+    assert event_columns(dataset)[-1] == ("distance", "float")
+    assert dimension_columns(dataset, Owner.PROFILE) == [("user_id", "bigint"), ("ds", "string")]
+    assert dimension_columns(dataset, Owner.ITEM) == [
+        ("item_id", "bigint"),
+        ("price", "float"),
+        ("ds", "string"),
+    ]
+    names = [name for name, _ in sample_columns(dataset)]
+    assert names[:5] == ["user_id", "ds", "window_start_ms", "window_end_ms", "profile_user_id"]
+    assert names[-5:] == [
+        "label_conversion",
+        "candidate_price",
+        "candidate_distance",
+        "candidate_hour",
+        "candidate_seen",
+    ]
+    assert dict(sample_columns(dataset))["static_price"] == "array<float>"
+
+
+@pytest.mark.parametrize("dataset", [FOODLOG, KUAIRAND], ids=lambda d: d.name)
+def test_no_outcome_and_no_position_is_a_feature(dataset: Dataset) -> None:
+    names = {feature.name for feature in dataset.features}
+    assert not names & {"position", "play_time_ms", "is_like", "long_view", "label_click", "label_conversion"}
+    assert all(Group.CANDIDATE not in f.owner.groups for f in dataset.of(Owner.ACTION))
+
+
+def test_the_contract_needs_the_standard_library_only() -> None:
+    code = "import sys, spark_jobs.datasets, spark_jobs.locations; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert not {"pyspark", "numpy", "torch", "mlflow"} & set(loaded.stdout.split())
