@@ -1,0 +1,39 @@
+"""Named phases of the stages, so that a test can kill a stage at every one of them.
+
+A stage calls `reach("ingest:before_commit")` where a crash would hurt most. Normally that does nothing. Two
+environment variables give it a meaning; nothing else in the system knows of them:
+
+- `MTGR_KILL_AT=<stage>:<phase>` the process kills itself there by SIGKILL: no handler, no clean-up, like a
+  lost node;
+- `MTGR_TRACE_PHASES=<file>` every phase reached is appended to the file, one a line: the list of kill points
+  of a run is read from a run, never kept by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+KILL_AT = "MTGR_KILL_AT"
+TRACE = "MTGR_TRACE_PHASES"
+
+
+def reach(phase: str) -> None:
+    """Marks that the running stage has come to a phase.
+
+    Args:
+        phase: `<stage>:<phase>` in lower case, e.g. `build_samples:after_commit`.
+
+    Raises:
+        ValueError: `phase` is not written so.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*:[a-z][a-z0-9_]*", phase):
+        raise ValueError(f"phase {phase!r} is not written <stage>:<phase>")
+    trace = os.environ.get(TRACE)
+    if trace:
+        with Path(trace).open("a", encoding="ascii") as file:
+            file.write(phase + "\n")
+    if os.environ.get(KILL_AT) == phase:
+        os.kill(os.getpid(), signal.SIGKILL)
