@@ -1,0 +1,152 @@
+// Device helpers shared by the sm90a kernels: barriers, tensor loads, wgmma on one warpgroup, SiLU, stores.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cute/tensor.hpp>
+#include <cutlass/arch/barrier.h>
+#include <cutlass/arch/reg_reconfig.h>
+#include <cutlass/numeric_types.h>
+
+#include "params.h"
+
+namespace hstu_sm90 {
+
+using namespace cute;
+using Barrier = cutlass::arch::ClusterTransactionBarrier;
+
+constexpr int kWarpgroup = 128;
+constexpr int kThreads = 3 * kWarpgroup;  // one producer and two consumer warpgroups
+constexpr int kWarpsPerGroup = 4;
+
+// Shared-memory views of kRows tokens of D numbers, as one tensor load leaves them: slabs of 64 columns, 128-byte
+// swizzle. The same bytes serve as operand with the head dim inside the product (KMajor: rows x D) and outside of it
+// (MNMajor: D x rows).
+template <class T, int kRows, int kDim>
+using KMajor = decltype(tile_to_shape(GMMA::Layout_K_SW128_Atom<T>{}, Shape<Int<kRows>, Int<kDim>>{}));
+template <class T, int kRows, int kDim>
+using MNMajor =
+    decltype(tile_to_shape(GMMA::Layout_MN_SW128_Atom<T>{}, Shape<Int<kDim>, Int<kRows>>{}, Step<_2, _1>{}));
+
+// wgmma of one warpgroup: 64 x N, both operands K-major in shared memory.
+template <class T, int N, int K>
+using MmaSS = decltype(make_tiled_mma(
+    GMMA::ss_op_selector<T, T, float, Shape<_64, Int<N>, Int<K>>, GMMA::Major::K, GMMA::Major::K>()));
+// 64 x N, the left operand in registers, the right one MN-major in shared memory.
+template <class T, int N, int K>
+using MmaRS = decltype(make_tiled_mma(
+    GMMA::rs_op_selector<T, T, float, Shape<_64, Int<N>, Int<K>>, GMMA::Major::K, GMMA::Major::MN>()));
+
+// Enqueues c = a b^T (kZero) or c += a b^T over all k blocks; the caller waits.
+template <bool kZero, class Mma, class A, class B, class C>
+__device__ __forceinline__ void issue(Mma mma, A const& a, B const& b, C& c) {
+  constexpr bool kFromRegisters = !is_base_of<GMMA::DescriptorIterator, typename Mma::FrgTypeA>::value;
+  if constexpr (kFromRegisters) warpgroup_fence_operand(const_cast<A&>(a));
+  warpgroup_fence_operand(c);
+  warpgroup_arrive();
+  mma.accumulate_ = kZero ? GMMA::ScaleOut::Zero : GMMA::ScaleOut::One;
+  CUTE_UNROLL
+  for (int k = 0; k < size<2>(a); ++k) {
+    cute::gemm(mma, a(_, _, k), b(_, _, k), c);
+    mma.accumulate_ = GMMA::ScaleOut::One;
+  }
+  warpgroup_commit_batch();
+  warpgroup_fence_operand(c);
+  if constexpr (kFromRegisters) warpgroup_fence_operand(const_cast<A&>(a));
+}
+
+// Waits until at most kPending enqueued products are unfinished; c is the one that is then read.
+template <int kPending, class C>
+__device__ __forceinline__ void finish(C& c) {
+  warpgroup_wait<kPending>();
+  warpgroup_fence_operand(c);
+}
+
+// One arrival for a warp.
+__device__ __forceinline__ void warp_arrive(Barrier& barrier) {
+  __syncwarp();
+  if ((threadIdx.x & 31) == 0) barrier.arrive();
+}
+
+// Loads a box of rows starting at `token` of `head`; the map's dims are (64, T, D / 64, N).
+__device__ __forceinline__ void load_rows(const CUtensorMap& map, Barrier& full, void* to, int token, int head) {
+  SM90_TMA_LOAD_4D::copy(&map, reinterpret_cast<uint64_t*>(&full), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL),
+                         to, 0, token, 0, head);
+}
+
+__device__ __forceinline__ float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  if constexpr (std::is_same_v<T, cutlass::half_t>) {
+    __half2 pair = __floats2half2_rn(low, high);
+    return reinterpret_cast<uint32_t&>(pair);
+  } else {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<uint32_t&>(pair);
+  }
+}
+
+// Rounds an accumulator of 64 x N to the left operand of the next product; both lie in the same order in a thread.
+template <class T, class Acc, class A>
+__device__ __forceinline__ void to_operand(Acc const& acc, A& a) {
+  static_assert(decltype(size(acc))::value == decltype(size(a))::value);
+  auto words = recast<uint32_t>(a);
+  CUTE_UNROLL
+  for (int i = 0; i < size(words); ++i) words(i) = pack<T>(acc(2 * i), acc(2 * i + 1));
+}
+
+// A register operand 64 x K for MmaRS.
+template <class T, int K>
+__device__ __forceinline__ auto make_operand() {
+  return make_tensor<T>(Layout<Shape<Shape<_2, _2, _2>, _1, Int<K / 16>>>{});
+}
+
+// Position of a warpgroup's thread in a 64 x N accumulator: element i of it is at
+// row() + 8 * ((i / 2) % 2), column(i).
+__device__ __forceinline__ int fragment_row() {
+  return (threadIdx.x % kWarpgroup) / 32 * 16 + (threadIdx.x % 32) / 4;
+}
+__device__ __forceinline__ int fragment_column(int i) { return i / 4 * 8 + (threadIdx.x % 4) * 2 + i % 2; }
+
+// Stores rows [0, rows) of a 64 x D accumulator, scaled, 16 bytes a thread: four threads that share a row exchange
+// their columns so that each has eight neighbouring ones.
+template <class T, int kDim, class Acc>
+__device__ __forceinline__ void store_rows(Acc const& acc, float scale, T* to, int64_t token_stride, int rows) {
+  int const lane = threadIdx.x % 4;
+  bool const odd = lane & 1, high = lane & 2;
+  CUTE_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    int const row = fragment_row() + 8 * j;
+    T* const line = to + row * token_stride;
+    CUTE_UNROLL
+    for (int g = 0; g < kDim / 32; ++g) {
+      uint32_t word[4];
+      CUTE_UNROLL
+      for (int b = 0; b < 4; ++b) {
+        int const i = 4 * (4 * g + b) + 2 * j;
+        word[b] = pack<T>(acc(i) * scale, acc(i + 1) * scale);
+      }
+      CUTE_UNROLL
+      for (int b = 0; b < 4; b += 2) {
+        uint32_t const got = __shfl_xor_sync(0xffffffffu, odd ? word[b] : word[b + 1], 1);
+        (odd ? word[b] : word[b + 1]) = got;
+      }
+      CUTE_UNROLL
+      for (int b = 0; b < 2; ++b) {
+        uint32_t const got = __shfl_xor_sync(0xffffffffu, high ? word[b] : word[b + 2], 2);
+        (high ? word[b] : word[b + 2]) = got;
+      }
+      if (row < rows) {
+        *reinterpret_cast<uint4*>(line + 32 * g + 8 * lane) = make_uint4(word[0], word[1], word[2], word[3]);
+      }
+    }
+  }
+}
+
+}  // namespace hstu_sm90

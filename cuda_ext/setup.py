@@ -1,0 +1,89 @@
+"""Builds `hstu_ops`: the CPU library always, the CUTLASS library for sm90a where a CUDA toolkit is found or asked for.
+
+    pip install --no-build-isolation ./cuda_ext                  # CPU; CUTLASS too if nvcc is found
+    HSTU_OPS_CUDA=1 pip install --no-build-isolation ./cuda_ext  # CUTLASS, or fail
+    HSTU_OPS_CUDA=0 pip install --no-build-isolation ./cuda_ext  # CPU only
+
+What is built follows the toolkit and `HSTU_OPS_CUDA`, never whether a GPU is present. `MAX_JOBS` bounds the compilers
+that run at once; unset, it follows the cores and the free memory. The environment's own PyTorch is compiled against, so
+build isolation must be off.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # build isolation hides this folder
+
+GIB_PER_CPU_JOB = 1.5
+
+
+def cpu_extension() -> Any:
+    """The library `hstu_ops/_cpu.so`, for any machine of this architecture (see csrc/cpu/vector_math.cpp)."""
+    flags = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-g0", "-Wall", "-Wno-unknown-pragmas"]
+    openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
+    return CppExtension(
+        "hstu_ops._cpu",
+        sorted(str(path.relative_to(HERE)) for path in (HERE / "csrc" / "cpu").glob("*.cpp")),
+        extra_compile_args={"cxx": flags + openmp},
+        extra_link_args=openmp,
+    )
+
+
+def sm90_module() -> Any:
+    """The module `csrc/sm90/build.py`, which knows the toolkit, the sources and the flags of the CUTLASS library."""
+    path = HERE / "csrc" / "sm90" / "build.py"
+    if not path.exists():
+        return None
+    spec = importlib.util.spec_from_file_location("hstu_ops_sm90_build", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def extensions() -> list[Any]:
+    """What to build here, by `HSTU_OPS_CUDA` and the toolkit found; raises SystemExit if one is asked for in vain."""
+    wish = os.environ.get("HSTU_OPS_CUDA", "auto")
+    if wish not in ("0", "1", "auto"):
+        raise SystemExit(f"HSTU_OPS_CUDA is {wish!r}: use 0, 1, or leave it unset")
+    built = [cpu_extension()]
+    sm90 = sm90_module() if wish != "0" else None
+    toolkit = sm90.find_toolkit() if sm90 is not None else None
+    if toolkit is not None:
+        built.append(sm90.extension(toolkit))
+    elif wish == "1":
+        raise SystemExit("HSTU_OPS_CUDA=1, but there is no CUDA toolkit: set CUDA_HOME, or install nvidia-cuda-nvcc")
+    return built
+
+
+class Build(BuildExtension):
+    """Builds with a bounded number of jobs and writes down which PyTorch the libraries were compiled for."""
+
+    def run(self) -> None:
+        """Compiles, then writes `hstu_ops/_build.json` beside the libraries."""
+        if "MAX_JOBS" not in os.environ:
+            free_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+            os.environ["MAX_JOBS"] = str(max(1, min(os.cpu_count() or 1, int(free_gib / GIB_PER_CPU_JOB))))
+        super().run()
+        folder = HERE if self.inplace else Path(self.build_lib)
+        parts = [extension.name.rpartition("_")[2] for extension in self.extensions]
+        text = json.dumps({"torch": torch.__version__, "parts": parts})
+        (folder / "hstu_ops" / "_build.json").write_text(text)
+
+
+setup(
+    packages=["hstu_ops", "hstu_ops.triton_ops"],
+    package_data={"hstu_ops": ["py.typed"]},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=True)},
+)
