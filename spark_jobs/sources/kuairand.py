@@ -1,0 +1,349 @@
+"""KuaiRand-Pure: the real log of a short-video app, read from its official files.
+
+`root` is the folder with `log_standard_*.csv`, `user_features_*.csv` and `video_features_basic_*.csv`, or the
+unpacked download around it. The log has no deliveries of its own: the delivery of a day is what `time_ms` places
+in that day of China's clock (the log's own `date` is the hour at which a batch was cut and may lie later).
+
+A line of the log becomes an impression; a click when `is_click`; a conversion when the click came with a
+`long_view` (conversion A of the log's description; `is_engaged` is conversion B); and always a FEEDBACK event with
+the strongest thing that the user did. All outcomes are placed at the time when they are known: the end of the view.
+
+The optional `user_history_before_YYYYMMDD.parquet` (video ids in order, without times) seeds the static sequence.
+It is the delivery of the day before its date, at one event a second up to noon of that day: only the order means
+something. A log that reaches back before the date makes it superfluous, and it is then not read.
+"""
+
+from __future__ import annotations
+
+from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
+
+from spark_jobs.contract import EventType, Owner, dimension_columns, event_columns, shift_day
+from spark_jobs.datasets import KUAIRAND
+from spark_jobs.sources import Delivery, code_of, day_of, typed
+from spark_jobs.sources.files import not_empty, present
+
+ACTIVE_DEGREE = (
+    "full_active",
+    "high_active",
+    "middle_active",
+    "low_active",
+    "single_low_active",
+    "30day_retention",
+    "2_14_day_new",
+    "day_new",
+)
+FOLLOW_BAND = ("0", "(0,10]", "(10,50]", "(50,100]", "(100,150]", "(150,250]", "(250,500]", "500+")
+FANS_BAND = (
+    "0",
+    "[1,10)",
+    "[10,100)",
+    "[100,1k)",
+    "[1k,5k)",
+    "[5k,1w)",
+    "[1w,10w)",
+    "[10w,100w)",
+    "[100w,1000w)",
+)
+FRIEND_BAND = ("0", "[1,5)", "[5,30)", "[30,60)", "[60,120)", "[120,250)", "250+")
+REGISTER_BAND = ("8-14", "15-30", "31-60", "61-90", "91-180", "181-365", "366-730", "730+")
+VIDEO_TYPE = ("NORMAL", "AD")
+UPLOAD_TYPE = (
+    "LongImport",
+    "ShortImport",
+    "Kmovie",
+    "Web",
+    "LongPicture",
+    "PictureSet",
+    "ShortCamera",
+    "LongCamera",
+    "ShareFromOtherApp",
+    "FollowShoot",
+    "PhotoCopy",
+    "AiCutVideo",
+    "LipsSync",
+)
+FLAGS = (
+    "is_click",
+    "is_like",
+    "is_follow",
+    "is_comment",
+    "is_forward",
+    "is_hate",
+    "long_view",
+    "is_profile_enter",
+)
+
+_LOG_SCHEMA = (
+    "user_id bigint, video_id bigint, date int, hourmin int, time_ms bigint, is_click int, is_like int, "
+    "is_follow int, is_comment int, is_forward int, is_hate int, long_view int, play_time_ms bigint, "
+    "duration_ms bigint, profile_stay_time bigint, comment_stay_time bigint, is_profile_enter int, is_rand int, "
+    "tab int, _corrupt_record string"
+)
+_BANDS = {
+    "follow_band": ("follow_user_num", FOLLOW_BAND),
+    "fans_band": ("fans_user_num", FANS_BAND),
+    "friend_band": ("friend_user_num", FRIEND_BAND),
+    "register_band": ("register_days", REGISTER_BAND),
+}
+_MIN_VIEW_MS = 1_000  # an outcome is never known at once: a later token must not see it a moment too early
+_MAX_VIEW_MS = 30 * 60 * 1000  # play time counts loops; the longest in the log is 15 minutes
+
+
+def read_delivery(spark: SparkSession, root: str, ds: str) -> Delivery:
+    """Reads the day `ds` of the log below `root`, and the prior history with the day before it.
+
+    Raises:
+        FileNotFoundError: A file is missing, or the log has no line of that day; names the day and the path.
+    """
+    log_df = _read_log(spark, root, ds)
+    first_ds, lines = log_df.agg(F.min("log_ds"), F.sum((F.col("day") == ds).cast("int"))).first() or (
+        None,
+        0,
+    )
+    history = _history_file(spark, root, ds, first_ds)
+    if not lines and history is None:
+        raise FileNotFoundError(
+            f"kuairand: no delivery of {ds}: no line of that day in {root}/**/log_standard_*.csv "
+            f"(the log starts on {first_ds})"
+        )
+    day_df = log_df.where(F.coalesce("day", F.lit(first_ds)) == ds)
+    is_broken = F.col("_corrupt_record").isNotNull() | F.col("day").isNull()
+    events_df = _events(day_df.where(~is_broken), ds)
+    if history is not None:
+        events_df = events_df.unionByName(_history_events(spark, history, root, ds))
+    broken_df = day_df.where(is_broken).select(
+        F.lit("log_standard").alias("log"),
+        F.lit("not a line of the log's 19 typed columns").alias("reason"),
+        F.coalesce("_corrupt_record", F.to_json(F.struct("user_id", "video_id", "time_ms"))).alias("record"),
+        "file",
+    )
+    return Delivery(events_df, _users(spark, root, ds), _items(spark, root, ds), broken_df)
+
+
+def is_long_click() -> Column:
+    """Conversion A: the click and the long view of the same impression."""
+    return (F.col("is_click") == 1) & (F.col("long_view") == 1)
+
+
+def is_engaged() -> Column:
+    """Conversion B, sparse: a click with a like, follow, comment, forward or visit of the author's profile."""
+    deeds = [
+        F.col(flag) == 1 for flag in ("is_like", "is_follow", "is_comment", "is_forward", "is_profile_enter")
+    ]
+    return (F.col("is_click") == 1) & (deeds[0] | deeds[1] | deeds[2] | deeds[3] | deeds[4])
+
+
+def _read_log(spark: SparkSession, root: str, ds: str) -> DataFrame:
+    """The log's lines with `day` (of `time_ms`, China's clock), `log_ds` (its own date) and `file`."""
+    log_df = _csv(spark, root, "log_standard_*.csv", ds, _LOG_SCHEMA)
+    return log_df.select(
+        "*",
+        F.col("_metadata.file_path").alias("file"),
+        day_of(F.col("time_ms"), KUAIRAND.utc_offset_hours).alias("day"),
+        F.regexp_replace(F.col("date").cast("string"), r"^(\d{4})(\d{2})(\d{2})$", "$1-$2-$3").alias(
+            "log_ds"
+        ),
+    )
+
+
+def _action() -> Column:
+    """The strongest thing that the user did, as `Dataset.actions` names it."""
+    deeds = {
+        "like": F.col("is_like") == 1,
+        "engage": (F.col("is_follow") == 1)
+        | (F.col("is_comment") == 1)
+        | (F.col("is_forward") == 1)
+        | (F.col("is_profile_enter") == 1),
+        "long_view": F.col("long_view") == 1,
+        "click": F.col("is_click") == 1,
+    }
+    code = F.lit(_code("skip"))
+    for name, deed in reversed(deeds.items()):
+        code = F.when(deed, F.lit(_code(name))).otherwise(code)
+    return code
+
+
+def _code(action: str) -> int:
+    return 1 + KUAIRAND.actions.index(action)
+
+
+def _events(day_df: DataFrame, ds: str) -> DataFrame:
+    """Impressions, clicks, conversions and feedback of the day's lines."""
+    impression_id = F.concat_ws("-", "user_id", "video_id", "time_ms")
+    view_ms = F.coalesce(F.col("play_time_ms"), F.lit(0))
+    known_ms = F.col("time_ms") + F.greatest(F.lit(_MIN_VIEW_MS), F.least(F.lit(_MAX_VIEW_MS), view_ms))
+    always = F.lit(True)
+    kinds = (
+        (EventType.IMPRESSION, always, F.col("time_ms"), F.lit(None)),
+        (EventType.CLICK, F.col("is_click") == 1, known_ms, F.lit(None)),
+        (EventType.CONVERSION, is_long_click(), known_ms, F.lit(None)),
+        (EventType.FEEDBACK, always, known_ms, _action()),
+    )
+    event = F.explode(
+        F.filter(
+            F.array(
+                *(
+                    F.struct(
+                        F.lit(str(kind)).alias("event_type"),
+                        happened.alias("happened"),
+                        time_ms.cast("bigint").alias("event_ms"),
+                        action.cast("int").alias("action"),
+                    )
+                    for kind, happened, time_ms, action in kinds
+                )
+            ),
+            lambda one: one["happened"],
+        )
+    )
+    return (
+        day_df.select(
+            *FLAGS,
+            "user_id",
+            "video_id",
+            "tab",
+            "file",
+            impression_id.alias("impression_id"),
+            event.alias("e"),
+        )
+        .select(
+            F.concat_ws("-", "impression_id", "e.event_type").alias("event_id"),
+            "e.event_type",
+            "user_id",
+            F.col("video_id").alias("item_id"),
+            F.col("impression_id").alias("request_id"),
+            "impression_id",
+            F.col("e.event_ms").alias("time_ms"),
+            "e.action",
+            day_of(F.col("e.event_ms"), KUAIRAND.utc_offset_hours).alias("ds"),
+            F.lit(ds).alias("delivery_ds"),
+            "tab",
+            F.col("e.event_ms").alias("arrival_ms"),
+            "file",
+        )
+        .transform(typed, event_columns(KUAIRAND), "arrival_ms", "file")
+    )
+
+
+def _history_file(spark: SparkSession, root: str, ds: str, first_ds: str | None) -> str | None:
+    """Name of the prior history when `ds` is the day that delivers it and the log does not reach back so far."""
+    until = shift_day(ds, 1)
+    if first_ds is not None and first_ds < until:
+        return None
+    name = f"user_history_before_{until.replace('-', '')}.parquet"
+    return None if _history(spark, root, name).isEmpty() else name
+
+
+def _history(spark: SparkSession, root: str, name: str) -> DataFrame:
+    schema = "user_id bigint, watch_seq array<bigint>, like_seq array<bigint>, long_watch_seq array<bigint>"
+    return (
+        spark.read.schema(schema)
+        .option("pathGlobFilter", name)
+        .option("recursiveFileLookup", True)
+        .parquet(root)
+        .withColumn("file", F.lit(name))
+    )
+
+
+def _history_events(spark: SparkSession, name: str, root: str, ds: str) -> DataFrame:
+    """FEEDBACK events from the prior history: one a video shown, or known only from the likes and long views.
+
+    The lists are cut to 50 each, so that a liked or long watched video may be older than all that were shown:
+    it comes before them, likes first. A video listed twice is matched from the end, the latest with the latest.
+    """
+    history_df = _history(spark, root, name)
+    latest = Window.partitionBy("user_id", "item_id").orderBy(F.col("place").desc())
+
+    def listed(column: str) -> DataFrame:
+        return history_df.select("user_id", F.posexplode(column).alias("place", "item_id")).select(
+            "user_id", "item_id", F.row_number().over(latest).alias("copy"), F.col("place").alias(column)
+        )
+
+    keys = ["user_id", "item_id", "copy"]
+    seen_df = (
+        listed("watch_seq")
+        .join(listed("long_watch_seq"), keys, "full")
+        .join(listed("like_seq"), keys, "full")
+    )
+    action = (
+        F.when(F.col("like_seq").isNotNull(), F.lit(_code("like")))
+        .when(F.col("long_watch_seq").isNotNull(), F.lit(_code("long_view")))
+        .otherwise(F.lit(_code("skip")))
+    )
+    newest_first = Window.partitionBy("user_id").orderBy(
+        F.col("watch_seq").desc_nulls_last(),
+        F.col("long_watch_seq").desc_nulls_last(),
+        F.col("like_seq").desc_nulls_last(),
+        F.col("item_id").desc(),
+        F.col("copy"),
+    )
+    noon_ms = KUAIRAND.day_start_ms(ds) + 12 * 3_600_000
+    event_id = F.concat_ws("-", F.lit("history"), "user_id", "back")
+    return (
+        seen_df.select(
+            "user_id", "item_id", action.alias("action"), F.row_number().over(newest_first).alias("back")
+        )
+        .select(
+            event_id.alias("event_id"),
+            F.lit(str(EventType.FEEDBACK)).alias("event_type"),
+            "user_id",
+            "item_id",
+            event_id.alias("request_id"),
+            event_id.alias("impression_id"),
+            (F.lit(noon_ms) - F.col("back") * 1000).alias("time_ms"),
+            "action",
+            F.lit(ds).alias("ds"),
+            F.lit(ds).alias("delivery_ds"),
+            F.lit(None).alias("tab"),
+            F.lit(noon_ms).cast("bigint").alias("arrival_ms"),
+            F.lit(name).alias("file"),
+        )
+        .transform(typed, event_columns(KUAIRAND), "arrival_ms", "file")
+    )
+
+
+def _users(spark: SparkSession, root: str, ds: str) -> DataFrame:
+    users_df = _csv(spark, root, "user_features_*.csv", ds)
+    uploads = F.when(F.col("is_video_author") == "1", 2).when(F.col("is_video_author") == "0", 1).otherwise(0)
+    onehot = [F.coalesce(F.expr(f"try_cast(onehot_feat{i} as double)") + 1, F.lit(0)) for i in range(18)]
+    return users_df.select(
+        "user_id",
+        code_of(F.col("user_active_degree"), ACTIVE_DEGREE).alias("active_degree"),
+        uploads.alias("video_author"),
+        *(code_of(F.col(f"{column}_range"), table).alias(name) for name, (column, table) in _BANDS.items()),
+        *(value.alias(f"onehot_feat{i}") for i, value in enumerate(onehot)),
+        F.lit(ds).alias("ds"),
+    ).transform(typed, dimension_columns(KUAIRAND, Owner.PROFILE))
+
+
+def _items(spark: SparkSession, root: str, ds: str) -> DataFrame:
+    items_df = _csv(spark, root, "video_features_basic_*.csv", ds)
+    duration_s = F.expr("try_cast(video_duration as double)") / 1000
+    first_tag = F.expr("try_cast(split_part(tag, ',', 1) as bigint)")
+    return items_df.select(
+        F.col("video_id").alias("item_id"),
+        "author_id",
+        "music_id",
+        F.coalesce(first_tag + 1, F.lit(0)).alias("tag"),
+        code_of(F.col("video_type"), VIDEO_TYPE).alias("video_type"),
+        code_of(F.col("upload_type"), UPLOAD_TYPE).alias("upload_type"),
+        F.least(F.greatest(F.coalesce(duration_s, F.lit(0.0)), F.lit(0.0)), F.lit(100_000.0)).alias(
+            "duration_s"
+        ),
+        F.lit(ds).alias("ds"),
+    ).transform(typed, dimension_columns(KUAIRAND, Owner.ITEM))
+
+
+def _csv(spark: SparkSession, root: str, pattern: str, ds: str, schema: str | None = None) -> DataFrame:
+    """Files of that name at any depth below `root`, with `file`; all columns strings unless a schema is given."""
+    what = f"kuairand: no delivery of {ds}: no file {pattern} below {root}; is MTGR_KUAIRAND the unpacked download?"
+    reader = (
+        spark.read.option("header", True)
+        .option("recursiveFileLookup", True)
+        .option("pathGlobFilter", pattern)
+        .option("mode", "PERMISSIVE")
+        .option("columnNameOfCorruptRecord", "_corrupt_record")
+        .option("enforceSchema", False)  # refuses files whose columns are named or ordered differently
+    )
+    files_df = present(lambda: (reader.schema(schema) if schema else reader).csv(root), what)
+    return not_empty(files_df, what)
