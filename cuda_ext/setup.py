@@ -1,12 +1,12 @@
-"""Builds `hstu_ops`: the CPU library always, the CUTLASS library for sm90a where a CUDA toolkit is found or asked for.
+"""Builds `hstu_ops`: the CPU library always, the sm90a library where a CUDA toolkit is found or asked for.
 
     pip install --no-build-isolation ./cuda_ext                  # CPU; CUTLASS too if nvcc is found
     HSTU_OPS_CUDA=1 pip install --no-build-isolation ./cuda_ext  # CUTLASS, or fail
     HSTU_OPS_CUDA=0 pip install --no-build-isolation ./cuda_ext  # CPU only
 
-What is built follows the toolkit and `HSTU_OPS_CUDA`, never whether a GPU is present. `MAX_JOBS` bounds the compilers
-that run at once; unset, it follows the cores and the free memory. The environment's own PyTorch is compiled against, so
-build isolation must be off.
+What is built follows the toolkit and `HSTU_OPS_CUDA`, never whether a GPU is present. `MAX_JOBS` bounds the
+compilers that run at once; unset, it follows the cores and the free memory. The environment's own PyTorch is
+compiled against, so build isolation must be off.
 """
 
 import importlib.util
@@ -28,7 +28,15 @@ GIB_PER_CPU_JOB = 1.5
 
 def cpu_extension() -> Any:
     """The library `hstu_ops/_cpu.so`, for any machine of this architecture (see csrc/cpu/vector_math.cpp)."""
-    flags = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-g0", "-Wall", "-Wno-unknown-pragmas"]
+    flags = [
+        "-O3",
+        "-std=c++17",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-g0",
+        "-Wall",
+        "-Wno-unknown-pragmas",
+    ]
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
     return CppExtension(
         "hstu_ops._cpu",
@@ -39,7 +47,7 @@ def cpu_extension() -> Any:
 
 
 def sm90_module() -> Any:
-    """The module `csrc/sm90/build.py`, which knows the toolkit, the sources and the flags of the CUTLASS library."""
+    """The module `csrc/sm90/build.py`: it knows the toolkit, the sources and the flags of the CUTLASS library."""
     path = HERE / "csrc" / "sm90" / "build.py"
     if not path.exists():
         return None
@@ -52,7 +60,7 @@ def sm90_module() -> Any:
 
 
 def extensions() -> list[Any]:
-    """What to build here, by `HSTU_OPS_CUDA` and the toolkit found; raises SystemExit if one is asked for in vain."""
+    """What to build here, by `HSTU_OPS_CUDA` and the toolkit; raises SystemExit if it is asked for in vain."""
     wish = os.environ.get("HSTU_OPS_CUDA", "auto")
     if wish not in ("0", "1", "auto"):
         raise SystemExit(f"HSTU_OPS_CUDA is {wish!r}: use 0, 1, or leave it unset")
@@ -62,7 +70,9 @@ def extensions() -> list[Any]:
     if toolkit is not None:
         built.append(sm90.extension(toolkit))
     elif wish == "1":
-        raise SystemExit("HSTU_OPS_CUDA=1, but there is no CUDA toolkit: set CUDA_HOME, or install nvidia-cuda-nvcc")
+        raise SystemExit(
+            "HSTU_OPS_CUDA=1, but there is no CUDA toolkit: set CUDA_HOME, or install nvidia-cuda-nvcc"
+        )
     return built
 
 

@@ -7,9 +7,10 @@ Works from its sources (`PYTHONPATH=cuda_ext`) without the compiled two. Reading
 `schemas`, `attention`, `norm`.
 """
 
-from hstu_ops import libraries, schemas
+from hstu_ops import libraries, schemas, triton_ops
 
 libraries.load()
+triton_ops.register()
 
 from hstu_ops.attention import mtgr_attention  # noqa: E402
 from hstu_ops.backends import BACKENDS, BackendUnavailableError, available  # noqa: E402

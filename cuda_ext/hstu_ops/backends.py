@@ -58,12 +58,16 @@ def missing(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | 
         return f"backend 'triton' does not take {dtype}: use one of {TRITON_DTYPES}, or 'reference'"
     if head_dim is not None and head_dim not in TRITON_HEAD_DIMS:
         return f"backend 'triton' has no head dim {head_dim}, only {TRITON_HEAD_DIMS}: use 'reference'"
-    if not libraries.has_triton():
+    if not libraries.HAS_TRITON:
         return "backend 'triton' needs the package triton: `pip install triton`, or use 'reference'"
     return None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _log(level: int, message: str, *args: object) -> None:
+    if not torch.compiler.is_compiling():  # a compiled graph has no place for it
+        logger.log(level, message, *args)
+
+
 @functools.lru_cache(maxsize=256)
 def resolve(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | None) -> str:
     """Returns the backend to run: `backend` itself, or for `auto` the fastest that can (logged once a case).
@@ -84,10 +88,18 @@ def resolve(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | 
     for candidate in ("cpu",) if device_type == "cpu" else ("cutlass", "triton"):
         reason = missing(candidate, device_type, dtype, head_dim)
         if reason is None:
-            logger.info("auto chose backend %s for %s in %s on %s", candidate, operator, dtype, device_type)
+            _log(
+                logging.INFO,
+                "auto chose backend %s for %s in %s on %s",
+                candidate,
+                operator,
+                dtype,
+                device_type,
+            )
             return candidate
         reasons.append(reason)
-    logger.warning(
+    _log(
+        logging.WARNING,
         "auto chose the slow backend reference for %s in %s on %s: %s",
         operator,
         dtype,

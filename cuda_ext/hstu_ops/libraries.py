@@ -5,7 +5,6 @@ PyTorch they were compiled for. From the sources alone there is none of them: th
 kernels still work.
 """
 
-import functools
 import importlib.util
 import json
 import logging
@@ -18,17 +17,12 @@ logger = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
 _REBUILD = "run `pip install --force-reinstall --no-deps --no-build-isolation ./cuda_ext`"
 _loaded: set[str] = set()
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def loaded(part: str) -> bool:
     """Tells whether the compiled part `cpu` or `sm90` was found and loaded."""
     return part in _loaded
-
-
-@functools.cache
-def has_triton() -> bool:
-    """Tells whether the package triton is installed."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def load() -> None:

@@ -1,0 +1,198 @@
+"""Backward kernels of `mtgr_attention` in Triton: one for the gradients of k and v, one for that of q.
+
+Each program owns the tile it writes, so nothing is added atomically and equal inputs give equal bits; the
+price is that scores are computed once in each kernel.
+"""
+# ruff: noqa: N803 (kernel constants are upper case)
+# mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator, attr-defined"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hstu_ops.triton_ops.configs import Tile, tiles_for
+from hstu_ops.triton_ops.silu import sigmoid
+from hstu_ops.triton_ops.tiles import locate_tile, rows_of_tiles
+
+
+@triton.jit
+def _queries_that_see(visible_end, token, length, key, WIDTH: tl.constexpr):
+    """Returns the range [low, high) of queries of a row outside which none sees position `key`."""
+    low = length
+    high = 0
+    for first in range(0, length, WIDTH):
+        i = first + tl.arange(0, WIDTH)
+        end = tl.load(visible_end + token + i, mask=i < length, other=0)
+        low = tl.minimum(low, tl.min(tl.where(end > key, i, length)))
+        high = tl.maximum(high, tl.max(tl.where(end > key, i + 1, 0)))
+    return low, high
+
+
+@triton.jit
+def _backward_kv_kernel(
+    q_ptr, k_ptr, v_ptr, grad_ptr, grad_k_ptr, grad_v_ptr, offsets, visible_end, tile_row, alpha, inv_n,
+    q_token, q_head, k_token, k_head, v_token, v_head, grad_token, grad_head, out_token, out_head,
+    FAST: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    start, length, first = locate_tile(offsets, tile_row, tl.program_id(0), KEYS)
+    if first >= length:
+        return
+    token = start.to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    j = first + tl.arange(0, KEYS)
+    dims = tl.arange(0, D)
+    in_row = j < length
+    q_start = q_ptr + token * q_token + head * q_head
+    grad_start = grad_ptr + token * grad_token + head * grad_head
+    k_tile = k_ptr + token * k_token + head * k_head + j[:, None] * k_token + dims[None, :]
+    v_tile = v_ptr + token * v_token + head * v_head + j[:, None] * v_token + dims[None, :]
+    k = tl.load(k_tile, mask=in_row[:, None], other=0.0)
+    v = tl.load(v_tile, mask=in_row[:, None], other=0.0)
+    grad_k = tl.zeros([KEYS, D], tl.float32)
+    grad_v = tl.zeros([KEYS, D], tl.float32)
+
+    low, high = _queries_that_see(visible_end, token, length, first, 256)
+    for query in range(low // QUERIES * QUERIES, high, QUERIES):
+        i = query + tl.arange(0, QUERIES)
+        end = tl.load(visible_end + token + i, mask=i < length, other=0)
+        q = tl.load(q_start + i[:, None] * q_token + dims[None, :], mask=(i < length)[:, None], other=0.0)
+        grad = tl.load(
+            grad_start + i[:, None] * grad_token + dims[None, :], mask=(i < length)[:, None], other=0.0
+        )
+        sees = j[:, None] < end[None, :]
+        x = tl.dot(k, tl.trans(q), input_precision=PRECISION) * alpha
+        s = sigmoid(x, FAST)
+        weight = tl.where(sees, x * s, 0.0)
+        grad_v = tl.dot(weight.to(grad.dtype), grad, grad_v, input_precision=PRECISION)
+        grad_weight = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+        grad_x = tl.where(sees, grad_weight * (s + x * s * (1.0 - s)), 0.0)
+        grad_k = tl.dot(grad_x.to(q.dtype), q, grad_k, input_precision=PRECISION)
+
+    end = tl.load(visible_end + token + j, mask=in_row, other=0)
+    behind = in_row & (j >= end)
+    if tl.max(behind.to(tl.int32)) > 0:  # what these tokens take from themselves
+        q = tl.load(q_start + j[:, None] * q_token + dims[None, :], mask=behind[:, None], other=0.0)
+        grad = tl.load(grad_start + j[:, None] * grad_token + dims[None, :], mask=behind[:, None], other=0.0)
+        x = tl.sum(q.to(tl.float32) * k.to(tl.float32), axis=1) * alpha
+        s = sigmoid(x, FAST)
+        grad_weight = tl.sum(grad.to(tl.float32) * v.to(tl.float32), axis=1)
+        grad_v += (x * s)[:, None] * grad.to(tl.float32)
+        grad_k += (grad_weight * (s + x * s * (1.0 - s)))[:, None] * q.to(tl.float32)
+
+    out = token * out_token + head * out_head + j[:, None] * out_token + dims[None, :]
+    tl.store(
+        grad_k_ptr + out, (grad_k * (alpha * inv_n)).to(grad_k_ptr.dtype.element_ty), mask=in_row[:, None]
+    )
+    tl.store(grad_v_ptr + out, (grad_v * inv_n).to(grad_v_ptr.dtype.element_ty), mask=in_row[:, None])
+
+
+@triton.jit
+def _collect_grad_q(
+    acc, q, grad, end, k_start, v_start, k_stride, v_stride, begin, stop, alpha,
+    MASKED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Adds the gradient that q takes from the keys [begin, stop); masked, keys from `end` on are left out."""
+    dims = tl.arange(0, D)
+    for first in range(begin, stop, KEYS):
+        j = first + tl.arange(0, KEYS)
+        if MASKED:
+            k = tl.load(k_start + j[:, None] * k_stride + dims[None, :], mask=(j < stop)[:, None], other=0.0)
+            v = tl.load(v_start + j[:, None] * v_stride + dims[None, :], mask=(j < stop)[:, None], other=0.0)
+        else:
+            k = tl.load(k_start + j[:, None] * k_stride + dims[None, :])
+            v = tl.load(v_start + j[:, None] * v_stride + dims[None, :])
+        x = tl.dot(q, tl.trans(k), input_precision=PRECISION) * alpha
+        s = sigmoid(x, FAST)
+        grad_x = tl.dot(grad, tl.trans(v), input_precision=PRECISION) * (s + x * s * (1.0 - s))
+        if MASKED:
+            grad_x = tl.where(j[None, :] < end[:, None], grad_x, 0.0)
+        acc = tl.dot(grad_x.to(k.dtype), k, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def _backward_q_kernel(
+    q_ptr, k_ptr, v_ptr, grad_ptr, grad_q_ptr, offsets, visible_end, tile_row, alpha, inv_n,
+    q_token, q_head, k_token, k_head, v_token, v_head, grad_token, grad_head, out_token, out_head,
+    FAST: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    start, length, first = locate_tile(offsets, tile_row, tl.program_id(0), QUERIES)
+    if first >= length:
+        return
+    token = start.to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    i = first + tl.arange(0, QUERIES)
+    dims = tl.arange(0, D)
+    in_row = i < length
+    end = tl.load(visible_end + token + i, mask=in_row, other=0)
+    farthest = tl.max(end)
+    seen_by_all = tl.min(tl.where(in_row, end, farthest)) // KEYS * KEYS
+
+    q_tile = q_ptr + token * q_token + head * q_head + i[:, None] * q_token + dims[None, :]
+    grad_tile = grad_ptr + token * grad_token + head * grad_head + i[:, None] * grad_token + dims[None, :]
+    k_start = k_ptr + token * k_token + head * k_head
+    v_start = v_ptr + token * v_token + head * v_head
+    q = tl.load(q_tile, mask=in_row[:, None], other=0.0)
+    grad = tl.load(grad_tile, mask=in_row[:, None], other=0.0)
+    acc = tl.zeros([QUERIES, D], tl.float32)
+    acc = _collect_grad_q(
+        acc, q, grad, end, k_start, v_start, k_token, v_token, 0, seen_by_all, alpha,
+        False, FAST, PRECISION, D, KEYS,
+    )  # fmt: skip
+    acc = _collect_grad_q(
+        acc, q, grad, end, k_start, v_start, k_token, v_token, seen_by_all, farthest, alpha,
+        True, FAST, PRECISION, D, KEYS,
+    )  # fmt: skip
+
+    behind = in_row & (i >= end)
+    if tl.max(behind.to(tl.int32)) > 0:  # what these tokens take from themselves
+        k = tl.load(k_start + i[:, None] * k_token + dims[None, :], mask=behind[:, None], other=0.0)
+        v = tl.load(v_start + i[:, None] * v_token + dims[None, :], mask=behind[:, None], other=0.0)
+        x = tl.sum(q.to(tl.float32) * k.to(tl.float32), axis=1) * alpha
+        s = sigmoid(x, FAST)
+        grad_weight = tl.sum(grad.to(tl.float32) * v.to(tl.float32), axis=1)
+        acc += (grad_weight * (s + x * s * (1.0 - s)))[:, None] * k.to(tl.float32)
+
+    out = grad_q_ptr + token * out_token + head * out_head + i[:, None] * out_token + dims[None, :]
+    tl.store(out, (acc * (alpha * inv_n)).to(grad_q_ptr.dtype.element_ty), mask=in_row[:, None])
+
+
+def attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    visible_end: Tensor,
+    alpha: float,
+    inv_n: float,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launches both backward kernels; arguments as in `hstu_ops.schemas`."""
+    grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    if q.numel() == 0:
+        return grad_q, grad_k, grad_v
+    num_tokens, num_heads, head_dim = q.shape
+    tiles = tiles_for(q.device, head_dim, q.dtype)
+    strides = [s for t in (q, k, v, grad_out, grad_q) for s in (t.stride(0), t.stride(1))]
+
+    def constants(tile: Tile) -> dict[str, object]:
+        return {
+            "FAST": q.dtype == torch.bfloat16, "PRECISION": "ieee", "D": head_dim,
+            "QUERIES": tile.queries, "KEYS": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages,
+        }  # fmt: skip
+
+    with torch.cuda.device(q.device):
+        tile_row = rows_of_tiles(offsets, num_tokens, tiles.backward_kv.keys)
+        _backward_kv_kernel[(tile_row.shape[0], num_heads)](
+            q, k, v, grad_out, grad_k, grad_v, offsets, visible_end, tile_row, alpha, inv_n,
+            *strides, **constants(tiles.backward_kv),
+        )  # fmt: skip
+        if tiles.backward_q.queries != tiles.backward_kv.keys:
+            tile_row = rows_of_tiles(offsets, num_tokens, tiles.backward_q.queries)
+        _backward_q_kernel[(tile_row.shape[0], num_heads)](
+            q, k, v, grad_out, grad_q, offsets, visible_end, tile_row, alpha, inv_n,
+            *strides, **constants(tiles.backward_q),
+        )  # fmt: skip
+    return grad_q, grad_k, grad_v
