@@ -23,6 +23,7 @@ template <class Element_, int kDim_, int kKeys_, int kKStages_, int kVStages_>
 struct BackwardQTraits {
   using Element = Element_;
   static constexpr int kDim = kDim_, kKeys = kKeys_, kKStages = kKStages_, kVStages = kVStages_;
+  static_assert(kKeys % kHalf == 0, "a self term is in a regular key tile or in a diagonal one, never in both");
   using QLayout = KMajor<Element, kHalf, kDim>;
   using KLayout = KMajor<Element, kKeys, kDim>;
   using KtLayout = MNMajor<Element, kKeys, kDim>;

@@ -25,6 +25,7 @@ template <class Element_, int kDim_, int kKeys_, int kStages_>
 struct ForwardTraits {
   using Element = Element_;
   static constexpr int kDim = kDim_, kKeys = kKeys_, kStages = kStages_;
+  static_assert(kKeys % kHalf == 0, "a self term is in a regular key tile or in a diagonal one, never in both");
   using QLayout = KMajor<Element, kHalf, kDim>;
   using KLayout = KMajor<Element, kKeys, kDim>;
   using VLayout = MNMajor<Element, kKeys, kDim>;

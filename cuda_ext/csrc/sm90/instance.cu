@@ -1,0 +1,32 @@
+// One pass of one head dim and dtype: compiled with HSTU_PASS (forward or backward), HSTU_HEAD_DIM and HSTU_DTYPE
+// (kBFloat16 or kFloat16) defined, so that the passes build side by side.
+#include "kernels.h"
+#include "launch.cuh"
+
+namespace hstu_sm90 {
+
+template <DType kDType>
+using Element = std::conditional_t<kDType == DType::kFloat16, cutlass::half_t, cutlass::bfloat16_t>;
+
+// Tile shapes found best by measurement; docs/log_ops_sm90.md has the others.
+template <int kDim, class E>
+using Forward = ForwardTraits<E, kDim, kDim == 256 ? 64 : 128, 2>;
+template <int kDim, class E>
+using BackwardKV = BackwardKVTraits<E, kDim, kDim == 256 ? 64 : 128, 2>;
+template <int kDim, class E>
+using BackwardQ = BackwardQTraits<E, kDim, 64, 2, kDim == 256 ? 1 : 2>;
+
+template <int kDim, DType kDType>
+char const* forward(Problem const& problem, cudaStream_t stream) {
+  return run_forward<Forward<kDim, Element<kDType>>>(problem, stream);
+}
+
+template <int kDim, DType kDType>
+char const* backward(Problem const& problem, cudaStream_t stream) {
+  HSTU_SM90_TRY((run_backward_kv<BackwardKV<kDim, Element<kDType>>>(problem, stream)));
+  return run_backward_q<BackwardQ<kDim, Element<kDType>>>(problem, stream);
+}
+
+template char const* HSTU_PASS<HSTU_HEAD_DIM, DType::HSTU_DTYPE>(Problem const&, cudaStream_t);
+
+}  // namespace hstu_sm90
