@@ -1,0 +1,138 @@
+"""Embedding tables of a dataset, and the constants that standardise its numbers.
+
+The tables are TorchRec `EmbeddingCollection`s, one for each embedding width (TorchRec asks for equal widths
+within one), so that `DistributedModelParallel` can shard them; a module that is not sharded looks up the
+same rows. Ids are rows already (`features.SampleEncoder` hashes them).
+"""
+# ruff: noqa: N806, N815 (names carry their shape: B rows, T tokens, F features)
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+
+from model.batch import JaggedBatch
+from model.features import id_features, number_names
+from spark_jobs.contract import Dataset, Group
+
+LOW_CARDINALITY = 4096
+_CLIP = 6.0  # a standardised number beyond this is an outlier, or drift that the gates report
+_LEAST_STD = 1e-3
+
+
+class FeatureEmbeddings(nn.Module):
+    """Looks up all ids of a batch.
+
+    Args:
+        dataset: Declares the tables.
+        low_cardinality_width: Least width of tables with at most 4096 rows.
+        generator: Source of the initial values, N(0, 1 / width).
+    """
+
+    def __init__(self, dataset: Dataset, low_cardinality_width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.features = {group: id_features(dataset, group) for group in Group}
+        self.width: dict[str, int] = {}  # by table
+        rows: dict[str, int] = {}
+        users: dict[str, list[str]] = defaultdict(list)
+        for group, features in self.features.items():
+            for feature in features:
+                low = low_cardinality_width if feature.cardinality <= LOW_CARDINALITY else 0
+                self.width[feature.table] = max(feature.width, low)
+                rows[feature.table] = feature.cardinality
+                users[feature.table].append(f"{group}_{feature.name}")
+        by_width: dict[int, list[EmbeddingConfig]] = defaultdict(list)
+        for table, width in self.width.items():
+            by_width[width].append(
+                EmbeddingConfig(
+                    name=table, num_embeddings=rows[table], embedding_dim=width, feature_names=users[table]
+                )
+            )
+        self.tables = nn.ModuleDict(
+            {f"width_{width}": EmbeddingCollection(tables=by_width[width]) for width in sorted(by_width)}
+        )
+        self.keys = {
+            f"width_{width}": [key for config in by_width[width] for key in config.feature_names]
+            for width in by_width
+        }
+        self.place = {
+            f"{group}_{feature.name}": (group, index)
+            for group, features in self.features.items()
+            for index, feature in enumerate(features)
+        }
+        for parameter in self.tables.parameters():
+            with torch.no_grad():
+                values = torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5
+                parameter.copy_(values)
+
+    def widths(self, group: Group) -> list[int]:
+        """Width of each id feature of a group."""
+        return [self.width[feature.table] for feature in self.features[group]]
+
+    def forward(self, batch: JaggedBatch) -> dict[Group, list[Tensor]]:
+        """Embeddings by group: one `[tokens, width]` for each id feature, in token order."""
+        found: dict[str, Tensor] = {}
+        ones_B = torch.ones_like(batch.lengths[Group.CANDIDATE])
+        for name, tables in self.tables.items():
+            places = [self.place[key] for key in self.keys[name]]
+            ids = KeyedJaggedTensor(
+                keys=self.keys[name],
+                values=torch.cat([batch.ids[group][index] for group, index in places]),
+                lengths=torch.cat([batch.lengths.get(group, ones_B) for group, _ in places]),
+            )
+            found |= {key: jagged.values() for key, jagged in tables(ids).items()}
+        return {
+            group: [found[f"{group}_{feature.name}"] for feature in features]
+            for group, features in self.features.items()
+        }
+
+
+class NumberScaler(nn.Module):
+    """Standardises transformed numbers by constants that are fitted once and kept with the weights.
+
+    A feature's constants come from the first training day on which it varies (a statistic over past days is
+    empty on the first day of a log). Until then, and where a value is NaN ("nothing known"), it reads as 0,
+    the mean. Behaviours and candidates share the constants of a feature.
+    """
+
+    mean_F: Tensor
+    std_F: Tensor
+    fitted_F: Tensor
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__()
+        names = list(dict.fromkeys(name for group in Group for name in number_names(dataset, group)))
+        self.names = names
+        self.columns = {
+            group: [names.index(name) for name in number_names(dataset, group)] for group in Group
+        }
+        self.register_buffer("mean_F", torch.zeros(len(names)))
+        self.register_buffer("std_F", torch.ones(len(names)))
+        self.register_buffer("fitted_F", torch.zeros(len(names)))
+
+    def forward(self, batch: JaggedBatch, group: Group) -> Tensor:
+        """Standardised numbers of a group's tokens, float32 `[tokens, F of the group]`."""
+        columns = torch.tensor(self.columns[group], device=self.mean_F.device)
+        x_TF = batch.numbers[group].t()
+        z_TF = ((x_TF - self.mean_F[columns]) / self.std_F[columns]).clamp(-_CLIP, _CLIP)
+        return torch.nan_to_num(z_TF, nan=0.0) * self.fitted_F[columns]
+
+    @torch.no_grad()
+    def fit(self, batch: JaggedBatch) -> None:
+        """Fits the constants of the features that have none yet and vary in `batch` (a sample of a day)."""
+        for index in (self.fitted_F == 0).nonzero().flatten().tolist():
+            values = torch.cat(
+                [
+                    batch.numbers[group][columns.index(index)]
+                    for group, columns in self.columns.items()
+                    if index in columns
+                ]
+            ).double()
+            values = values[values.isfinite()]
+            if len(values) > 1 and float(values.std()) > _LEAST_STD:
+                self.mean_F[index] = values.mean()
+                self.std_F[index] = values.std()
+                self.fitted_F[index] = 1

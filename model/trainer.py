@@ -1,0 +1,213 @@
+"""The training step, and the state that it needs to go on: model parallel tables, DDP for the rest.
+
+The same code runs as one process on a CPU and under torchrun: tables are sharded row-wise over the ranks and
+updated in the backward pass by row-wise Adagrad; all other weights are replicated and updated by Adam. The
+state is gathered to rank 0, so that a run continues on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import ShardingEnv
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+
+from model.config import Config
+from model.network import build_ranker
+from model.reader import Step
+from spark_jobs.contract import Dataset
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or gradient is NaN or infinite; the message names the step."""
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """The process group of torchrun's environment, or one of this process alone."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class Trainer:
+    """A ranker in training; needs a process group.
+
+    Args:
+        dataset: Declares features and tables.
+        config: Model and training.
+        device: Where to train.
+    """
+
+    def __init__(self, dataset: Dataset, config: Config, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        ranker = build_ranker(dataset, config).to(device)
+        self.scaler = ranker.inputs.scaler  # type: ignore[union-attr]
+        tables = ranker.inputs.embeddings.tables  # type: ignore[union-attr]
+        in_tables = {id(parameter) for parameter in tables.parameters()}
+        dense = {n: p for n, p in ranker.named_parameters() if id(p) not in in_tables}
+        self.model = _distribute(ranker, list(tables.parameters()), config.train.sparse_lr, device)
+        self.dense_names = sorted(dense)
+        self.dense = [dense[name] for name in self.dense_names]
+        decayed = {id(m.weight) for m in ranker.modules() if isinstance(m, nn.Linear)}
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in self.dense if id(p) in decayed]},
+                {"params": [p for p in self.dense if id(p) not in decayed], "weight_decay": 0.0},
+            ],
+            lr=config.train.dense_lr,
+            weight_decay=config.train.weight_decay,
+        )
+        self.num_steps = 0
+        self._pending: list[tuple[str, Tensor, Tensor]] = []
+
+    def step(self, step: Step) -> None:
+        """Takes one optimizer step; its loss is read by `losses`."""
+        train = self.config.train
+        batch = step.batch.frozen(step.row_hash < train.frozen_share).to(self.device, non_blocking=True)
+        for group in self.optimizer.param_groups:
+            group["lr"] = train.dense_lr * min(1.0, (self.num_steps + 1) / (train.warmup_steps + 1))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
+            logits = self.model(batch)
+        total = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
+        loss = total / step.num_candidates
+        self.optimizer.zero_grad()
+        # Both DDP and the row-wise exchange divide gradients by the number of ranks.
+        (loss * dist.get_world_size()).backward()
+        norm = nn.utils.clip_grad_norm_(self.dense, train.clip_norm)
+        self.optimizer.step()
+        self.num_steps += 1
+        self._pending.append((step.name, loss.detach(), norm.detach()))
+
+    def losses(self) -> list[tuple[str, float]]:
+        """(step, loss over all ranks) of the steps since the last call.
+
+        Raises:
+            NonFiniteLossError: A loss or gradient norm is NaN or infinite.
+        """
+        pending, self._pending = self._pending, []
+        if not pending:
+            return []
+        values = torch.stack([torch.stack([loss, norm]) for _, loss, norm in pending]).double()
+        dist.all_reduce(values)
+        for (name, _, _), (loss, norm) in zip(pending, values.tolist(), strict=True):
+            if not (abs(loss) < float("inf") and abs(norm) < float("inf")):
+                raise NonFiniteLossError(
+                    f"step {name} (day/pass/step): loss {loss}, gradient norm {norm}; training stops and "
+                    "makes no run; look at the rows of that step, or lower the learning rate"
+                )
+        return [(name, loss) for (name, _, _), (loss, _) in zip(pending, values.tolist(), strict=True)]
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """All weights with whole tables, on the CPU: on rank 0, None elsewhere. Every rank must call it."""
+        whole = _gathered(self.model.state_dict())
+        return None if dist.get_rank() else whole
+
+    def state(self) -> dict[str, Any] | None:
+        """Weights, optimizer states and step count; on rank 0, None elsewhere. Every rank must call it."""
+        weights = self.weights()
+        sparse = {}
+        for name, state in self.model.fused_optimizer.state_dict()["state"].items():
+            sparse |= {f"{name}/{key}": value for key, value in _gathered(state).items()}
+        if weights is None:
+            return None
+        return {
+            "weights": weights,
+            "sparse": sparse,
+            "dense": copy.deepcopy(self.optimizer.state_dict()),
+            "num_steps": self.num_steps,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up what `state` gave, on any number of ranks.
+
+        Raises:
+            ValueError: The state is of another model.
+        """
+        own = self.model.state_dict()
+        if {name: tuple(t.shape) for name, t in own.items()} != {
+            name: tuple(t.shape) for name, t in state["weights"].items()
+        }:
+            raise ValueError(
+                "the state has other weights than this model; it is of another config or dataset"
+            )
+        _scatter(state["weights"], own)
+        for name, values in self.model.fused_optimizer.state_dict()["state"].items():
+            _scatter({key: state["sparse"][f"{name}/{key}"] for key in values}, values)
+        self.optimizer.load_state_dict(state["dense"])
+        self.num_steps = state["num_steps"]
+
+
+def _distribute(
+    ranker: nn.Module, tables: list[nn.Parameter], sparse_lr: float, device: torch.device
+) -> DistributedModelParallel:
+    apply_optimizer_in_backward(RowWiseAdagrad, tables, {"lr": sparse_lr, "eps": 1e-8})
+    sharder = EmbeddingCollectionSharder()
+    constraint = ParameterConstraints(sharding_types=["row_wise"], compute_kernels=["fused"])
+    names = [
+        config.name
+        for collection in ranker.inputs.embeddings.tables.values()  # type: ignore[union-attr,operator]
+        for config in collection.embedding_configs()
+    ]
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(world_size=dist.get_world_size(), compute_device=device.type),
+        constraints=dict.fromkeys(names, constraint),
+    )
+    plan = planner.collective_plan(ranker, [sharder], dist.group.WORLD)
+    return DistributedModelParallel(
+        ranker,
+        env=ShardingEnv.from_process_group(dist.group.WORLD),
+        device=device,
+        plan=plan,
+        sharders=[sharder],
+    )
+
+
+def _gathered(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    """Whole CPU copies of tensors and sharded tensors (empty on ranks other than 0 for the latter)."""
+    whole = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and not hasattr(tensor, "local_shards"):
+            whole[name] = tensor.detach().cpu().clone()
+            continue
+        out = torch.empty(tensor.size(), dtype=tensor.dtype) if dist.get_rank() == 0 else None
+        if tensor.local_shards() and tensor.local_shards()[0].tensor.is_cuda and out is not None:
+            out = out.cuda()
+        tensor.gather(dst=0, out=out)
+        if out is not None:
+            whole[name] = out.cpu()
+    return whole
+
+
+@torch.no_grad()
+def _scatter(whole: dict[str, Tensor], own: dict[str, Any]) -> None:
+    """Copies whole tensors into tensors and into the local part of sharded tensors."""
+    for name, tensor in own.items():
+        if not hasattr(tensor, "local_shards"):
+            tensor.copy_(whole[name])
+            continue
+        for shard in tensor.local_shards():
+            start, size = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]
+            shard.tensor.copy_(whole[name][start : start + size].view_as(shard.tensor))
