@@ -1,0 +1,328 @@
+"""Ingest: the delivery of one day becomes rows of `events`, `users`, `items` and, where broken, `quarantine`.
+
+    python -m spark_jobs.ingest --dataset foodlog --ds 2026-03-01
+
+A delivery replaces what it brought before, in one commit, wherever in time its events lie: a rerun or a
+corrected delivery leaves neither copies nor remains. An event goes to the day it happened on, never to the
+day it arrived on; one that arrives more than `late_days` later is quarantined. Within a delivery the copy of
+an event that arrived last wins; copies in several deliveries are resolved where events are read
+(`spark_jobs.events.events_of`).
+
+Prints one JSON line: `{"ds", "events", "duplicates", "late_days", "quarantined", ...}`. Exit code 1 when the
+delivery is absent, has too many broken records (`MAX_BROKEN_SHARE`), or would replace events by nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
+
+from spark_jobs import locations
+from spark_jobs.contract import (
+    DAY_MS,
+    Dataset,
+    EventType,
+    FeatureSpec,
+    Kind,
+    Owner,
+    dimension_columns,
+    event_columns,
+    parse_day,
+    shift_day,
+)
+from spark_jobs.datasets import dataset_named
+from spark_jobs.deltalog import LakeError, exists
+from spark_jobs.lake import replace_partition, table_at
+from spark_jobs.phases import reach
+from spark_jobs.quarantine import as_quarantined, quarantine
+from spark_jobs.session import SparkUnavailableError, spark_session
+from spark_jobs.sources import Delivery, day_of, source_of
+
+LOG = logging.getLogger(__name__)
+MAX_BROKEN_SHARE = 0.05
+_NEEDS_IMPRESSION = (EventType.IMPRESSION, EventType.CLICK, EventType.CONVERSION)
+
+
+class DeliveryRefusedError(RuntimeError):
+    """The delivery as a whole cannot be taken; no table was changed."""
+
+
+def last_copies(events_df: DataFrame) -> DataFrame:
+    """One row an event id: the copy that arrived last; of equal arrivals the greatest row, always the same.
+
+    Rows without an id are kept as they are: they are quarantined later, each of them.
+    """
+    rest = [c for c in events_df.columns if c not in ("event_id", "arrival_ms")]
+    last_df = (
+        events_df.where(F.col("event_id").isNotNull())
+        .groupBy("event_id")
+        .agg(F.max(F.struct("arrival_ms", *rest)).alias("last"))
+        .select("event_id", "last.*")
+    )
+    return last_df.unionByName(events_df.where(F.col("event_id").isNull()))
+
+
+def with_days(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
+    """Sets `ds` from the event's time and `delivery_ds` to the day of the delivery."""
+    return events_df.withColumns(
+        {"ds": day_of(F.col("time_ms"), dataset.utc_offset_hours), "delivery_ds": F.lit(ds)}
+    )
+
+
+def with_reason(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
+    """Adds `reason`: why the event cannot be taken, null when it can.
+
+    Times are milliseconds; a value in seconds or microseconds is refused by its year, never guessed at.
+    """
+    time, start, end = F.col("time_ms"), dataset.day_start_ms(ds), dataset.day_end_ms(ds)
+    is_type = [F.col("event_type") == kind.value for kind in EventType]
+    checks: list[tuple[Column, str]] = [
+        (F.col("event_id").isNull() | (F.col("event_id") == ""), "no event_id"),
+        (
+            F.col("event_type").isNull() | ~reduce(Column.__or__, is_type),
+            f"event_type is none of {', '.join(EventType)}",
+        ),
+        (F.col("user_id").isNull(), "no user_id"),
+        (F.col("item_id").isNull(), "no item_id"),
+        (time.isNull(), "no time_ms"),
+        (
+            ~time.between(start - 366 * DAY_MS, end + 366 * DAY_MS),
+            "time_ms is more than a year from the delivery: not milliseconds, or a wrong clock",
+        ),
+        (time.between(end + DAY_MS, end + 366 * DAY_MS), "time_ms is after the delivery was closed"),
+        (
+            time.between(start - 366 * DAY_MS, start - dataset.late_days * DAY_MS - 1),
+            f"arrived more than {dataset.late_days} days late",
+        ),
+        (
+            F.col("event_type").isin(*_NEEDS_IMPRESSION) & F.col("impression_id").isNull(),
+            "no impression_id",
+        ),
+        (
+            ~F.col("action").between(0, len(dataset.actions)),
+            f"action is outside of 0..{len(dataset.actions)}",
+        ),
+    ]
+    if dataset.has_requests:
+        is_impression = F.col("event_type") == EventType.IMPRESSION.value
+        checks.append((is_impression & F.col("request_id").isNull(), "no request_id"))
+    names = {name for name, _ in event_columns(dataset)}
+    checks += [
+        (_is_invalid(f), f"{f.name} {_allowed(f)}") for f in dataset.of(Owner.CONTEXT) if f.name in names
+    ]
+    return events_df.withColumn("reason", _first_reason(checks))
+
+
+def _is_invalid(feature: FeatureSpec) -> Column:
+    value = F.col(feature.name)
+    if feature.kind is Kind.NUMBER:  # NaN is greater than any number in Spark, so the range refuses it, too
+        return ~value.between(feature.low, feature.high)
+    return ~value.between(0, feature.cardinality - 1) if feature.kind is Kind.CATEGORY else F.lit(False)
+
+
+def _allowed(feature: FeatureSpec) -> str:
+    if feature.kind is Kind.NUMBER:
+        return f"is NaN or outside of {feature.low:g}..{feature.high:g}"
+    return f"is outside of 0..{feature.cardinality - 1}"
+
+
+def _first_reason(checks: Sequence[tuple[Column, str]]) -> Column:
+    """The text of the first check that is true; null conditions are false."""
+    return F.coalesce(*(F.when(condition, F.lit(text)) for condition, text in checks))
+
+
+def checked_dimension(rows_df: DataFrame, dataset: Dataset, owner: Owner, ds: str) -> DataFrame:
+    """Dimension rows of a delivery, one a key, with `reason` where a row cannot be taken."""
+    columns = dimension_columns(dataset, owner)
+    key = columns[0][0]
+    names = [name for name, _ in columns if name not in (key, "ds")]
+    specs = {f.name: f for f in dataset.of(owner)}
+    checks = [(F.col(key).isNull(), f"no {key}")]
+    checks += [(_is_invalid(specs[name]), f"{name} {_allowed(specs[name])}") for name in names]
+    latest_df = rows_df.groupBy(key).agg(F.max(F.struct(*names)).alias("row")).select(key, "row.*")
+    return latest_df.withColumn("ds", F.lit(ds)).withColumn("reason", _first_reason(checks))
+
+
+def as_of(dimension_df: DataFrame, ds: str) -> DataFrame:
+    """The row of every key that holds on day `ds`: the latest whose own day is not after it."""
+    key, *rest = [c for c in dimension_df.columns if c != "ds"]
+    return (
+        dimension_df.where(F.col("ds") <= ds)
+        .groupBy(key)
+        .agg(F.max(F.struct("ds", *rest)).alias("last"))
+        .select(key, *(f"last.{c}" for c in rest))
+    )
+
+
+def changed(rows_df: DataFrame, before_df: DataFrame) -> DataFrame:
+    """Rows whose key is new or whose values differ from those that hold already."""
+    names = [c for c in before_df.columns]
+    same = reduce(Column.__and__, (rows_df[c].eqNullSafe(before_df[c]) for c in names))
+    return rows_df.join(before_df, same, "left_anti")
+
+
+def ingest(spark: SparkSession, dataset: Dataset, ds: str, root: str) -> dict[str, Any]:
+    """Takes the delivery of day `ds` into the lake.
+
+    Args:
+        spark: Session.
+        dataset: Dataset.
+        ds: Day of the delivery.
+        root: Folder of the raw logs.
+
+    Returns:
+        What was done, as printed by the command.
+
+    Raises:
+        FileNotFoundError: The delivery is absent.
+        DeliveryRefusedError: Too many of its records are broken.
+        LakeError: A table could not be written.
+    """
+    delivery = source_of(dataset.name).read_delivery(spark, root, ds)
+    reach("ingest:delivery_read")
+    checked_df = (
+        delivery.events_df.transform(last_copies)
+        .transform(with_days, dataset, ds)
+        .transform(with_reason, dataset, ds)
+        .persist()
+    )
+    try:
+        return _write(spark, dataset, ds, delivery, checked_df)
+    finally:
+        checked_df.unpersist()
+
+
+def _write(
+    spark: SparkSession, dataset: Dataset, ds: str, delivery: Delivery, checked_df: DataFrame
+) -> dict[str, Any]:
+    users_df = checked_dimension(delivery.users_df, dataset, Owner.PROFILE, ds)
+    items_df = checked_dimension(delivery.items_df, dataset, Owner.ITEM, ds)
+    quarantined_df = (
+        delivery.broken_df.unionByName(
+            as_quarantined(checked_df.where("reason IS NOT NULL"), "events", file="file")
+        )
+        .unionByName(as_quarantined(users_df.where("reason IS NOT NULL"), "users"))
+        .unionByName(as_quarantined(items_df.where("reason IS NOT NULL"), "items"))
+    )
+    counts = _counts(delivery, checked_df, quarantined_df, ds)
+    _refuse_when_broken(dataset, ds, counts)
+    metadata = {"ds": ds, "inputs": {"delivery": ds}}
+    versions = {"quarantine": quarantine(quarantined_df, dataset.name, ds, "ingest", metadata)}
+    for name, owner, rows_df in (("users", Owner.PROFILE, users_df), ("items", Owner.ITEM, items_df)):
+        versions[name] = _write_dimension(spark, dataset, name, owner, rows_df, ds, metadata)
+    columns = event_columns(dataset)
+    uri = locations.table(dataset.name, "events")
+    versions["events"] = replace_partition(
+        checked_df.where("reason IS NULL").select(*(name for name, _ in columns)),
+        uri,
+        {"delivery_ds": ds},
+        columns=columns,
+        partition_by=["ds", "delivery_ds"],
+        stage="ingest",
+        metadata={**metadata, "counts": counts},
+        # A day on which nothing happened is taken as such, but never in place of events that are there.
+        allow_empty=not (
+            exists(uri) and not table_at(spark, uri).where(F.col("delivery_ds") == ds).isEmpty()
+        ),
+    )
+    reach("ingest:done")
+    return {"dataset": dataset.name, "ds": ds, **counts, "versions": versions}
+
+
+def _write_dimension(
+    spark: SparkSession,
+    dataset: Dataset,
+    name: str,
+    owner: Owner,
+    rows_df: DataFrame,
+    ds: str,
+    metadata: dict[str, Any],
+) -> int:
+    uri, columns = locations.table(dataset.name, name), dimension_columns(dataset, owner)
+    good_df = rows_df.where("reason IS NULL").select(*(c for c, _ in columns))
+    if exists(uri):
+        good_df = changed(good_df, as_of(table_at(spark, uri), shift_day(ds, -1)))
+    return replace_partition(
+        good_df,
+        uri,
+        {"ds": ds},
+        columns=columns,
+        partition_by=["ds"],
+        stage=f"ingest_{name}",
+        metadata=metadata,
+        allow_empty=True,
+    )
+
+
+def _counts(delivery: Delivery, checked_df: DataFrame, quarantined_df: DataFrame, ds: str) -> dict[str, Any]:
+    """Counts of a delivery; days are few, so their list comes to the driver."""
+    records = delivery.events_df.count()
+    rows = (
+        checked_df.groupBy("ds", F.col("reason").isNull().alias("good"))
+        .agg(F.count("*").alias("n"))
+        .collect()
+    )
+    broken = {
+        str(row["reason"]): int(row["n"])
+        for row in quarantined_df.groupBy("reason").agg(F.count("*").alias("n")).collect()
+    }
+    return {
+        "records": records,
+        "events": sum(row["n"] for row in rows if row["good"]),
+        "duplicates": records - sum(row["n"] for row in rows),
+        "late_days": sorted(row["ds"] for row in rows if row["good"] and row["ds"] < ds),
+        "quarantined": sum(broken.values()),
+        "reasons": dict(sorted(broken.items())),
+    }
+
+
+def _refuse_when_broken(dataset: Dataset, ds: str, counts: dict[str, Any]) -> None:
+    late = f"arrived more than {dataset.late_days} days late"
+    broken = sum(n for reason, n in counts["reasons"].items() if reason != late)
+    share = broken / max(1, broken + counts["events"] + counts["duplicates"])
+    if share > MAX_BROKEN_SHARE:
+        raise DeliveryRefusedError(
+            f"{dataset.name} {ds}: {broken} broken records, {share:.1%} of the delivery, at most "
+            f"{MAX_BROKEN_SHARE:.0%} are taken; nothing was changed. Reasons: {counts['reasons']}. "
+            "Have the delivery repaired, then run again"
+        )
+
+
+def raw_root(dataset: str) -> str:
+    """Folder of a dataset's raw logs: `MTGR_<DATASET>` when set, else in the lake."""
+    return os.environ.get(f"MTGR_{dataset.upper()}") or locations.raw(dataset)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Ingests one delivery. Exit code 0 done, 1 refused or failed, 2 wrong usage."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    parser = argparse.ArgumentParser(prog="python -m spark_jobs.ingest", description=__doc__)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--ds", required=True, help="day of the delivery, YYYY-MM-DD")
+    arguments = parser.parse_args(argv)
+    try:
+        dataset, _ = dataset_named(arguments.dataset), parse_day(arguments.ds)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        spark = spark_session(f"ingest {dataset.name} {arguments.ds}")
+        result = ingest(spark, dataset, arguments.ds, raw_root(dataset.name))
+    except (FileNotFoundError, DeliveryRefusedError, LakeError, SparkUnavailableError) as error:
+        LOG.error("%s", error)
+        return 1
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
