@@ -63,12 +63,6 @@ def missing(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | 
     return None
 
 
-def _log(level: int, message: str, *args: object) -> None:
-    if not torch.compiler.is_compiling():  # a compiled graph has no place for it
-        logger.log(level, message, *args)
-
-
-@functools.lru_cache(maxsize=256)
 def resolve(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | None) -> str:
     """Returns the backend to run: `backend` itself, or for `auto` the fastest that can (logged once a case).
 
@@ -76,37 +70,40 @@ def resolve(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | 
         ValueError: `backend` is no backend's name.
         BackendUnavailableError: it cannot run here or cannot take these tensors.
     """
+    if torch.compiler.is_compiling():  # a graph is traced once, and has no place for a cache or a log
+        return _choose(backend, device_type, dtype, head_dim)[0]
+    return _choose_and_log(backend, device_type, dtype, head_dim)
+
+
+def _choose(
+    backend: str, device_type: str, dtype: torch.dtype, head_dim: int | None
+) -> tuple[str, list[str]]:
+    """Returns the backend, and why each faster one cannot run."""
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: use one of {BACKENDS}")
     if backend != "auto":
         reason = missing(backend, device_type, dtype, head_dim)
         if reason is not None:
             raise BackendUnavailableError(reason)
-        return backend
-    operator = "group_layer_norm" if head_dim is None else f"mtgr_attention, head dim {head_dim}"
+        return backend, []
     reasons = []
     for candidate in ("cpu",) if device_type == "cpu" else ("cutlass", "triton"):
         reason = missing(candidate, device_type, dtype, head_dim)
         if reason is None:
-            _log(
-                logging.INFO,
-                "auto chose backend %s for %s in %s on %s",
-                candidate,
-                operator,
-                dtype,
-                device_type,
-            )
-            return candidate
+            return candidate, reasons
         reasons.append(reason)
-    _log(
-        logging.WARNING,
-        "auto chose the slow backend reference for %s in %s on %s: %s",
-        operator,
-        dtype,
-        device_type,
-        "; ".join(reasons),
-    )
-    return "reference"
+    return "reference", reasons
+
+
+@functools.lru_cache(maxsize=256)
+def _choose_and_log(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | None) -> str:
+    chosen, reasons = _choose(backend, device_type, dtype, head_dim)
+    if backend == "auto":
+        operator = "group_layer_norm" if head_dim is None else f"mtgr_attention, head dim {head_dim}"
+        because = f" ({'; '.join(reasons)})" if reasons else ""
+        level = logging.WARNING if chosen == "reference" else logging.INFO
+        logger.log(level, "auto chose %s for %s in %s on %s%s", chosen, operator, dtype, device_type, because)
+    return chosen
 
 
 def available(device_type: str = "cpu") -> dict[str, str | None]:

@@ -109,6 +109,13 @@ class Jagged:
         position = torch.arange(end.numel(), device=end.device) - start
         return int((end + (position >= end)).sum())
 
+    @classmethod
+    def random(
+        cls, *, static: list[int], realtime: list[int], candidates: list[int], seed: int = 7
+    ) -> "Jagged":
+        """Draws rows of these token counts on the CPU; see `jagged`."""
+        return jagged(static, realtime, candidates, torch.Generator().manual_seed(seed))
+
     def to(self, device: torch.device | str) -> "Jagged":
         """Copies the structure to `device`."""
         return Jagged(

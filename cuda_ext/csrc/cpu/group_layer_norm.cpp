@@ -90,6 +90,17 @@ at::Tensor backward(const at::Tensor& grad_y, const at::Tensor& x, const at::Ten
   return partial;
 }
 
+// The groups as contiguous int64, checked: a group out of range would read beside the weights.
+at::Tensor checked_groups(const at::Tensor& group, int64_t num_groups) {
+  at::Tensor groups = group.to(at::kLong).contiguous();
+  const auto* values = groups.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < groups.numel(); ++i) {
+    TORCH_CHECK_VALUE(0 <= values[i] && values[i] < num_groups, "group must lie in [0, ", num_groups, "), token ", i,
+                      " has ", values[i]);
+  }
+  return groups;
+}
+
 at::ScalarType statistics_type(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
@@ -103,7 +114,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_layer_norm_cpu(const at::Te
   at::Tensor y = at::empty(x.sizes(), x.options());
   at::Tensor mean = at::empty({x.size(0)}, x.options().dtype(statistics));
   at::Tensor rstd = at::empty({x.size(0)}, x.options().dtype(statistics));
-  const at::Tensor groups = group.to(at::kLong).contiguous();
+  const at::Tensor groups = checked_groups(group, weight.size(0));
   const at::Tensor weights = weight.to(statistics).contiguous();
   const at::Tensor biases = bias.to(statistics).contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "group_layer_norm_cpu", [&] {
@@ -117,7 +128,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_layer_norm_back
     const at::Tensor& mean, const at::Tensor& rstd, const std::optional<at::Tensor>& gate) {
   at::Tensor grad_x = at::empty(x.sizes(), x.options());
   at::Tensor grad_gate = gate ? at::empty(x.sizes(), x.options()) : at::empty({0}, x.options());
-  const at::Tensor groups = group.to(at::kLong).contiguous();
+  const at::Tensor groups = checked_groups(group, weight.size(0));
   const at::Tensor weights = weight.to(statistics_type(x)).contiguous();
   at::Tensor partial;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "group_layer_norm_backward_cpu", [&] {

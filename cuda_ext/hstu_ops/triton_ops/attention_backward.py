@@ -30,6 +30,27 @@ def _queries_that_see(visible_end, token, length, key, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _own_weights(a_ptr, b_ptr, a, b, behind, alpha, FAST: tl.constexpr, TOKENS: tl.constexpr):
+    """Returns what tokens behind what they see give themselves: if there is one, weights, gradients of scores.
+
+    The scores are products of the rows at `a_ptr` with `a` (q and k), the gradients of the weights of those at `b_ptr`
+    with `b` (that of out, and v). Taken before the sums fill the registers.
+    """
+    any_behind = tl.max(behind.to(tl.int32)) > 0
+    weight = tl.zeros([TOKENS], tl.float32)
+    grad_x = tl.zeros([TOKENS], tl.float32)
+    if any_behind:
+        other = tl.load(a_ptr, mask=behind[:, None], other=0.0)
+        x = tl.sum(other.to(tl.float32) * a.to(tl.float32), axis=1) * alpha
+        s = sigmoid(x, FAST)
+        other = tl.load(b_ptr, mask=behind[:, None], other=0.0)
+        grad_weight = tl.sum(other.to(tl.float32) * b.to(tl.float32), axis=1)
+        weight = x * s
+        grad_x = grad_weight * (s + x * s * (1.0 - s))
+    return any_behind, weight, grad_x
+
+
+@triton.jit
 def _backward_kv_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, grad_k_ptr, grad_v_ptr, offsets, visible_end, tile_row, alpha, inv_n,
     q_token, q_head, k_token, k_head, v_token, v_head, grad_token, grad_head, out_token, out_head,
@@ -49,6 +70,10 @@ def _backward_kv_kernel(
     v_tile = v_ptr + token * v_token + head * v_head + j[:, None] * v_token + dims[None, :]
     k = tl.load(k_tile, mask=in_row[:, None], other=0.0)
     v = tl.load(v_tile, mask=in_row[:, None], other=0.0)
+    behind = in_row & (j >= tl.load(visible_end + token + j, mask=in_row, other=0))
+    own = q_start + j[:, None] * q_token + dims[None, :]
+    own_grad = grad_start + j[:, None] * grad_token + dims[None, :]
+    any_behind, own_weight, own_grad_x = _own_weights(own, own_grad, k, v, behind, alpha, FAST, KEYS)
     grad_k = tl.zeros([KEYS, D], tl.float32)
     grad_v = tl.zeros([KEYS, D], tl.float32)
 
@@ -69,16 +94,11 @@ def _backward_kv_kernel(
         grad_x = tl.where(sees, grad_weight * (s + x * s * (1.0 - s)), 0.0)
         grad_k = tl.dot(grad_x.to(q.dtype), q, grad_k, input_precision=PRECISION)
 
-    end = tl.load(visible_end + token + j, mask=in_row, other=0)
-    behind = in_row & (j >= end)
-    if tl.max(behind.to(tl.int32)) > 0:  # what these tokens take from themselves
-        q = tl.load(q_start + j[:, None] * q_token + dims[None, :], mask=behind[:, None], other=0.0)
-        grad = tl.load(grad_start + j[:, None] * grad_token + dims[None, :], mask=behind[:, None], other=0.0)
-        x = tl.sum(q.to(tl.float32) * k.to(tl.float32), axis=1) * alpha
-        s = sigmoid(x, FAST)
-        grad_weight = tl.sum(grad.to(tl.float32) * v.to(tl.float32), axis=1)
-        grad_v += (x * s)[:, None] * grad.to(tl.float32)
-        grad_k += (grad_weight * (s + x * s * (1.0 - s)))[:, None] * q.to(tl.float32)
+    if any_behind:
+        own_grad = grad_start + j[:, None] * grad_token + dims[None, :]
+        grad_v += own_weight[:, None] * tl.load(own_grad, mask=behind[:, None], other=0.0).to(tl.float32)
+        own = q_start + j[:, None] * q_token + dims[None, :]
+        grad_k += own_grad_x[:, None] * tl.load(own, mask=behind[:, None], other=0.0).to(tl.float32)
 
     out = token * out_token + head * out_head + j[:, None] * out_token + dims[None, :]
     tl.store(
@@ -135,6 +155,10 @@ def _backward_q_kernel(
     v_start = v_ptr + token * v_token + head * v_head
     q = tl.load(q_tile, mask=in_row[:, None], other=0.0)
     grad = tl.load(grad_tile, mask=in_row[:, None], other=0.0)
+    behind = in_row & (i >= end)
+    own = k_start + i[:, None] * k_token + dims[None, :]
+    own_v = v_start + i[:, None] * v_token + dims[None, :]
+    any_behind, _, own_grad_x = _own_weights(own, own_v, q, grad, behind, alpha, FAST, QUERIES)
     acc = tl.zeros([QUERIES, D], tl.float32)
     acc = _collect_grad_q(
         acc, q, grad, end, k_start, v_start, k_token, v_token, 0, seen_by_all, alpha,
@@ -145,14 +169,9 @@ def _backward_q_kernel(
         True, FAST, PRECISION, D, KEYS,
     )  # fmt: skip
 
-    behind = in_row & (i >= end)
-    if tl.max(behind.to(tl.int32)) > 0:  # what these tokens take from themselves
-        k = tl.load(k_start + i[:, None] * k_token + dims[None, :], mask=behind[:, None], other=0.0)
-        v = tl.load(v_start + i[:, None] * v_token + dims[None, :], mask=behind[:, None], other=0.0)
-        x = tl.sum(q.to(tl.float32) * k.to(tl.float32), axis=1) * alpha
-        s = sigmoid(x, FAST)
-        grad_weight = tl.sum(grad.to(tl.float32) * v.to(tl.float32), axis=1)
-        acc += (grad_weight * (s + x * s * (1.0 - s)))[:, None] * k.to(tl.float32)
+    if any_behind:
+        own = k_start + i[:, None] * k_token + dims[None, :]
+        acc += own_grad_x[:, None] * tl.load(own, mask=behind[:, None], other=0.0).to(tl.float32)
 
     out = grad_q_ptr + token * out_token + head * out_head + i[:, None] * out_token + dims[None, :]
     tl.store(out, (acc * (alpha * inv_n)).to(grad_q_ptr.dtype.element_ty), mask=in_row[:, None])

@@ -62,6 +62,14 @@ def _forward_kernel(
     k_start = k_ptr + token * k_token + head * k_head
     v_start = v_ptr + token * v_token + head * v_head
     q = tl.load(q_start + i[:, None] * q_token + dims[None, :], mask=in_row[:, None], other=0.0)
+    # The weight that a token behind what it sees gives itself: taken now, before the sums fill the registers.
+    behind = in_row & (i >= end)
+    any_behind = tl.max(behind.to(tl.int32)) > 0
+    own_weight = tl.zeros([QUERIES], tl.float32)
+    if any_behind:
+        k = tl.load(k_start + i[:, None] * k_token + dims[None, :], mask=behind[:, None], other=0.0)
+        x = tl.sum(q.to(tl.float32) * k.to(tl.float32), axis=1) * alpha
+        own_weight = x * sigmoid(x, FAST)
     acc = tl.zeros([QUERIES, D], tl.float32)
     acc = _attend(
         acc, q, end, k_start, v_start, k_token, v_token, 0, seen_by_all, alpha,
@@ -72,12 +80,9 @@ def _forward_kernel(
         True, FAST, PRECISION, D, KEYS,
     )  # fmt: skip
 
-    behind = in_row & (i >= end)
-    if tl.max(behind.to(tl.int32)) > 0:
-        k = tl.load(k_start + i[:, None] * k_token + dims[None, :], mask=behind[:, None], other=0.0)
+    if any_behind:
         v = tl.load(v_start + i[:, None] * v_token + dims[None, :], mask=behind[:, None], other=0.0)
-        x = tl.sum(q.to(tl.float32) * k.to(tl.float32), axis=1) * alpha
-        acc += (x * sigmoid(x, FAST))[:, None] * v.to(tl.float32)
+        acc += own_weight[:, None] * v.to(tl.float32)
 
     out = out_ptr + token * out_token + head * out_head + i[:, None] * out_token + dims[None, :]
     tl.store(out, (acc * inv_n).to(out_ptr.dtype.element_ty), mask=in_row[:, None])

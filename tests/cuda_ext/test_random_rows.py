@@ -1,0 +1,60 @@
+"""Hypothesis over row lengths and masks: the CPU backend against the reference, and the rules a mask must keep."""
+
+import pytest
+import torch
+from hstu_ops import mtgr_attention
+from hstu_ops.shapes import Jagged
+from hstu_ops.testing import check_attention
+
+pytest.importorskip("hypothesis")
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+length = st.sampled_from([0, 0, 1, 2, 31, 63, 64, 65])
+counts = st.lists(st.tuples(length, length, length), max_size=4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    counts=counts,
+    seed=st.integers(0, 2**31),
+    num_heads=st.integers(1, 3),
+    head_dim=st.sampled_from([1, 8, 20]),
+)
+def test_cpu_backend_on_random_rows(counts, seed, num_heads, head_dim):
+    static, realtime, candidates = ([row[n] for row in counts] for n in range(3))
+    rows = Jagged.random(static=static, realtime=realtime, candidates=candidates, seed=seed)
+    check_attention("cpu", rows, num_heads, head_dim, torch.float32)
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(0, 140), max_size=4), seed=st.integers(0, 2**31))
+def test_cpu_backend_on_any_mask(lengths, seed):
+    generator = torch.Generator().manual_seed(seed)
+    end = [torch.randint(0, n + 1, (n,), generator=generator) for n in lengths]
+    visible_end = torch.cat([*end, torch.zeros(0, dtype=torch.int64)]).int()
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    check_attention(
+        "cpu", Jagged(offsets=offsets, visible_end=visible_end, group=visible_end), 1, 8, torch.float32
+    )
+
+
+@settings(max_examples=10, deadline=None)
+@given(counts=counts.filter(lambda rows: any(row[2] for row in rows)), seed=st.integers(0, 2**31))
+def test_a_candidate_changes_no_other_token(counts, seed):
+    static, realtime, candidates = ([row[n] for row in counts] for n in range(3))
+    rows = Jagged.random(static=static, realtime=realtime, candidates=candidates, seed=seed)
+    torch.manual_seed(seed)
+    q, k, v = torch.randn(3, rows.num_tokens, 1, 8).unbind(0)
+    candidate = int((rows.group == 3).nonzero()[0])
+
+    def run(k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return mtgr_attention(q, k, v, rows.offsets, rows.visible_end, 0.3, 0.1, backend="cpu")
+
+    before = run(k, v)
+    k, v = k.clone(), v.clone()
+    k[candidate] += 1
+    v[candidate] += 1
+    after = run(k, v)
+    changed = (before != after).flatten(1).any(1).nonzero().flatten().tolist()
+    assert changed in ([], [candidate])
