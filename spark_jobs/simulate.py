@@ -1,8 +1,8 @@
 """Writes foodlog's raw logs and its oracle: `python -m spark_jobs.simulate --from D --to D`.
 
-The same settings give the same bytes, whether days are written together, alone or in another order. One process
-writes 10^5 impressions in seconds; `--spark` spreads the districts over a cluster for more, with the same lines in
-files that Spark names. The last line on stdout is the result as JSON: lines by day and log.
+The same settings give the same bytes, whether days are written together, alone or in another order. One
+process writes 10^5 impressions in seconds; `--spark` spreads the districts over a cluster for more, with the
+same lines in files that Spark names. The last line on stdout is the result as JSON: lines by day and log.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             from spark_jobs.simulator.writer import write_deliveries as write
         counts = write(settings, days)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         logger.error("simulation failed: %s", error)
         return 1
     sys.stdout.write(json.dumps({"dataset": "foodlog", "days": counts}) + "\n")

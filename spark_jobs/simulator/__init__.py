@@ -1,4 +1,5 @@
-"""A food delivery app that does not exist, day by day: `settings`, `world`, `behaviour`, `mess`, `deliveries`.
+"""A food delivery app that does not exist, day by day.
 
-The command is `python -m spark_jobs.simulate`; `docs/sources.md` says what is modelled.
+Read `settings`, `world`, `behaviour`, `mess`, `deliveries`, then the writers. The command is
+`python -m spark_jobs.simulate`; `docs/sources.md` says what is modelled.
 """

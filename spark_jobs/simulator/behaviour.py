@@ -1,12 +1,12 @@
 """What the people of a district do on a day: requests, what is shown, what they click and order, and why.
 
-A click follows from tastes, price, distance, delivery time, weather, the meal, quality, position, the craving of
-the session, loyalty (decayed orders at a merchant), fatigue (decayed impressions without a click) and satiation
-(decayed orders of a cuisine). An order follows a click. State changes within the day, too: what was shown wears
-out at once, a click makes the merchant likelier until the order, an order ends the appetite.
+A click follows from tastes, price, distance, delivery time, weather, the meal, quality, position, the craving
+of the session, loyalty (decayed orders at a merchant), fatigue (decayed impressions without a click) and
+satiation (decayed orders of a cuisine). An order follows a click. State changes within the day, too: what was
+shown wears out at once, a click makes the merchant likelier until the order, an order ends the appetite.
 
-Requests of a user depend on the ones before, so a day is computed in rounds: the first request of every user at
-once, then the second, and so on. Shapes as in `world`; N rows of a round, W slots of a request (the most
+Requests of a user depend on the ones before, so a day is computed in rounds: the first request of every user
+at once, then the second, and so on. Shapes as in `world`; N rows of a round, W slots of a request (the most
 candidates), R requests of the day.
 """
 
@@ -130,7 +130,7 @@ def _dtype(name: str) -> type:
 def _requests(
     settings: Settings, world: World, rng: np.random.Generator, day_number: int, weather: int
 ) -> Requests:
-    """Who opens the app when: one or two meals a user, several requests a session, one to six minutes apart."""
+    """Who opens the app when: one or two meals a user, several requests a session, minutes apart."""
     num_users = len(world.user_id)
     weekend = 1.12 if day_number % 7 >= 5 else 1.0
     appetite = settings.active_share * world.activity**0.5 * weekend * (1 + 0.1 * WET[weather])
@@ -233,7 +233,7 @@ def _round(
 
 
 def _candidates(world: World, user: Ints, km_nm: Floats, rng: np.random.Generator) -> Ints:
-    """(N, W) merchants that today's production ranks: near, good, somewhat to the user's taste, with chance."""
+    """(N, W) merchants as the app in production shows them: near, good, somewhat to taste, with chance."""
     score = -0.35 * km_nm + 0.3 * world.quality + 0.35 * world.taste_uc[user][:, world.cuisine]
     noisy = score + rng.gumbel(size=score.shape)
     top = np.argpartition(-noisy, MAX_CANDIDATES - 1, axis=1)[:, :MAX_CANDIDATES]
@@ -258,7 +258,7 @@ def _logits(
     meal: Ints,
     weather: int,
 ) -> tuple[Floats, Floats]:
-    """Logits of a click, and of an order after it, without position, craving and what the day itself has done."""
+    """Logits of a click, and of an order after it: without position, craving and what the day has done."""
     at = (user[:, None], merchant)
     cuisine = world.cuisine[merchant]
     taste = world.taste_uc[user[:, None], cuisine]

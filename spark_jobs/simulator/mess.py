@@ -1,12 +1,14 @@
 """What happens to a log on its way to the collector: copies, delays, holes, broken lines.
 
-Works on one log of one district and day; every kind of trouble has its rate in `Settings` and leaves the rest alone.
+Works on one log of one district and day; every kind of trouble has its rate in `Settings` and leaves the rest
+alone.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from spark_jobs.contract import DAY_MS
 from spark_jobs.simulator.settings import Settings
@@ -58,7 +60,8 @@ def with_mess(
     )
     # Collectors write what they get, nearly in order: lines of the same minute change places.
     arrival = sent["received_ms"].to_numpy() + rng.integers(0, 60_000, num_lines)
-    return sent.iloc[np.argsort(arrival, kind="stable")].reset_index(drop=True)
+    arrived: pd.DataFrame = sent.iloc[np.argsort(arrival, kind="stable")].reset_index(drop=True)
+    return arrived
 
 
 def json_lines(table: pd.DataFrame) -> list[str]:
@@ -80,5 +83,5 @@ def with_broken_lines(lines: list[str], settings: Settings, rng: np.random.Gener
     return lines
 
 
-def _with_holes(column: pd.Series, hole: np.ndarray) -> pd.Series:
+def _with_holes(column: pd.Series, hole: NDArray[np.bool_]) -> pd.Series:
     return column.astype("Int64").mask(pd.Series(hole))

@@ -1,9 +1,9 @@
 """What can be set about the simulated world; two equal settings give the same world, byte for byte.
 
 The world is cut into districts, each with its own users, merchants and random streams. Nothing crosses a
-district's border, so that districts can be simulated in any order and on any machine. Within a district a day
-follows from the state that the days before it left (loyalty, fatigue, satiation); the state is a pure function of
-settings, district and day, replayed from `first_day` when a day is asked for alone.
+district's border, so that districts can be simulated in any order and on any machine. Within a district a
+day follows from the state that the days before it left (loyalty, fatigue, satiation); the state is a pure
+function of settings, district and day, replayed from `first_day` when a day is asked for alone.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ class Settings:
             raise ValueError(f"active_share is {self.active_share}; it lies in [0.05, 1]")
         if not 1 <= self.requests_a_user <= 12:
             raise ValueError(
-                f"{self.impressions_a_day} impressions a day make {self.requests_a_user:.2f} requests an active user "
-                f"of {self.users} users; between 1 and 12 are possible: change users or impressions_a_day"
+                f"{self.impressions_a_day} impressions a day and {self.users} users make "
+                f"{self.requests_a_user:.2f} requests an active user; between 1 and 12 are "
+                "possible: change users or impressions_a_day"
             )
 
     @property

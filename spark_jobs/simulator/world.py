@@ -159,7 +159,12 @@ def _tastes(rng: np.random.Generator, shared_uc: Floats) -> Floats:
     own = rng.normal(0, 0.5, shared_uc.shape)
     rank = np.argsort(np.argsort(-(shared_uc + own + rng.gumbel(0, 0.7, shared_uc.shape)), axis=1), axis=1)
     taste = shared_uc + own + np.array([1.8, 1.4, 1.0])[np.minimum(rank, 2)] * (rank < 3)
-    return np.asarray(taste - taste.mean(axis=1, keepdims=True))
+    return _centred(taste)
+
+
+def _centred(x: Floats) -> Floats:
+    centred: Floats = x - x.mean(axis=1, keepdims=True)
+    return centred
 
 
 def _meal_match() -> Floats:
@@ -175,4 +180,5 @@ def _cell_id(district: int, xy: Ints) -> Ints:
 
 def _distance_km(rng: np.random.Generator, from_xy: Ints, to_xy: Ints) -> Floats:
     gap = np.hypot(from_xy[:, None, 0] - to_xy[None, :, 0], from_xy[:, None, 1] - to_xy[None, :, 1])
-    return np.round(0.3 + 0.7 * gap + rng.uniform(0, 0.4, gap.shape), 2)
+    km: Floats = np.round(0.3 + 0.7 * gap + rng.uniform(0, 0.4, gap.shape), 2)
+    return km

@@ -1,6 +1,7 @@
-"""Puts simulated deliveries into the lake from one process: gzip files of JSON lines, and the oracle as Delta.
+"""Puts simulated deliveries into the lake from one process: gzipped JSON lines, and the oracle as Delta.
 
-A log's folder of a day is written beside its place and moved there whole; a rerun replaces it by the same bytes.
+A log's folder of a day is written beside its place and moved there whole; a rerun
+replaces it by the same bytes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Sources: how a dataset's raw logs become rows of `events`, `users` and `items`.
 
 A source is a module of this package named after its dataset, with one function,
-`read_delivery(spark, root, ds) -> Delivery`. It only reads and types: deduplication, the placing of late records
-and quarantine are the work of `spark_jobs.ingest`, the same for every source. `docs/sources.md` shows how to
-write one.
+`read_delivery(spark, root, ds) -> Delivery`. It only reads and types: deduplication, the placing of late
+records and quarantine are the work of `spark_jobs.ingest`, the same for every source. `docs/sources.md` shows
+how to write one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Delivery:
     """What arrived for one day's run, typed but not yet checked.
 
     Args:
-        events_df: `event_columns(dataset)` with `arrival_ms` (bigint, when the record reached the log; the latest
-            copy of an event wins) and `file` (string). May hold duplicates, nulls and invalid values.
+        events_df: `event_columns(dataset)` with `arrival_ms` (bigint, when the record reached the log; the
+            latest copy of an event wins) and `file` (string). May hold duplicates, nulls and invalid values.
         users_df: `dimension_columns(dataset, Owner.PROFILE)`, the users as known on the day.
         items_df: `dimension_columns(dataset, Owner.ITEM)`, the items as known on the day.
         broken_df: (log, reason, record, file), all strings: lines that could not be parsed.

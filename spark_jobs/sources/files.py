@@ -1,4 +1,4 @@
-"""Reading files that may be absent: one clear error instead of Spark's, on any file system that Spark reads."""
+"""Reading files that may be absent: one clear error instead of Spark's, on any file system of Spark's."""
 
 from __future__ import annotations
 

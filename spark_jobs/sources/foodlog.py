@@ -4,15 +4,15 @@
 
 | log | one line | key |
 |---|---|---|
-| `impressions` | a dish shown: impression_id, request_id, user_id, item_id, time_ms, position, context | impression_id |
-| `clicks` | click_id, impression_id, request_id, user_id, item_id, time_ms, context of the impression | click_id |
-| `orders` | order_id and the fields of a click | order_id |
+| `impressions` | a dish shown: who, what, when, at which position, in which context | impression_id |
+| `clicks` | the impression's ids and context, and the time of the click | click_id |
+| `orders` | the same of an order | order_id |
 | `users` | snapshot of the day | user_id |
 | `items` | snapshot of the day: dishes with their merchant | item_id |
 
-Context is weather, distance_km and delivery_minutes, which clients copy from the impression into what follows it.
-Every log line carries `received_ms`, the time at which the collector got it. `position` is read by nothing: what
-ranks cannot know it.
+`SCHEMAS` has the fields. Context is weather, distance_km and delivery_minutes, which clients copy from
+the impression into what follows it. Every log line carries `received_ms`, the time at which the collector got
+it. `position` is read by nothing: what ranks the page cannot know it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The names that foodlog's raw logs use; the code of a name is 1 + its index, and 0 is "unknown".
 
-Standard library only: the simulator writes these names, the reader maps them. Append, never reorder: a trained
-model knows the codes.
+Standard library only: the simulator writes these names, the reader maps them. Append, never reorder: a
+trained model knows the codes.
 """
 
 from __future__ import annotations

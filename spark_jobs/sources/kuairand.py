@@ -1,16 +1,19 @@
 """KuaiRand-Pure: the real log of a short-video app, read from its official files.
 
 `root` is the folder with `log_standard_*.csv`, `user_features_*.csv` and `video_features_basic_*.csv`, or the
-unpacked download around it. The log has no deliveries of its own: the delivery of a day is what `time_ms` places
-in that day of China's clock (the log's own `date` is the hour at which a batch was cut and may lie later).
+unpacked download around it. The log has no deliveries of its own: the delivery of a day is what `time_ms`
+places in that day of China's clock (the log's own `date` is the hour at which a batch was cut and may lie
+later).
 
 A line of the log becomes an impression; a click when `is_click`; a conversion when the click came with a
-`long_view` (conversion A of the log's description; `is_engaged` is conversion B); and always a FEEDBACK event with
-the strongest thing that the user did. All outcomes are placed at the time when they are known: the end of the view.
+`long_view` (conversion A of the log's description; `is_engaged` is conversion B); and always a FEEDBACK event
+with the strongest thing that the user did. All outcomes are placed at the time when they are known: the end
+of the view.
 
-The optional `user_history_before_YYYYMMDD.parquet` (video ids in order, without times) seeds the static sequence.
-It is the delivery of the day before its date, at one event a second up to noon of that day: only the order means
-something. A log that reaches back before the date makes it superfluous, and it is then not read.
+The optional `user_history_before_YYYYMMDD.parquet` (video ids in order, without times) seeds the static
+sequence. It is the delivery of the day before its date, at one event a second up to noon of that day: only
+the order means something. A log that reaches back before the date makes it superfluous, and it is then not
+read.
 """
 
 from __future__ import annotations
@@ -77,8 +80,8 @@ FLAGS = (
 _LOG_SCHEMA = (
     "user_id bigint, video_id bigint, date int, hourmin int, time_ms bigint, is_click int, is_like int, "
     "is_follow int, is_comment int, is_forward int, is_hate int, long_view int, play_time_ms bigint, "
-    "duration_ms bigint, profile_stay_time bigint, comment_stay_time bigint, is_profile_enter int, is_rand int, "
-    "tab int, _corrupt_record string"
+    "duration_ms bigint, profile_stay_time bigint, comment_stay_time bigint, is_profile_enter int, "
+    "is_rand int, tab int, _corrupt_record string"
 )
 _BANDS = {
     "follow_band": ("follow_user_num", FOLLOW_BAND),
@@ -127,7 +130,7 @@ def is_long_click() -> Column:
 
 
 def is_engaged() -> Column:
-    """Conversion B, sparse: a click with a like, follow, comment, forward or visit of the author's profile."""
+    """Conversion B, sparse: a click with a like, follow, comment, forward or visit of the author."""
     deeds = [
         F.col(flag) == 1 for flag in ("is_like", "is_follow", "is_comment", "is_forward", "is_profile_enter")
     ]
@@ -226,7 +229,7 @@ def _events(day_df: DataFrame, ds: str) -> DataFrame:
 
 
 def _history_file(spark: SparkSession, root: str, ds: str, first_ds: str | None) -> str | None:
-    """Name of the prior history when `ds` is the day that delivers it and the log does not reach back so far."""
+    """Name of the prior history when `ds` delivers it and the log itself does not reach back so far."""
     until = shift_day(ds, 1)
     if first_ds is not None and first_ds < until:
         return None
@@ -249,7 +252,8 @@ def _history_events(spark: SparkSession, name: str, root: str, ds: str) -> DataF
     """FEEDBACK events from the prior history: one a video shown, or known only from the likes and long views.
 
     The lists are cut to 50 each, so that a liked or long watched video may be older than all that were shown:
-    it comes before them, likes first. A video listed twice is matched from the end, the latest with the latest.
+    it comes before them, likes first. A video listed twice is matched from the end, the latest with the
+    latest.
     """
     history_df = _history(spark, root, name)
     latest = Window.partitionBy("user_id", "item_id").orderBy(F.col("place").desc())
@@ -335,8 +339,11 @@ def _items(spark: SparkSession, root: str, ds: str) -> DataFrame:
 
 
 def _csv(spark: SparkSession, root: str, pattern: str, ds: str, schema: str | None = None) -> DataFrame:
-    """Files of that name at any depth below `root`, with `file`; all columns strings unless a schema is given."""
-    what = f"kuairand: no delivery of {ds}: no file {pattern} below {root}; is MTGR_KUAIRAND the unpacked download?"
+    """Files of that name at any depth below `root`; all columns are strings unless a schema is given."""
+    what = (
+        f"kuairand: no delivery of {ds}: no file {pattern} below {root}; "
+        "MTGR_KUAIRAND must name the folder of the unpacked download"
+    )
     reader = (
         spark.read.option("header", True)
         .option("recursiveFileLookup", True)
