@@ -241,8 +241,11 @@ def fetch(version: Version) -> Path:
                     f"register the run again"
                 )
             shutil.rmtree(kept, ignore_errors=True)
-            with contextlib.suppress(FileExistsError):  # another process was as quick, with the same files
+            try:
                 os.replace(found, kept)
+            except OSError:  # another process was as quick, with the same files
+                if not _holds(kept, version.digest):
+                    raise
     return kept
 
 
