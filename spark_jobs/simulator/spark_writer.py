@@ -1,9 +1,8 @@
 """Puts simulated deliveries into the lake by Spark, for worlds that one process cannot write.
 
-A task simulates whole districts with the function that the local writer calls, so the lines are the same;
-which file holds a line, and how files are called, is Spark's choice. Workers need numpy, pandas and pyarrow in
-the Python that `PYSPARK_PYTHON` names (on this machine: the one that runs the command); the package travels
-with the function.
+A task simulates whole districts with the function that the local writer calls: the lines are the same, only
+the files that hold them are of Spark's choosing. Workers need numpy, pandas and pyarrow in the Python that
+`PYSPARK_PYTHON` names (on this machine: the one that runs the command); the package travels with the function.
 """
 
 from __future__ import annotations

@@ -180,5 +180,5 @@ def _cell_id(district: int, xy: Ints) -> Ints:
 
 def _distance_km(rng: np.random.Generator, from_xy: Ints, to_xy: Ints) -> Floats:
     gap = np.hypot(from_xy[:, None, 0] - to_xy[None, :, 0], from_xy[:, None, 1] - to_xy[None, :, 1])
-    km: Floats = np.round(0.3 + 0.7 * gap + rng.uniform(0, 0.4, gap.shape), 2)
-    return km
+    km = 0.3 + 0.7 * gap + rng.uniform(0, 0.4, gap.shape)
+    return np.asarray(np.round(km, 2), dtype=np.float64)

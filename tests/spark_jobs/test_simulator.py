@@ -1,0 +1,222 @@
+"""The simulated log: the same bytes for the same settings, honest probabilities, mess at the set rates."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spark_jobs import simulate
+from spark_jobs.contract import DAY_MS, days_between
+from spark_jobs.datasets import FOODLOG
+from spark_jobs.simulator.behaviour import Shown, State, simulate_day
+from spark_jobs.simulator.deliveries import EVENT_LOGS, DistrictDelivery, district_deliveries
+from spark_jobs.simulator.mess import MAX_LATE_DAYS, UNKNOWN_ITEM, with_mess
+from spark_jobs.simulator.settings import MAX_CANDIDATES, Settings
+from spark_jobs.simulator.world import build_world, weather_of
+
+SMALL = Settings(users=60, users_a_district=30, impressions_a_day=900, bot_impressions=30)
+CLEAN = replace(
+    SMALL, bots=0, duplicate_rate=0, late_rate=0, null_rate=0, unknown_item_rate=0, malformed_rate=0
+)
+DAYS = days_between("2026-02-18", "2026-02-20")
+
+
+def deliveries(settings: Settings, days: list[str], district: int = 0) -> dict[str, DistrictDelivery]:
+    return {part.ds: part for part in district_deliveries(settings, district, days)}
+
+
+def parsed(lines: list[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def shown() -> Shown:
+    """Ten days of one district of 400 people."""
+    settings = Settings(users=400, users_a_district=400, impressions_a_day=8_000)
+    world = build_world(settings, 0)
+    state = State.fresh(world)
+    days = [simulate_day(settings, world, state, n, weather_of(settings, 0, n)) for n in range(10)]
+    return Shown(**{k: np.concatenate([getattr(d, k) for d in days]) for k in Shown.__dataclass_fields__})
+
+
+def test_a_day_is_the_same_alone_and_among_others() -> None:
+    together, alone = deliveries(SMALL, DAYS), deliveries(SMALL, DAYS[-1:])
+    assert together[DAYS[-1]].lines == alone[DAYS[-1]].lines
+    pd.testing.assert_frame_equal(together[DAYS[-1]].oracle, alone[DAYS[-1]].oracle)
+
+
+def test_files_are_the_same_bytes_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = [
+        "--users",
+        "60",
+        "--users-a-district",
+        "30",
+        "--impressions-a-day",
+        "900",
+        "--bot-impressions",
+        "30",
+    ]
+    found: list[dict[str, bytes]] = []
+    for folder, days in (("a", DAYS), ("b", DAYS[::-1])):
+        monkeypatch.setenv("MTGR_LAKE", str(tmp_path / folder))
+        for ds in days:
+            assert simulate.main(["--from", ds, "--to", ds, *size]) == 0
+        assert simulate.main(["--from", DAYS[0], "--to", DAYS[0], *size]) == 0  # a rerun changes nothing
+        raw = tmp_path / folder / "foodlog" / "raw"
+        found.append({str(p.relative_to(raw)): p.read_bytes() for p in sorted(raw.rglob("*.gz"))})
+    assert found[0] == found[1]
+    assert len(found[0]) == 5 * len(DAYS)
+
+
+def test_another_seed_is_another_world() -> None:
+    ours, theirs = deliveries(SMALL, DAYS[:1]), deliveries(replace(SMALL, seed=8), DAYS[:1])
+    assert ours[DAYS[0]].lines["impressions"] != theirs[DAYS[0]].lines["impressions"]
+
+
+def test_a_district_does_not_depend_on_how_many_there_are() -> None:
+    more = replace(CLEAN, users=600, impressions_a_day=9_000)
+    assert deliveries(CLEAN, DAYS[:1], 1)[DAYS[0]].lines == deliveries(more, DAYS[:1], 1)[DAYS[0]].lines
+
+
+def test_probabilities_are_those_that_clicks_and_orders_follow(shown: Shown) -> None:
+    for p, happened in ((shown.p_click, shown.click_ms >= 0), (shown.p_conversion, shown.order_ms >= 0)):
+        low, high = np.quantile(p, [0.5, 0.9])
+        for part in (p <= low, (p > low) & (p <= high), p > high):
+            sigma = np.sqrt((p[part] * (1 - p[part])).sum())
+            assert abs(happened[part].sum() - p[part].sum()) < 4 * sigma
+    assert 0.05 < (shown.click_ms >= 0).mean() < 0.12
+    assert 0.01 < (shown.order_ms >= 0).mean() < 0.04
+
+
+def test_the_oracle_knows_more_than_the_item(shown: Shown) -> None:
+    item = shown.merchant * 100 + shown.dish
+    for p, frozen, label in (
+        (shown.p_click, shown.p_click_frozen, shown.click_ms >= 0),
+        (shown.p_conversion, shown.p_conversion_frozen, shown.order_ms >= 0),
+    ):
+        item_mean = (
+            pd.Series(label.astype(float)).groupby(item).transform("mean").to_numpy()
+        )  # knows its label
+        assert auc(p, label) > auc(frozen, label) > auc(item_mean, label)
+        assert auc(frozen, label) > 0.75
+
+
+def auc(score: np.ndarray, label: np.ndarray) -> float:
+    rank = pd.Series(score).rank().to_numpy()
+    positives = int(label.sum())
+    return float(
+        (rank[label].sum() - positives * (positives + 1) / 2) / (positives * (len(label) - positives))
+    )
+
+
+def test_orders_follow_clicks_within_the_attribution_window(shown: Shown) -> None:
+    clicked, ordered = shown.click_ms >= 0, shown.order_ms >= 0
+    assert not (ordered & ~clicked).any()
+    assert (shown.click_ms[clicked] > shown.time_ms[clicked]).all()
+    assert (shown.order_ms[ordered] > shown.click_ms[ordered]).all()
+    assert (shown.order_ms[ordered] - shown.time_ms[ordered] < FOODLOG.attribution_ms).all()
+    assert (shown.time_ms >= 0).all()
+    assert (shown.time_ms < DAY_MS).all()
+
+
+def test_requests_show_several_dishes_of_different_merchants_at_once() -> None:
+    lines = parsed(deliveries(CLEAN, DAYS[:1])[DAYS[0]].lines["impressions"])
+    requests = pd.DataFrame(lines).groupby("request_id")
+    assert requests.size().between(4, MAX_CANDIDATES).all()
+    assert (requests["time_ms"].nunique() == 1).all()
+    assert (requests["user_id"].nunique() == 1).all()
+    assert (requests["item_id"].nunique() == requests.size()).all()
+
+
+def test_without_mess_every_line_is_whole_unique_and_in_time() -> None:
+    delivery = deliveries(CLEAN, DAYS)[DAYS[1]]
+    for log, key in zip(EVENT_LOGS, ("impression_id", "click_id", "order_id"), strict=True):
+        rows = parsed(delivery.lines[log])
+        assert len({row[key] for row in rows}) == len(rows) > 0
+        assert all(value is not None for row in rows for value in row.values())
+    start = FOODLOG.day_start_ms(DAYS[1])
+    assert all(
+        start <= int(str(row["time_ms"])) < start + DAY_MS for row in parsed(delivery.lines["impressions"])
+    )
+    shown_ids = {row["impression_id"] for row in parsed(delivery.lines["impressions"])}
+    clicked_ids = {row["impression_id"] for row in parsed(delivery.lines["clicks"])}
+    ordered_ids = {row["impression_id"] for row in parsed(delivery.lines["orders"])}
+    assert ordered_ids <= clicked_ids <= shown_ids == set(delivery.oracle["impression_id"])
+
+
+def test_mess_comes_at_its_rates() -> None:
+    settings = replace(SMALL, duplicate_rate=0.2, late_rate=0.1, null_rate=0.01)
+    log = pd.DataFrame({"key": range(20_000), "user_id": 5, "time_ms": 1_000, "weather": "rain"})
+    sent = with_mess(log, settings, np.random.default_rng(1), 0)
+    assert len(sent) - len(log) == pytest.approx(4_000, rel=0.1)
+    assert sent["key"].nunique() == 20_000
+    shares = sent["late_days"].value_counts(normalize=True)
+    assert shares[1] == pytest.approx(0.07, rel=0.15)
+    assert shares[2] == pytest.approx(0.03, rel=0.15)
+    assert sent["user_id"].isna().mean() == pytest.approx(0.01, rel=0.3)
+    assert sent["time_ms"].isna().mean() == pytest.approx(0.01, rel=0.3)
+    assert sent["weather"].isna().mean() == pytest.approx(0.1, rel=0.15)
+    assert (np.diff(sent["received_ms"]) < 0).any()  # nearly in order, not in order
+
+
+def test_late_records_come_with_a_later_delivery_and_none_is_lost() -> None:
+    settings = replace(CLEAN, late_rate=0.3)
+    late, in_time = deliveries(settings, days_between(DAYS[0], "2026-02-22")), deliveries(CLEAN, DAYS[:1])
+    arrived: Counter[int] = Counter()
+    for number, part in enumerate(late.values()):
+        for row in parsed(part.lines["impressions"]):
+            if str(row["impression_id"]).startswith("i20260218-"):
+                arrived[number] += 1
+                assert int(str(row["received_ms"])) < FOODLOG.day_end_ms(part.ds) + FOODLOG.attribution_ms
+    assert set(arrived) == set(range(MAX_LATE_DAYS + 1))
+    assert sum(arrived.values()) == len(in_time[DAYS[0]].lines["impressions"])
+
+
+def test_malformed_lines_bots_and_unknown_items_come_as_set() -> None:
+    settings = replace(CLEAN, bots=1, bot_impressions=500, malformed_rate=0.1, unknown_item_rate=0.1)
+    delivery = deliveries(settings, DAYS[:1])[DAYS[0]]
+    rows, broken = [], 0
+    for line in delivery.lines["impressions"]:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            broken += 1
+    assert broken / len(delivery.lines["impressions"]) == pytest.approx(0.1, rel=0.5)
+    bot = [row for row in rows if row["user_id"] == settings.users + 1]
+    assert len(bot) > 400
+    unknown = sum(row["item_id"] >= UNKNOWN_ITEM for row in rows)
+    assert unknown / len(rows) == pytest.approx(0.1, rel=0.5)
+    assert not delivery.oracle["impression_id"].str.contains("bot").any()
+    assert settings.users + 1 in {row["user_id"] for row in parsed(delivery.lines["users"])}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--from", "2026-01-01", "--to", "2026-01-01"], "lies before 2026-02-16"),
+        (["--from", "2026-03-02", "--to", "2026-03-01"], "lies after"),
+        (["--from", "2026-3-1", "--to", "2026-03-01"], "is not a day"),
+        (["--from", "2026-03-01", "--to", "2026-03-01", "--late-rate", "2"], "late_rate is 2.0"),
+        (
+            ["--from", "2026-03-01", "--to", "2026-03-01", "--users", "10"],
+            "change users or impressions_a_day",
+        ),
+    ],
+)
+def test_usage_errors_name_the_value(
+    argv: list[str],
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MTGR_LAKE", str(tmp_path))
+    assert simulate.main(argv) == 2
+    assert message in caplog.text
+    assert not list(tmp_path.iterdir())
