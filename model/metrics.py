@@ -123,25 +123,59 @@ def group_ids(*columns: Array) -> Array:
     return ids
 
 
-def ranking_metrics(prefix: str, label: Array, score: Array, group: Array) -> dict[str, float]:
+def task_metrics(
+    task: str,
+    label: Array,
+    *,
+    frozen: Array,
+    live: Array,
+    window: Array,
+    user: Array,
+    request: Array | None = None,
+) -> dict[str, float]:
     """All metrics of one task.
 
+    AUC, log loss and calibration are of the live scores, as serving gives them (`*_frozen` beside them);
+    `<task>_gauc` is of the frozen scores, `<task>_gauc_request` of the live ones.
+
     Args:
-        prefix: `ctr` or `ctcvr`; names are `<prefix>_auc`, `<prefix>_gauc`, ...
+        task: `ctr` or `ctcvr`, the start of each name.
         label: 0 or 1, `[N]`.
-        score: Probabilities, `[N]`.
-        group: GAUC's groups, integers `[N]`.
+        frozen: Probabilities with the real-time state frozen at the window's start, `[N]`.
+        live: Probabilities with each candidate's own real-time state, `[N]`.
+        window: Integer of each row's user and window, `[N]`.
+        user: Integer of each row's user, `[N]`.
+        request: Integer of each row's request, `[N]`; None where requests have one candidate.
     """
-    groups = group_auc(group, label, score)
+    groups = group_auc(window, label, frozen)
     low, high = groups.interval()
-    return {
-        f"{prefix}_auc": auc(label, score),
-        f"{prefix}_gauc": groups.gauc,
-        f"{prefix}_gauc_mean": groups.mean,
-        f"{prefix}_gauc_low": low,
-        f"{prefix}_gauc_high": high,
-        f"{prefix}_gauc_groups": float(len(groups.auc)),
-        f"{prefix}_log_loss": log_loss(label, score),
-        f"{prefix}_copc": copc(label, score),
-        f"{prefix}_calibration_error": calibration_error(label, score),
+    metrics = {
+        f"{task}_auc": auc(label, live),
+        f"{task}_auc_frozen": auc(label, frozen),
+        f"{task}_log_loss": log_loss(label, live),
+        f"{task}_log_loss_frozen": log_loss(label, frozen),
+        f"{task}_copc": copc(label, live),
+        f"{task}_calibration_error": calibration_error(label, live),
+        f"{task}_gauc": groups.gauc,
+        f"{task}_gauc_mean": groups.mean,
+        f"{task}_gauc_low": low,
+        f"{task}_gauc_high": high,
+        f"{task}_gauc_groups": float(len(groups.auc)),
+        f"{task}_gauc_users": float(counted_users(window, user, label)),
     }
+    if request is not None:
+        requests = group_auc(request, label, live)
+        metrics |= {
+            f"{task}_gauc_request": requests.gauc,
+            f"{task}_gauc_request_mean": requests.mean,
+            f"{task}_gauc_request_groups": float(len(requests.auc)),
+        }
+    return metrics
+
+
+def counted_users(window: Array, user: Array, label: Array) -> int:
+    """How many users have a group with both classes."""
+    _, group = np.unique(window, return_inverse=True)
+    positives = np.bincount(group, weights=label)
+    counted = (positives > 0) & (positives < np.bincount(group))
+    return len(np.unique(user[counted[group]])) if len(group) else 0

@@ -161,9 +161,23 @@ def publish(partial: Path, record: dict[str, Any]) -> Run:
         partial: Folder with all files but `train.json`.
         record: Content of `train.json` but for the digest.
     """
-    path = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
     record = {**record, "digest": digest_of(partial)}
-    write_text(partial / RECORD, json.dumps(record, indent=2, sort_keys=True) + "\n")
+    write_text(partial / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    return _rename(Run(path=partial, record=record))
+
+
+def finish(partial: Path, days: set[str]) -> Run | None:
+    """Renames a partial folder that lacks nothing else, if it has seen exactly `days`: a run killed there."""
+    run = _read(partial)
+    if run is None or set(run.seen_days) != days:
+        return None
+    run.verify()
+    return _rename(run)
+
+
+def _rename(run: Run) -> Run:
+    partial = run.path
+    path = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
     replaced = path.with_name(f".{path.name}.replaced")
     if path.exists():
         shutil.rmtree(replaced, ignore_errors=True)
@@ -171,7 +185,7 @@ def publish(partial: Path, record: dict[str, Any]) -> Run:
     os.replace(partial, path)
     sync_folder(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-    return Run(path=path, record=record)
+    return Run(path=path, record=run.record)
 
 
 def write_text(path: Path, text: str) -> None:

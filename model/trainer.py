@@ -101,6 +101,11 @@ class Trainer:
         self.num_steps += 1
         self._pending.append((step.name, loss.detach(), norm.detach()))
 
+    @property
+    def num_pending(self) -> int:
+        """Steps whose losses have not been read."""
+        return len(self._pending)
+
     def losses(self) -> list[tuple[str, float]]:
         """(step, loss over all ranks) of the steps since the last call.
 
