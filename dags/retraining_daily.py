@@ -1,0 +1,99 @@
+"""`retraining_daily`: the model learns the days before a day, and is promoted if it ranks that day better.
+
+    has_history -> first_champion -> train -> evaluate -> gate_evaluation -> register -> promote
+
+Started by the asset `samples`, whose partition key is the day; a backlog is worked off first in, first out.
+The first day of all has nothing before it to train on: `has_history` skips the rest. One run at a time,
+training and scoring in the pool `training`; a day that was trained before, or comes twice, changes nothing. A
+failed `gate_evaluation` fails the run before anything is registered.
+"""
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, PartitionedAssetTimetable, task
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+
+from dags.alerts import deadline_missed, run_failed
+from dags.steps import (
+    DATASET,
+    DAY_ARGUMENT,
+    DEFAULT_ARGUMENTS,
+    PRESET,
+    SAMPLES,
+    TRAIN_LAUNCHER,
+    TRAINING_POOL,
+    StepOperator,
+    day,
+)
+
+DEADLINE_HOURS = 12
+OF_PRESET = f"{DAY_ARGUMENT} --preset {PRESET}"
+
+with DAG(
+    "retraining_daily",
+    schedule=PartitionedAssetTimetable(assets=SAMPLES),
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULT_ARGUMENTS,
+    user_defined_macros={"day": day},
+    on_failure_callback=run_failed,
+    deadline=DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=timedelta(hours=DEADLINE_HOURS),
+        callback=AsyncCallback(deadline_missed, kwargs={"hours": DEADLINE_HOURS}),
+    ),
+    tags=["mtgr"],
+    doc_md=__doc__,
+) as dag:
+
+    @task.short_circuit(execution_timeout=timedelta(minutes=10))  # type: ignore[untyped-decorator]
+    def has_history(partition_key: str | None = None) -> bool:
+        """Whether samples of an earlier day exist."""
+        from spark_jobs import locations
+        from spark_jobs.deltalog import partition_values
+
+        today = day(partition_key)
+        return any(ds < today for ds in partition_values(locations.table(DATASET, "samples"), "ds"))
+
+    first_champion = StepOperator(
+        task_id="first_champion",
+        module="scripts.first_champion",
+        pool=TRAINING_POOL,
+        execution_timeout=timedelta(hours=6),
+    )
+    train = StepOperator(
+        task_id="train",
+        module="model.train",
+        arguments=OF_PRESET,
+        launcher=TRAIN_LAUNCHER,
+        pool=TRAINING_POOL,
+        execution_timeout=timedelta(hours=12),
+    )
+    evaluate = StepOperator(
+        task_id="evaluate",
+        module="model.evaluate",
+        arguments=OF_PRESET,
+        pool=TRAINING_POOL,
+        execution_timeout=timedelta(hours=3),
+    )
+    gate_evaluation = StepOperator(
+        task_id="gate_evaluation",
+        module="expectations.gate",
+        arguments=f"--suite evaluation {OF_PRESET}",
+        retries=0,  # a failed gate is a failed run; the same scores would fail again
+        execution_timeout=timedelta(hours=1),
+    )
+    register = StepOperator(
+        task_id="register",
+        module="model.register",
+        arguments=OF_PRESET,
+        execution_timeout=timedelta(hours=1),
+    )
+    promote = StepOperator(
+        task_id="promote",
+        module="model.promote",
+        arguments=OF_PRESET,
+        execution_timeout=timedelta(hours=1),
+    )
+    has_history() >> first_champion >> train >> evaluate >> gate_evaluation >> register >> promote

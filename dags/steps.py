@@ -1,0 +1,207 @@
+"""What both DAGs are made of: settings from the environment, and operators that run one step over one day.
+
+A step is a command of this repository (`python -m spark_jobs.ingest --ds ...`). The day is the run's
+partition key and nothing else: a run without one fails with a message, it never falls back to today.
+
+| variable | what | default |
+|---|---|---|
+| `MTGR_DATASET` | the dataset of this deployment | `foodlog` |
+| `MTGR_PRESET` | the model's preset | `tiny` |
+| `MTGR_SCHEDULE` | cron of `samples_daily`, UTC | 30 minutes after the day's attribution window |
+| `MTGR_PYTHON` | the interpreter that runs steps | the one that parses this file |
+| `MTGR_TRAIN_LAUNCHER` | runs `-m model.train`, e.g. `torchrun --nproc-per-node 8` | `MTGR_PYTHON` |
+| `MTGR_RETRIES`, `MTGR_RETRY_SECONDS` | retries of a step, and the pause before the first | 2, 60 |
+
+Needs the repository on `PYTHONPATH`. Nothing heavy is imported: Airflow reads this every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from dags.alerts import task_retried
+from spark_jobs.contract import parse_day
+from spark_jobs.datasets import dataset_named
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATASET = os.environ.get("MTGR_DATASET") or "foodlog"
+PRESET = os.environ.get("MTGR_PRESET") or "tiny"
+PYTHON = os.environ.get("MTGR_PYTHON") or sys.executable
+TRAIN_LAUNCHER = os.environ.get("MTGR_TRAIN_LAUNCHER") or PYTHON
+TRAINING_POOL = "training"
+SPARK_CONNECTION = "spark_default"
+SAMPLES = Asset(name="samples", uri=f"mtgr://{DATASET}/samples")
+DEFAULT_ARGUMENTS: dict[str, Any] = {
+    "retries": int(os.environ.get("MTGR_RETRIES") or 2),
+    "retry_delay": timedelta(seconds=float(os.environ.get("MTGR_RETRY_SECONDS") or 60)),
+    "retry_exponential_backoff": 2,
+    "max_retry_delay": timedelta(minutes=10),
+    "on_retry_callback": task_retried,
+}
+
+
+def schedule() -> tuple[str, int]:
+    """Cron (UTC) and run offset of `samples_daily`.
+
+    A day may be built when its last impression's attribution window has closed, wherever the dataset's clock
+    lies. The offset counts the cron ticks from the run back to its day.
+    """
+    dataset = dataset_named(DATASET)
+    minutes = (24 - dataset.utc_offset_hours) * 60 + dataset.attribution_ms // 60_000 + 30
+    days, minute_of_day = divmod(minutes, 24 * 60)
+    cron = f"{minute_of_day % 60} {minute_of_day // 60} * * *"
+    return os.environ.get("MTGR_SCHEDULE") or cron, -days
+
+
+def day(partition_key: str | None) -> str:
+    """The run's day.
+
+    Args:
+        partition_key: Partition key of the run.
+
+    Raises:
+        AirflowFailException: It is missing or no day; a retry would not help.
+    """
+    if not partition_key:
+        raise AirflowFailException(
+            "this run has no partition key, so it has no day: trigger the DAG with the day as partition key, "
+            "e.g. 2026-03-01, or by `make run` and `make backfill`"
+        )
+    try:
+        return parse_day(partition_key).isoformat()
+    except ValueError as error:
+        raise AirflowFailException(f"the run's partition key: {error}") from error
+
+
+def result_of(line: str) -> Any:
+    """The step's result: its last line of output, one JSON object.
+
+    Raises:
+        AirflowException: It is not.
+    """
+    try:
+        result = json.loads(line)
+    except ValueError:
+        result = None
+    if not isinstance(result, dict):
+        raise AirflowException(f"the step ended without a JSON result; its last line was {line[:200]!r}")
+    return result
+
+
+def command(launcher: str, module: str, *arguments: str) -> str:
+    """Shell command of a step over the run's day; `arguments` may hold templates."""
+    return f"exec {launcher} -m {module} --dataset {shlex.quote(DATASET)} {' '.join(arguments)}"
+
+
+DAY_ARGUMENT = "--ds {{ day(partition_key) }}"
+
+
+class StepOperator(BashOperator):  # type: ignore[misc]
+    """Runs one step as a command in the repository, in the environment of the worker.
+
+    Args:
+        module: Module to run, e.g. `model.train`.
+        arguments: Its arguments behind `--dataset`; templated.
+        launcher: Program that is given `-m module`.
+        kwargs: As for every operator.
+    """
+
+    def __init__(
+        self, *, module: str, arguments: str = DAY_ARGUMENT, launcher: str = PYTHON, **kwargs: Any
+    ) -> None:
+        self.module, self.arguments, self.launcher = module, arguments, launcher
+        super().__init__(
+            bash_command=command(launcher, module, arguments),
+            cwd=str(REPOSITORY),  # the default is a temporary folder
+            env={"PYTHONPATH": str(REPOSITORY)},
+            append_env=True,  # the default replaces the environment
+            skip_on_exit_code=None,  # the default takes 99 for "skipped": a failing gate could pass
+            **kwargs,
+        )
+
+
+class SparkStepOperator(StepOperator):
+    """Runs one step on the Spark that the Airflow connection `spark_default` names.
+
+    A connection of type `spark_connect` gives the command its `SPARK_REMOTE`; one of type `spark` submits the
+    same module to that master by spark-submit, in client mode. The result is pushed as XCom.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(output_processor=result_of, **kwargs)
+        self._submitted: Any = None
+
+    def execute(self, context: Any) -> Any:
+        """Runs the step and returns its result."""
+        from airflow.sdk import BaseHook
+
+        connection = BaseHook.get_connection(SPARK_CONNECTION)
+        if connection.conn_type != "spark_connect":
+            return self._submit()
+        remote = f"sc://{connection.host}:{connection.port or 15002}"
+        self.env = {"PYTHONPATH": str(REPOSITORY), "SPARK_REMOTE": remote}
+        return super().execute(context)
+
+    def _submit(self) -> Any:
+        from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
+
+        from spark_jobs.session import DEFAULTS, delta_jars
+
+        last: list[str] = [""]
+
+        class Submit(SparkSubmitHook):  # type: ignore[misc]
+            """Also keeps the last line that looks like a result: Spark's own lines follow it."""
+
+            def _process_spark_submit_log(self, itr: Iterator[Any]) -> None:
+                super()._process_spark_submit_log(_keeping_results(itr, last))
+
+        arguments = shlex.split(str(self.bash_command))
+        self._submitted = Submit(
+            conn_id=SPARK_CONNECTION,
+            conf=delta_jars(),
+            properties_file=str(DEFAULTS),
+            name=f"mtgr-{DATASET}-{self.task_id}",
+            application_args=arguments[arguments.index("-m") + 1 :],
+            env_vars={"PYTHONPATH": str(REPOSITORY), "PYSPARK_PYTHON": PYTHON},
+        )
+        self._submitted.submit(str(REPOSITORY / "scripts" / "spark_main.py"))
+        return result_of(last[0])
+
+    def on_kill(self) -> None:
+        """Stops what runs: the command, or the submitted driver."""
+        if self._submitted is not None:
+            self._submitted.on_kill()
+        else:
+            super().on_kill()
+
+
+def _keeping_results(lines: Iterable[Any], last: list[str]) -> Iterator[Any]:
+    for line in lines:
+        text = line.decode(errors="replace") if isinstance(line, bytes) else str(line)
+        if text.startswith("{"):
+            last[0] = text.strip()
+        yield line
+
+
+def skip_empty_day(context: Any) -> None:
+    """Skips a task, and with it what would follow, when no samples were built: the day had no impressions.
+
+    Raises:
+        AirflowSkipException: The day is empty.
+    """
+    built = context["ti"].xcom_pull(task_ids="build_samples")
+    if built["empty"]:
+        raise AirflowSkipException(
+            f"{built['ds']} has no impressions: nothing to publish, nothing to train on"
+        )

@@ -1,0 +1,118 @@
+"""Runs a window of past days through Airflow's own backfill, oldest first: `make backfill FROM=... TO=...`.
+
+`REPROCESS` says what happens to days that have a run already: `none` leaves them (the default), `failed`
+repeats those that failed, `completed` repeats all. A backfill that has completed is not one that succeeded,
+and it covers `samples_daily` only: the states of its runs are read, then the runs of `retraining_daily` that
+the days start are waited for. `SIMULATE=1` simulates the raw logs of the days first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scripts.airflow_api import AirflowApi
+from scripts.components import DAGS, embedded
+from scripts.days import days_from_environment, simulation
+from scripts.processes import Processes
+from scripts.run import guarded, report_on
+from scripts.settings import RunError, Settings, UsageError, settings_from_environment
+from scripts.watch import Watch, print_line
+
+logger = logging.getLogger(__name__)
+PRODUCER, CONSUMER = DAGS
+REPROCESS = ("none", "failed", "completed")
+_CREATED_S = 60.0
+
+
+def backfill(settings: Settings, days: list[str], reprocess: str) -> Mapping[str, float]:
+    """Backfills the days; returns the seconds that each took, the days left alone excepted.
+
+    Raises:
+        RunError: Airflow refused it, or a run failed.
+    """
+    meanwhile = simulation(settings, days) if os.environ.get("SIMULATE") == "1" else {}
+    print_line(f"{settings.dataset}: backfill of {days[0]} to {days[-1]}, reprocess {reprocess}")
+    with embedded(settings, "make backfill", meanwhile=meanwhile) as (processes, api):
+        known = frozenset(run["dag_run_id"] for run in api.runs(CONSUMER))
+        number = create(api, days, reprocess)
+        started = runs_of(api, processes, number, days)
+        for day in days:
+            if day not in started:
+                print_line(f"{day}  {PRODUCER:<17} has a run already: left alone (REPROCESS={reprocess})")
+        seconds = Watch(api, processes, settings, started, known).wait()
+        _wait_completed(api, processes, number)
+        return seconds
+
+
+def create(api: AirflowApi, days: list[str], reprocess: str) -> int:
+    """Creates the backfill and returns its number.
+
+    Raises:
+        RunError: Airflow refused it, e.g. because another one is running.
+    """
+    body = {
+        "dag_id": PRODUCER,
+        "from_date": f"{days[0]}T00:00:00Z",
+        "to_date": f"{days[-1]}T23:59:59Z",  # the ticks of the schedule lie within the day
+        "max_active_runs": 1,
+        "run_backwards": False,
+        "reprocess_behavior": reprocess,
+    }
+    return int(api.call("POST", "/backfills", body)["id"])
+
+
+def runs_of(api: AirflowApi, processes: Processes, number: int, days: list[str]) -> dict[str, str]:
+    """Ids of the runs that the backfill has made, by day, oldest first; without the days left alone."""
+    created = api.call("GET", f"/backfills/{number}")["created_at"]
+    end = time.monotonic() + _CREATED_S
+    while True:
+        processes.check()
+        found = {
+            run["partition_key"]: run["dag_run_id"]
+            for run in api.runs(PRODUCER)
+            if run["run_type"] == "backfill" and _since(run, created)
+        }
+        if len(found) == len(days) or time.monotonic() > end or _completed(api, number):
+            return {day: found[day] for day in days if day in found}
+        time.sleep(1)
+
+
+def _since(run: dict[str, Any], created: str) -> bool:
+    return str(run["queued_at"]) >= created
+
+
+def _completed(api: AirflowApi, number: int) -> bool:
+    return api.call("GET", f"/backfills/{number}")["completed_at"] is not None
+
+
+def _wait_completed(api: AirflowApi, processes: Processes, number: int) -> None:
+    end = time.monotonic() + _CREATED_S
+    while not _completed(api, number):
+        processes.check()
+        if time.monotonic() > end:
+            raise RunError(f"backfill {number} is not completed, though all of its runs are: see `make ui`")
+        time.sleep(1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; see `scripts.run.guarded` for the exit codes."""
+
+    def body() -> None:
+        since = time.monotonic()
+        settings = settings_from_environment()
+        days = days_from_environment(settings.dataset, required=True)
+        reprocess = os.environ.get("REPROCESS") or "none"
+        if reprocess not in REPROCESS:
+            raise UsageError(f"REPROCESS={reprocess} is none of {', '.join(REPROCESS)}")
+        report_on(settings, backfill(settings, days, reprocess), since)
+
+    return guarded(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

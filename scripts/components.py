@@ -1,0 +1,163 @@
+"""The components of the embedded run: Spark Connect, MLflow's store, Airflow's four processes.
+
+They start overlapped, because start-up is most of what a small run pays: Spark and MLflow's database while
+Airflow's database is made, then the API server, and when that answers scheduler, DAG processor and triggerer.
+Used by `scripts.run`, `scripts.backfill` and `scripts.ui`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from scripts import secrets_store
+from scripts.airflow_api import AirflowApi
+from scripts.processes import Processes, exclusive
+from scripts.settings import RunError, Settings
+
+logger = logging.getLogger(__name__)
+DAGS = ("samples_daily", "retraining_daily")
+_READY_S = 180.0
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """Command line of a module in this environment."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+@contextlib.contextmanager
+def embedded(
+    settings: Settings, what: str, *, ui: bool = False, meanwhile: Mapping[str, Sequence[str]] | None = None
+) -> Iterator[tuple[Processes, AirflowApi]]:
+    """Starts all components and stops them at the end, also when interrupted.
+
+    Args:
+        settings: Settings of the run.
+        what: Who starts them, for the message to a second one.
+        ui: Start the servers for people, too: MLflow and the data docs.
+        meanwhile: Commands by name that run to their end while the components come up.
+
+    Raises:
+        RunError: Something is in the way, or a component did not come up.
+    """
+    environment = settings.environment()
+    logs = settings.home / "logs" / "components"
+    with exclusive(settings.home / "running", what), Processes(environment, logs) as processes:
+        _require_free_ports(settings, ui=ui)
+        secrets_store.generate(settings.home)
+        started = time.monotonic()
+        if settings.has_own_spark:
+            processes.start(
+                "spark", python("spark_jobs.session", "serve", "--port", str(settings.spark_port))
+            )
+        commands = {"mlflow-store": python("model.tracking", "prepare"), **(meanwhile or {})}
+        running = {name: processes.start(name, command) for name, command in commands.items()}
+        _migrate(settings, processes)
+        processes.finish("mlflow-store", running.pop("mlflow-store"))
+        if ui:
+            _start_servers(settings, processes)
+        api = _start_airflow(settings, processes)
+        for name, process in running.items():
+            processes.finish(name, process)
+        if settings.has_own_spark:
+            _wait(processes, "spark", lambda: _listens(settings.spark_port))
+        logger.info("components are up after %.0f s", time.monotonic() - started)
+        yield processes, api
+        logger.info("stopping")
+
+
+def _migrate(settings: Settings, processes: Processes) -> None:
+    """Makes or migrates Airflow's database, once for a version of Airflow."""
+    version = importlib.metadata.version("apache-airflow-core")
+    stamp = settings.database.with_suffix(".version")
+    if settings.database.exists() and stamp.exists() and stamp.read_text() == version:
+        return
+    processes.run("airflow-database", python("airflow", "db", "migrate"))
+    stamp.write_text(version)
+
+
+def _start_airflow(settings: Settings, processes: Processes) -> AirflowApi:
+    api = AirflowApi(settings.airflow_url, secrets_store.USER, secrets_store.password(settings.home))
+    processes.start("airflow-api-server", python("airflow", "api-server"))
+    processes.start("airflow-dag-processor", python("airflow", "dag-processor"))
+    _wait(processes, "airflow-api-server", api.is_healthy)
+    processes.start("airflow-scheduler", python("airflow", "scheduler", "--skip-serve-logs"))
+    processes.start("airflow-triggerer", python("airflow", "triggerer", "--skip-serve-logs"))
+    # One slot: a machine trains one model at a time; an operator may make it larger.
+    api.make_pool("training", 1, "one slot a device that trains")
+    _wait(processes, "airflow-scheduler", lambda: api.is_healthy("metadatabase", "scheduler"))
+    _wait(processes, "airflow-dag-processor", lambda: _has_dags(api))
+    return api
+
+
+def _has_dags(api: AirflowApi) -> bool:
+    errors = api.import_errors()
+    if errors:
+        raise RunError("Airflow cannot read the DAGs:\n  " + "\n  ".join(errors))
+    return all(api.has_dag(dag_id) for dag_id in DAGS)
+
+
+def _start_servers(settings: Settings, processes: Processes) -> None:
+    processes.start("mlflow", python("model.tracking", "serve", "--port", str(settings.mlflow_port)))
+    from spark_jobs import locations
+
+    docs = locations.var() / "data_docs"
+    docs.mkdir(parents=True, exist_ok=True)
+    address = ("--bind", "127.0.0.1", "--directory", str(docs), str(settings.docs_port))
+    processes.start("data-docs", python("http.server", *address))
+    _wait(processes, "mlflow", lambda: _listens(settings.mlflow_port))
+    _wait(processes, "data-docs", lambda: _listens(settings.docs_port))
+
+
+def _wait(processes: Processes, name: str, is_ready: Callable[[], bool]) -> None:
+    """Waits until a component is ready.
+
+    Raises:
+        RunError: It, or another, has ended, or it takes too long.
+    """
+    end = time.monotonic() + _READY_S
+    while not is_ready():
+        processes.check()
+        if time.monotonic() > end:
+            raise RunError(f"{name} is not ready after {_READY_S:.0f} s:\n{processes.tail(name)}")
+        time.sleep(0.2)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def needed_ports(settings: Settings, *, ui: bool) -> dict[str, int]:
+    """The ports that a run, or with `ui` the user interfaces, will listen on, by their setting's name."""
+    ports = {"AIRFLOW_PORT": settings.airflow_port}
+    if settings.has_own_spark:
+        ports["SPARK_PORT"] = settings.spark_port
+    if ui:
+        ports |= {"MLFLOW_PORT": settings.mlflow_port, "DOCS_PORT": settings.docs_port}
+    return ports
+
+
+def is_free(port: int) -> bool:
+    """Whether this process could listen on a loopback port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _require_free_ports(settings: Settings, *, ui: bool) -> None:
+    for name, port in needed_ports(settings, ui=ui).items():
+        if not is_free(port):
+            raise RunError(
+                f"port {port} is taken by another program: stop it, or choose one: {name}={port + 1}"
+            )

@@ -1,0 +1,74 @@
+"""Makes the first champion: `python -m scripts.first_champion --dataset foodlog --ds 2026-03-02`.
+
+A model is promoted because it beats the champion, so there has to be one: the baseline, the article's
+UserTower DLRM, trained, evaluated, registered and promoted by the same commands as any model, once. When
+there is a champion, nothing is done. One process for all: each would import PyTorch and MLflow anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+from spark_jobs.contract import parse_day
+from spark_jobs.datasets import dataset_named
+
+logger = logging.getLogger(__name__)
+BASELINE = "user_tower"
+
+
+def steps(dataset: str, ds: str) -> int:
+    """Trains, evaluates, registers and promotes the baseline; the first exit code that is not 0, or 0."""
+    from model import evaluate, promote, register, train
+
+    arguments = ["--dataset", dataset, "--ds", ds, "--preset", BASELINE]
+    for module in (train, evaluate, register, promote):
+        code: int = module.main(arguments)
+        if code:
+            logger.error("%s of the baseline failed with exit code %d", module.__name__, code)
+            return code
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Exit code 0 there is a champion, 1 none could be made, 2 wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.first_champion", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--ds", required=True, help="day, YYYY-MM-DD")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        dataset = dataset_named(arguments.dataset).name
+        parse_day(arguments.ds)
+    except ValueError as error:
+        logger.error("%s", error)
+        return 2
+    from model import registry
+    from model.mlflow_store import TrackingError
+
+    try:
+        champion = registry.aliased(dataset, registry.CHAMPION)
+        code = steps(dataset, arguments.ds) if champion is None else 0
+        version = registry.aliased(dataset, registry.CHAMPION)
+    except (TrackingError, registry.RegistryError) as error:
+        logger.error("%s", error)
+        return 1
+    if code == 0 and version is None:
+        logger.error("the baseline was refused as first champion: see its decision above")
+        code = 1
+    result = {
+        "ds": arguments.ds,
+        "made": champion is None and code == 0,
+        "version": version and version.version,
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Runs the daily DAGs for consecutive days and reports: `make run`.
+
+Starts the embedded components, simulates foodlog's raw logs of the days, triggers `samples_daily` for each
+day through Airflow's API, waits until the runs of `retraining_daily` that follow are through, prints the
+table of days, and stops everything. Run again it does the same days again, which changes nothing: same tables,
+same versions. `FROM`, `TO` or `DAYS`, `DATASET` and `DATA`, `PRESET`, `USERS` say what to run.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from scripts import report
+from scripts.components import DAGS, embedded
+from scripts.days import days_from_environment, simulation
+from scripts.processes import stop_on_signals
+from scripts.settings import RunError, Settings, UsageError, settings_from_environment
+from scripts.watch import Watch, print_line
+
+logger = logging.getLogger(__name__)
+PRODUCER, CONSUMER = DAGS
+
+
+def run(settings: Settings, days: list[str]) -> Mapping[str, float]:
+    """Runs the days through Airflow; returns the seconds that each took.
+
+    Raises:
+        RunError: A component did not come up or ended, or a run failed.
+    """
+    meanwhile = simulation(settings, days)
+    print_line(f"{settings.dataset}, preset {settings.preset}, {days[0]} to {days[-1]}: starting components")
+    with embedded(settings, "make run", meanwhile=meanwhile) as (processes, api):
+        known = frozenset(found["dag_run_id"] for found in api.runs(CONSUMER))
+        started = {day: api.trigger(PRODUCER, day) for day in days}
+        return Watch(api, processes, settings, started, known).wait()
+
+
+def report_on(settings: Settings, seconds: Mapping[str, float], since: float) -> None:
+    """Prints the table of days, where to look, and the time it took."""
+    print_line("")
+    print_line(report.table(report.HEADINGS, report.rows(settings, seconds)))
+    print_line("")
+    print_line(report.where(settings))
+    print_line(f"{'total':<10} {time.monotonic() - since:.0f} s")
+
+
+def guarded(body: Callable[[], None]) -> int:
+    """Runs a command's body; turns its errors into a message and an exit code.
+
+    Returns:
+        0 done, 1 failed or refused, 2 wrong usage, 130 interrupted.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    stop_on_signals()
+    try:
+        body()
+    except UsageError as error:
+        logger.error("%s", error)
+        return 2
+    except RunError as error:
+        logger.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        logger.error("interrupted: all components are stopped; run it again to go on")
+        return 130
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; see `guarded` for the exit codes."""
+
+    def body() -> None:
+        since = time.monotonic()
+        settings = settings_from_environment()
+        days = days_from_environment(settings.dataset)
+        report_on(settings, run(settings, days), since)
+
+    return guarded(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

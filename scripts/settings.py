@@ -1,0 +1,142 @@
+"""Settings of the embedded run: ports, days and the environment that every component and step gets.
+
+| variable | what | default |
+|---|---|---|
+| `DATASET`, `PRESET` | what to run | `foodlog`, `tiny` |
+| `DATA` | folder with the official KuaiRand files | none |
+| `AIRFLOW_PORT`, `MLFLOW_PORT`, `SPARK_PORT`, `DOCS_PORT` | loopback ports | 8080, 5000, 15002, 8090 |
+| `MTGR_VAR` | everything that is written | `<repo>/var` |
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from spark_jobs import locations
+from spark_jobs.datasets import dataset_named
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class UsageError(ValueError):
+    """A setting or argument is wrong; the message names it, its value and what is possible."""
+
+
+class RunError(RuntimeError):
+    """The embedded run cannot start or go on; the message names what is wrong and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of the embedded run.
+
+    Args:
+        dataset: Name of the dataset.
+        preset: Preset of the model.
+        data: Folder with the official files of a real log, or None.
+        airflow_port: Port of Airflow's API and UI.
+        mlflow_port: Port of MLflow's UI.
+        spark_port: Port of the Spark Connect server.
+        docs_port: Port of the data docs.
+    """
+
+    dataset: str = "foodlog"
+    preset: str = "tiny"
+    data: Path | None = None
+    airflow_port: int = 8080
+    mlflow_port: int = 5000
+    spark_port: int = 15002
+    docs_port: int = 8090
+
+    @property
+    def home(self) -> Path:
+        """Airflow's home: database, logs, secrets."""
+        return locations.var() / "airflow"
+
+    @property
+    def airflow_url(self) -> str:
+        """Address of Airflow's API and UI."""
+        return f"http://127.0.0.1:{self.airflow_port}"
+
+    @property
+    def database(self) -> Path:
+        """Airflow's database; each dataset has one, because the day is the key of a run."""
+        name = "airflow" if self.dataset == "foodlog" else f"airflow-{self.dataset}"
+        return self.home / f"{name}.db"
+
+    def environment(self) -> dict[str, str]:
+        """Environment of all components and, through them, of all steps."""
+        given = {
+            "AIRFLOW_CONFIG": str(REPOSITORY / "airflow.cfg"),
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__CORE__DAGS_FOLDER": os.environ.get("MTGR_DAGS") or str(REPOSITORY / "dags"),
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.airflow_url}/execution/",
+            "AIRFLOW__API__BASE_URL": self.airflow_url,
+            "AIRFLOW__API__PORT": str(self.airflow_port),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}?timeout=60",
+            "MTGR_VAR": str(locations.var()),
+            "MTGR_DATASET": self.dataset,
+            "MTGR_PRESET": self.preset,
+            "MTGR_PYTHON": sys.executable,
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+            "TZ": "UTC",
+        }
+        if self.data is not None:
+            given["MTGR_KUAIRAND"] = str(self.data)
+        defaults = {
+            "AIRFLOW_CONN_SPARK_DEFAULT": f"spark-connect://127.0.0.1:{self.spark_port}",
+            "MTGR_RETRIES": "1",
+            "MTGR_RETRY_SECONDS": "5",
+        }
+        return {**defaults, **os.environ, **given}
+
+    @property
+    def has_own_spark(self) -> bool:
+        """Whether the run starts a Spark Connect server of its own: no connection names another Spark."""
+        return "AIRFLOW_CONN_SPARK_DEFAULT" not in os.environ
+
+
+def settings_from_environment() -> Settings:
+    """Reads and checks the settings.
+
+    Raises:
+        UsageError: One of them is wrong.
+    """
+    name = os.environ.get("DATASET") or "foodlog"
+    try:
+        dataset_named(name)
+    except ValueError as error:
+        raise UsageError(f"DATASET: {error}") from error
+    data = Path(os.environ["DATA"]).absolute() if os.environ.get("DATA") else None
+    if data is None and os.environ.get("MTGR_KUAIRAND"):
+        data = Path(os.environ["MTGR_KUAIRAND"]).absolute()
+    if name == "kuairand" and data is None:
+        raise UsageError("DATASET=kuairand needs DATA=<folder with the official KuaiRand-Pure files>")
+    if data is not None and not data.is_dir():
+        raise UsageError(f"DATA={data} is not a folder")
+    ports = {key: _port(key, default) for key, default in _PORTS.items()}
+    if len(set(ports.values())) < len(ports):
+        raise UsageError(f"two of the ports are equal: {ports}")
+    return Settings(
+        dataset=name,
+        preset=os.environ.get("PRESET") or "tiny",
+        data=data,
+        airflow_port=ports["AIRFLOW_PORT"],
+        mlflow_port=ports["MLFLOW_PORT"],
+        spark_port=ports["SPARK_PORT"],
+        docs_port=ports["DOCS_PORT"],
+    )
+
+
+_PORTS = {"AIRFLOW_PORT": 8080, "MLFLOW_PORT": 5000, "SPARK_PORT": 15002, "DOCS_PORT": 8090}
+
+
+def _port(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
+        raise UsageError(f"{name}={text} is not a port from 1024 to 65535")
+    return int(text)

@@ -1,0 +1,56 @@
+"""Opens what there is to see, on loopback, until Ctrl-C: `make ui`.
+
+Starts Airflow with its scheduler (DAGs can be triggered, and run daily on what is delivered), MLflow and the
+data docs, and prints where they are and the login.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+from scripts import secrets_store
+from scripts.components import embedded
+from scripts.processes import stop_on_signals
+from scripts.settings import RunError, Settings, UsageError, settings_from_environment
+
+logger = logging.getLogger(__name__)
+
+
+def addresses(settings: Settings) -> str:
+    """Where the user interfaces are, and the login, as lines for people."""
+    return (
+        f"Airflow    {settings.airflow_url}  user {secrets_store.USER}, "
+        f"password {secrets_store.password(settings.home)}\n"
+        f"MLflow     http://127.0.0.1:{settings.mlflow_port}\n"
+        f"data docs  http://127.0.0.1:{settings.docs_port}\n"
+        "Ctrl-C stops them.\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs until Ctrl-C or SIGTERM; 0 stopped, 1 could not start or a component ended, 2 wrong settings."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    stop_on_signals()
+    try:
+        settings = settings_from_environment()
+        with embedded(settings, "make ui", ui=True) as (processes, _):
+            sys.stdout.write(addresses(settings))
+            sys.stdout.flush()
+            while True:
+                processes.check()
+                time.sleep(1)
+    except UsageError as error:
+        logger.error("%s", error)
+        return 2
+    except RunError as error:
+        logger.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

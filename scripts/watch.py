@@ -1,0 +1,143 @@
+"""Waits for DAG runs and shows what they do: a line for every task that ends, until all days are through.
+
+A day is through when its run of `samples_daily` has ended and, if that published the asset, the run of
+`retraining_daily` that the asset started has ended, too. The first failure ends the watch: what follows a
+failed day is for people to decide.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from scripts.airflow_api import AirflowApi
+from scripts.components import DAGS
+from scripts.processes import Processes
+from scripts.settings import RunError, Settings
+
+logger = logging.getLogger(__name__)
+PRODUCER, CONSUMER = DAGS
+PUBLISHES = "gate_samples"  # the task of the producer that publishes the asset
+_ENDED = ("success", "failed")
+_POLL_S = 1.0
+_HANDOVER_S = 120.0  # how long the asset may take to start its run
+
+
+class RunFailedError(RunError):
+    """A DAG run has failed; the message names day, DAG and task, and shows the end of its log."""
+
+
+@dataclass
+class Watch:
+    """Progress of the days.
+
+    Args:
+        api: Airflow.
+        processes: The components, checked while waiting.
+        settings: Settings of the run.
+        producers: Run ids of `samples_daily` by day, in the order in which they are to be reported.
+        known: Ids of runs of `retraining_daily` from before: not the ones to wait for.
+    """
+
+    api: AirflowApi
+    processes: Processes
+    settings: Settings
+    producers: Mapping[str, str]
+    known: frozenset[str]
+    _told: set[tuple[str, str, str]] = field(default_factory=set)
+    _published_at: dict[str, float] = field(default_factory=dict)
+
+    def wait(self) -> dict[str, float]:
+        """Waits until all days are through.
+
+        Returns:
+            Seconds that each day's runs took.
+
+        Raises:
+            RunFailedError: A run has failed.
+            RunError: A component ended, or a published day started no run.
+        """
+        seconds: dict[str, float] = {}
+        while len(seconds) < len(self.producers):
+            self.processes.check()
+            consumers = self._consumers()
+            for day, run_id in self.producers.items():
+                if day not in seconds:
+                    taken = self._look(day, run_id, consumers.get(day))
+                    if taken is not None:
+                        seconds[day] = taken
+            time.sleep(_POLL_S)
+        return seconds
+
+    def _consumers(self) -> dict[str, dict[str, Any]]:
+        runs = self.api.runs(CONSUMER)
+        return {run["partition_key"]: run for run in runs if run["dag_run_id"] not in self.known}
+
+    def _look(self, day: str, run_id: str, consumer: dict[str, Any] | None) -> float | None:
+        """Tells what is new of a day; seconds when it is through, else None."""
+        producer = self.api.run(PRODUCER, run_id)
+        if producer["state"] == "queued":
+            return None
+        tasks = self._tell(day, producer)
+        if producer["state"] not in _ENDED:
+            return None
+        taken = _seconds(producer)
+        if not any(task["task_id"] == PUBLISHES and task["state"] == "success" for task in tasks):
+            return taken
+        if consumer is None:
+            published = self._published_at.setdefault(day, time.monotonic())
+            if time.monotonic() - published > _HANDOVER_S:
+                raise RunError(f"{day} was published, but {CONSUMER} has not started: is it paused?")
+            return None
+        if consumer["state"] == "queued":
+            return None
+        self._tell(day, consumer)
+        return taken + _seconds(consumer) if consumer["state"] in _ENDED else None
+
+    def _tell(self, day: str, run: dict[str, Any]) -> list[dict[str, Any]]:
+        """Prints the tasks that have ended since the last look.
+
+        Raises:
+            RunFailedError: The run has failed.
+        """
+        dag_id, run_id = run["dag_id"], run["dag_run_id"]
+        tasks = self.api.tasks(dag_id, run_id)
+        for task in sorted(tasks, key=lambda task: str(task["end_date"])):
+            key = (run_id, task["task_id"], f"{task['state']} {task['try_number']}")
+            if task["state"] in ("success", "failed", "skipped", "up_for_retry") and key not in self._told:
+                self._told.add(key)
+                seconds = f"{task['duration'] or 0:5.1f} s"
+                print_line(f"{day}  {dag_id:<17} {task['task_id']:<16} {task['state']:<12} {seconds}")
+        if run["state"] == "failed":
+            failed = [task for task in tasks if task["state"] == "failed"]
+            raise RunFailedError("\n".join(self._failure(day, dag_id, run_id, task) for task in failed))
+        return tasks
+
+    def _failure(self, day: str, dag_id: str, run_id: str, task: dict[str, Any]) -> str:
+        folder = self.settings.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}"
+        lines = self.api.log(dag_id, run_id, task["task_id"], task["try_number"])
+        return "\n".join(
+            [
+                f"{dag_id}.{task['task_id']} of {day} failed (try {task['try_number']}):",
+                *(f"  {line}" for line in lines[-15:]),
+                f"  (log: {folder / ('task_id=' + task['task_id'])})",
+            ]
+        )
+
+
+def _seconds(run: dict[str, Any]) -> float:
+    start, end = (
+        datetime.fromisoformat(run[key].replace("Z", "+00:00")) for key in ("start_date", "end_date")
+    )
+    return (end - start).total_seconds()
+
+
+def print_line(line: str) -> None:
+    """Prints a line for the person who waits."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
