@@ -34,6 +34,7 @@ class Limits:
         copc: Labels over the sum of the scores.
         auc: Greatest believable AUC and GAUC of (ctr, ctcvr): beyond, it is a leak.
         auc_gain: Greatest believable gain of AUC or GAUC over the champion.
+        over_oracle: Greatest believable AUC beyond the oracle's; None without an oracle.
     """
 
     hours: int = 20
@@ -54,14 +55,16 @@ class Limits:
     copc: tuple[float, float] = (0.5, 2.0)
     auc: tuple[float, float] = (0.95, 0.97)
     auc_gain: float = 0.1
+    over_oracle: float | None = None
 
 
 _LIMITS = {
-    "foodlog": Limits(),
+    "foodlog": Limits(over_oracle=0.02),
     "kuairand": Limits(
         immature_share=None,
         ctr=(0.1, 0.9),
         ctcvr=(0.05, 0.8),
+        null_increase=0.2,
         auc=(0.77, 0.77),
     ),
 }

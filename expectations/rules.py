@@ -55,6 +55,7 @@ class Rule:
         needs: Row rules: the columns that `broken` reads.
         fact: Other rules: name of the fact that is bounded.
         trailing: How the fact is compared with the trailing days; None bounds the fact itself.
+        requires: What must be there for the rule to mean anything, e.g. `champion`; else it is left out.
 
     Raises:
         ValueError: The rule bounds nothing, or is both or neither of the two kinds.
@@ -69,6 +70,7 @@ class Rule:
     needs: tuple[str, ...] = ()
     fact: str = ""
     trailing: Trailing | None = None
+    requires: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.broken) == bool(self.fact):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from expectations.evaluation_rules import evaluation_suite
 from expectations.event_rules import events_suite
 from expectations.limits import Limits, limits_of
 from expectations.rules import Suite
@@ -13,6 +14,7 @@ from spark_jobs.contract import Dataset
 SUITES: dict[str, Callable[[Dataset, Limits], Suite]] = {
     "events": events_suite,
     "samples": samples_suite,
+    "evaluation": evaluation_suite,
 }
 
 

@@ -77,7 +77,7 @@ class Verdict:
         success: Whether every rule holds.
         version: Version of the table, or of the samples, that was checked.
         baseline_days: Trailing days that it was compared with.
-        without_baseline: Rules that compare with trailing days and were left out because there are none yet.
+        left_out: Rule name to why the rule was left out.
         facts: All that was measured.
         findings: One a rule.
     """
@@ -89,7 +89,7 @@ class Verdict:
     success: bool
     version: int | None = None
     baseline_days: tuple[str, ...] = ()
-    without_baseline: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
