@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.mlflow_store import client, with_named_errors
+from model.mlflow_store import TrackingError, client, with_named_errors
 from model.runs import CONFIG, WEIGHTS, digest_of
 from model.tracking import experiment_name
 from spark_jobs import locations
@@ -63,6 +63,7 @@ class Version:
         digest: SHA-256 of its config and weights.
         status: MLflow's: `READY` when its registration went through.
         run_id: MLflow run it belongs to.
+        model_id: Logged model that holds its files.
         tags: All its tags.
     """
 
@@ -75,6 +76,7 @@ class Version:
     digest: str
     status: str
     run_id: str
+    model_id: str
     tags: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
@@ -234,7 +236,10 @@ def fetch(version: Version) -> Path:
     if not _holds(kept, version.digest):
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept.parent) as folder:
-            found = _download(f"models:/{version.model}/{version.version}/artifacts", Path(folder))
+            try:
+                found = _download(version.model_id, Path(folder))
+            except TrackingError as error:
+                raise RegistryError(f"{version}: its files cannot be read: {error}") from error
             if not _holds(found, version.digest):
                 raise RegistryError(
                     f"{version}: its files do not give the digest {version.digest}; delete the version and "
@@ -250,15 +255,31 @@ def fetch(version: Version) -> Path:
 
 
 @with_named_errors
-def _download(uri: str, folder: Path) -> Path:
-    client()
+def _download(model_id: str, folder: Path) -> Path:
+    place = client().get_logged_model(model_id).artifact_location
     import mlflow
 
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{place}/artifacts", dst_path=str(folder)))
 
 
 def _holds(folder: Path, digest: str) -> bool:
     return all((folder / name).is_file() for name in (CONFIG, WEIGHTS)) and digest_of(folder) == digest
+
+
+def check_files(model_id: str, digest: str) -> None:
+    """Downloads config and weights of a logged model and compares their digest.
+
+    Raises:
+        RegistryError: They are missing or differ.
+        TrackingError: MLflow is not reachable or refuses.
+    """
+    with tempfile.TemporaryDirectory(prefix="mtgr-check-") as folder:
+        try:
+            found = _download(model_id, Path(folder))
+        except TrackingError as error:
+            raise RegistryError(f"the logged model {model_id} has no files: {error}") from error
+        if not _holds(found, digest):
+            raise RegistryError(f"the files of the logged model {model_id} do not give the digest {digest}")
 
 
 def _registered(name: str) -> Any:
@@ -284,5 +305,6 @@ def _version(entry: ModelVersion) -> Version:
         digest=tags.get(DIGEST, ""),
         status=str(entry.status),
         run_id=entry.run_id or "",
+        model_id=str(entry.source).removeprefix("models:/"),
         tags=tags,
     )
