@@ -47,7 +47,7 @@ def cpu_extension() -> Any:
 
 
 def sm90_module() -> Any:
-    """The module `csrc/sm90/build.py`: it knows the toolkit, the sources and the flags of the CUTLASS library."""
+    """The module `csrc/sm90/build.py`, which knows toolkit, sources and flags of the CUTLASS library."""
     path = HERE / "csrc" / "sm90" / "build.py"
     if not path.exists():
         return None
@@ -60,7 +60,7 @@ def sm90_module() -> Any:
 
 
 def extensions() -> list[Any]:
-    """What to build here, by `HSTU_OPS_CUDA` and the toolkit; raises SystemExit if it is asked for in vain."""
+    """What to build here, by `HSTU_OPS_CUDA` and the toolkit; raises SystemExit if asked in vain."""
     wish = os.environ.get("HSTU_OPS_CUDA", "auto")
     if wish not in ("0", "1", "auto"):
         raise SystemExit(f"HSTU_OPS_CUDA is {wish!r}: use 0, 1, or leave it unset")

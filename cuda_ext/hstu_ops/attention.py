@@ -1,5 +1,5 @@
 """`mtgr_attention`: MTGR's masked SiLU attention over jagged rows, and its fake kernels and derivatives."""
-# ruff: noqa: N803, N806 (names carry their shape: T tokens, N heads, D head dim, B rows)
+# ruff: noqa: N803, N806 (a name carries its shape: T tokens, N heads, D width, B rows, G groups, L longest)
 
 from typing import Any
 

@@ -86,7 +86,7 @@ def _choose(
         if reason is not None:
             raise BackendUnavailableError(reason)
         return backend, []
-    reasons = []
+    reasons: list[str] = []
     for candidate in ("cpu",) if device_type == "cpu" else ("cutlass", "triton"):
         reason = missing(candidate, device_type, dtype, head_dim)
         if reason is None:

@@ -1,5 +1,5 @@
 """`group_layer_norm`: layer norm with scale and shift by token group; its gate, its derivatives."""
-# ruff: noqa: N803, N806 (names carry their shape: T tokens, D width, G groups)
+# ruff: noqa: N803, N806 (a name carries its shape: T tokens, N heads, D width, B rows, G groups, L longest)
 
 from typing import Any
 

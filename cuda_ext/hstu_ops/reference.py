@@ -1,10 +1,10 @@
-# ruff: noqa: N803, N806 (names carry their shape: T tokens, N heads, D head dim or width, B rows, G groups)
 """Both operators in plain PyTorch: what every kernel is held against.
 
 Written to be read and checked, not to be fast: it runs in any floating dtype (float64 for proofs),
 differentiates by autograd (twice, if asked) and builds no mask larger than a few rows'. Reading the offsets
 costs a synchronisation.
 """
+# ruff: noqa: N803, N806 (a name carries its shape: T tokens, N heads, D width, B rows, G groups, L longest)
 
 import itertools
 from collections import defaultdict

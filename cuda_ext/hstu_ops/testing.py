@@ -1,10 +1,9 @@
 """What the proofs of every backend share: batches with awkward rows, and how exact a kernel must be.
 
-A kernel is held against the float64 reference: its error may be twice that of the PyTorch reference run in the kernel's
-own precision, plus one rounding of the largest result. Inputs are rounded to that precision first, for both. A float64
-kernel, as exact as the reference itself, may differ from it by 64 roundings.
+A kernel is held against the float64 reference: its error may be twice that of the PyTorch reference run in
+the kernel's own precision, plus one rounding of the largest result. Inputs are rounded to that precision
+first, for both. A float64 kernel, as exact as the reference itself, may differ from it by 64 roundings.
 """
-# ruff: noqa: N803 (names carry their shape: T tokens, N heads, D head dim)
 
 from collections.abc import Sequence
 
@@ -82,7 +81,7 @@ def check_attention(
     *,
     deterministic: bool = False,
 ) -> None:
-    """Holds `mtgr_attention` of a backend, q, k and v being slices of one product, against the float64 reference."""
+    """Holds `mtgr_attention` of a backend, q, k, v being slices of one product, against the reference."""
     device = rows.offsets.device
     generator = torch.Generator(device=device).manual_seed(3)
     shape = (rows.num_tokens, 4, num_heads, head_dim)
@@ -119,7 +118,7 @@ def check_norm(
     weight_dtype: torch.dtype,
     gated: bool,
 ) -> None:
-    """Holds `group_layer_norm` of a backend, x and gate being slices of one tensor, against the float64 reference."""
+    """Holds `group_layer_norm` of a backend, x and gate being slices of one tensor, against the reference."""
     device = "cpu" if backend == "cpu" else "cuda"
     generator = torch.Generator(device=device).manual_seed(5)
 
@@ -131,7 +130,7 @@ def check_norm(
     weight, bias = normal(num_groups, dim).to(weight_dtype), normal(num_groups, dim).to(weight_dtype)
 
     def run(name: str, exact: bool) -> list[Tensor]:
-        x, gate = (part.requires_grad_() for part in (pair.double() if exact else pair).split(dim, dim=1))
+        x, gate = (part.requires_grad_() for part in (pair.double() if exact else pair).chunk(2, dim=1))
         w, b = ((t.double() if exact else t.clone()).requires_grad_() for t in (weight, bias))
         y = group_layer_norm(x, group, w, b, 1e-5, gate_TD=gate if gated else None, backend=name)
         return gradients(y, (x, w, b, gate) if gated else (x, w, b))

@@ -1,4 +1,4 @@
-"""Makes `hstu_ops` importable from its sources, and runs a test once for every backend where it takes a `backend`."""
+"""Makes `hstu_ops` importable from its sources, and runs a test that takes `backend` once for each."""
 
 import importlib.util
 import sys
@@ -9,7 +9,7 @@ import pytest
 if importlib.util.find_spec("hstu_ops") is None:
     sys.path.insert(0, str(Path(__file__).parents[2] / "cuda_ext"))
 
-import hstu_ops  # noqa: E402
+import hstu_ops
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -13,9 +13,8 @@ def attention_arguments() -> dict:
         torch.tensor([0, 2, 6], dtype=torch.int32),
         torch.tensor([1, 2, 2, 4, 0, 3], dtype=torch.int32),
     )
-    return {
-        "q_TND": q, "k_TND": k, "v_TND": v, "offsets_B1": offsets, "visible_end_T": end, "alpha": 1.0, "inv_n": 1.0,
-    }  # fmt: skip
+    tensors = {"q_TND": q, "k_TND": k, "v_TND": v, "offsets_B1": offsets, "visible_end_T": end}
+    return {**tensors, "alpha": 1.0, "inv_n": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every attention backend against the float64 reference: forward, every gradient, awkward rows, strides, determinism."""
+"""Every attention backend against the float64 reference: forward, gradients, awkward rows, determinism."""
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
-"""The reference against masks drawn by brute force from timestamps, and against numbers worked out by hand."""
+"""The reference against masks drawn by brute force from timestamps, and numbers worked out by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -28,7 +29,7 @@ def brute_force_mask(static: int, event_times: list[int], shown_times: list[int]
 
 
 def visible_ends(static: int, event_times: list[int], shown_times: list[int]) -> list[int]:
-    """What the sample builder stores: static tokens, and for the others the real-time tokens strictly earlier."""
+    """What a sample stores: the static tokens, for the others also the real-time tokens strictly earlier."""
     return [static] * static + [static + sum(e < t for e in event_times) for t in event_times + shown_times]
 
 
@@ -82,7 +83,7 @@ def test_reference_is_the_dense_formula_row_by_row(name):
     out = mtgr_attention(q, k, v, rows.offsets, rows.visible_end, 0.3, 0.1, backend="reference")
     expected = torch.zeros_like(out)
     bounds = rows.offsets.tolist()
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         for i in range(start, end):
             seen = sorted({*range(start, start + int(rows.visible_end[i])), i})
             for n in range(2):

@@ -1,4 +1,4 @@
-"""Hypothesis over row lengths and masks: the CPU backend against the reference, and the rules a mask must keep."""
+"""Hypothesis over row lengths and masks: the CPU backend against the reference, and what a mask must keep."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from hstu_ops.shapes import Jagged
 from hstu_ops.testing import check_attention
 
 pytest.importorskip("hypothesis")
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 length = st.sampled_from([0, 0, 1, 2, 31, 63, 64, 65])
 counts = st.lists(st.tuples(length, length, length), max_size=4)

@@ -1,9 +1,11 @@
-"""Backward kernels of `mtgr_attention` in Triton: one for the gradients of k and v, one for that of q.
+"""Backward kernels of `mtgr_attention` in Triton: one for k and v, in one launch or two, and one for q.
 
 Each program owns the tile it writes, so nothing is added atomically and equal inputs give equal bits; the
-price is that scores are computed once in each kernel.
+price is that scores are computed again in each launch. At head dim 256 the sums of both k and v do not fit
+the registers beside a tile worth its name, so there they take a launch each.
 """
 # ruff: noqa: N803 (kernel constants are upper case)
+
 # mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator, attr-defined"
 
 import torch
@@ -31,10 +33,10 @@ def _queries_that_see(visible_end, token, length, key, WIDTH: tl.constexpr):
 
 @triton.jit
 def _own_weights(a_ptr, b_ptr, a, b, behind, alpha, FAST: tl.constexpr, TOKENS: tl.constexpr):
-    """Returns what tokens behind what they see give themselves: if there is one, weights, gradients of scores.
+    """Returns what tokens behind what they see give themselves: whether one does, weights, score gradients.
 
-    The scores are products of the rows at `a_ptr` with `a` (q and k), the gradients of the weights of those at `b_ptr`
-    with `b` (that of out, and v). Taken before the sums fill the registers.
+    The scores are products of the rows at `a_ptr` with `a` (q and k), the gradients of the weights of those
+    at `b_ptr` with `b` (that of out, and v). Taken before the sums fill the registers.
     """
     any_behind = tl.max(behind.to(tl.int32)) > 0
     weight = tl.zeros([TOKENS], tl.float32)
@@ -54,7 +56,8 @@ def _own_weights(a_ptr, b_ptr, a, b, behind, alpha, FAST: tl.constexpr, TOKENS: 
 def _backward_kv_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, grad_k_ptr, grad_v_ptr, offsets, visible_end, tile_row, alpha, inv_n,
     q_token, q_head, k_token, k_head, v_token, v_head, grad_token, grad_head, out_token, out_head,
-    FAST: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    GRAD_K: tl.constexpr, GRAD_V: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr, D: tl.constexpr,
+        QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     start, length, first = locate_tile(offsets, tile_row, tl.program_id(0), KEYS)
     if first >= length:
@@ -89,22 +92,25 @@ def _backward_kv_kernel(
         x = tl.dot(k, tl.trans(q), input_precision=PRECISION) * alpha
         s = sigmoid(x, FAST)
         weight = tl.where(sees, x * s, 0.0)
-        grad_v = tl.dot(weight.to(grad.dtype), grad, grad_v, input_precision=PRECISION)
-        grad_weight = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
-        grad_x = tl.where(sees, grad_weight * (s + x * s * (1.0 - s)), 0.0)
-        grad_k = tl.dot(grad_x.to(q.dtype), q, grad_k, input_precision=PRECISION)
-
-    if any_behind:
-        own_grad = grad_start + j[:, None] * grad_token + dims[None, :]
-        grad_v += own_weight[:, None] * tl.load(own_grad, mask=behind[:, None], other=0.0).to(tl.float32)
-        own = q_start + j[:, None] * q_token + dims[None, :]
-        grad_k += own_grad_x[:, None] * tl.load(own, mask=behind[:, None], other=0.0).to(tl.float32)
+        if GRAD_V:
+            grad_v = tl.dot(weight.to(grad.dtype), grad, grad_v, input_precision=PRECISION)
+        if GRAD_K:
+            grad_weight = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+            grad_x = tl.where(sees, grad_weight * (s + x * s * (1.0 - s)), 0.0)
+            grad_k = tl.dot(grad_x.to(q.dtype), q, grad_k, input_precision=PRECISION)
 
     out = token * out_token + head * out_head + j[:, None] * out_token + dims[None, :]
-    tl.store(
-        grad_k_ptr + out, (grad_k * (alpha * inv_n)).to(grad_k_ptr.dtype.element_ty), mask=in_row[:, None]
-    )
-    tl.store(grad_v_ptr + out, (grad_v * inv_n).to(grad_v_ptr.dtype.element_ty), mask=in_row[:, None])
+    if GRAD_V:
+        if any_behind:
+            own_grad = grad_start + j[:, None] * grad_token + dims[None, :]
+            grad_v += own_weight[:, None] * tl.load(own_grad, mask=behind[:, None], other=0.0).to(tl.float32)
+        tl.store(grad_v_ptr + out, (grad_v * inv_n).to(grad_v_ptr.dtype.element_ty), mask=in_row[:, None])
+    if GRAD_K:
+        if any_behind:
+            own = q_start + j[:, None] * q_token + dims[None, :]
+            grad_k += own_grad_x[:, None] * tl.load(own, mask=behind[:, None], other=0.0).to(tl.float32)
+        grad_k *= alpha * inv_n
+        tl.store(grad_k_ptr + out, grad_k.to(grad_k_ptr.dtype.element_ty), mask=in_row[:, None])
 
 
 @triton.jit
@@ -196,22 +202,30 @@ def attention_backward(
     tiles = tiles_for(q.device, head_dim, q.dtype)
     strides = [s for t in (q, k, v, grad_out, grad_q) for s in (t.stride(0), t.stride(1))]
 
+    rest = (offsets, visible_end)
+
     def constants(tile: Tile) -> dict[str, object]:
         return {
             "FAST": q.dtype == torch.bfloat16, "PRECISION": "ieee", "D": head_dim,
             "QUERIES": tile.queries, "KEYS": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages,
         }  # fmt: skip
 
-    with torch.cuda.device(q.device):
-        tile_row = rows_of_tiles(offsets, num_tokens, tiles.backward_kv.keys)
+    def launch_kv(tile: Tile, *, for_k: bool, for_v: bool) -> None:
+        tile_row = rows_of_tiles(offsets, num_tokens, tile.keys)
         _backward_kv_kernel[(tile_row.shape[0], num_heads)](
-            q, k, v, grad_out, grad_k, grad_v, offsets, visible_end, tile_row, alpha, inv_n,
-            *strides, **constants(tiles.backward_kv),
+            q, k, v, grad_out, grad_k, grad_v, *rest, tile_row, alpha, inv_n, *strides,
+            GRAD_K=for_k, GRAD_V=for_v, **constants(tile),
         )  # fmt: skip
-        if tiles.backward_q.queries != tiles.backward_kv.keys:
-            tile_row = rows_of_tiles(offsets, num_tokens, tiles.backward_q.queries)
+
+    with torch.cuda.device(q.device):
+        if tiles.backward_k == tiles.backward_v:
+            launch_kv(tiles.backward_k, for_k=True, for_v=True)
+        else:
+            launch_kv(tiles.backward_v, for_k=False, for_v=True)
+            launch_kv(tiles.backward_k, for_k=True, for_v=False)
+        tile = tiles.backward_q
+        tile_row = rows_of_tiles(offsets, num_tokens, tile.queries)
         _backward_q_kernel[(tile_row.shape[0], num_heads)](
-            q, k, v, grad_out, grad_q, offsets, visible_end, tile_row, alpha, inv_n,
-            *strides, **constants(tiles.backward_q),
-        )  # fmt: skip
+            q, k, v, grad_out, grad_q, *rest, tile_row, alpha, inv_n, *strides, **constants(tile)
+        )
     return grad_q, grad_k, grad_v

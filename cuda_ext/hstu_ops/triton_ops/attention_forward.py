@@ -5,6 +5,7 @@ mask, then the few tiles on the edge. What a token takes from itself, where it l
 (real-time tokens, candidates), is one product a token.
 """
 # ruff: noqa: N803 (kernel constants are upper case)
+
 # mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator, attr-defined"
 
 import torch

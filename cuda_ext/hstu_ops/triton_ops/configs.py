@@ -20,26 +20,31 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """The tiles of the three attention kernels."""
+    """The tiles of the attention kernels; where those of k and v are equal, one launch computes both."""
 
     forward: Tile
-    backward_kv: Tile
+    backward_k: Tile
+    backward_v: Tile
     backward_q: Tile
+
+
+def _joint(forward: Tile, backward_kv: Tile, backward_q: Tile) -> Tiles:
+    return Tiles(forward, backward_kv, backward_kv, backward_q)
 
 
 # By the largest head dim they serve; for 16-bit tensors.
 _HOPPER = {
-    64: Tiles(Tile(128, 64, 4, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
-    128: Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
-    256: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+    64: _joint(Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(128, 64, 4, 3)),
+    128: _joint(Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(128, 64, 8, 3)),
+    256: Tiles(Tile(128, 32, 8, 3), Tile(32, 128, 8, 2), Tile(64, 128, 8, 2), Tile(128, 32, 8, 2)),
 }
 _SMALL = {
-    64: Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    128: Tiles(Tile(64, 32, 4, 2), Tile(32, 64, 4, 1), Tile(64, 32, 4, 1)),
-    256: Tiles(Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    64: _joint(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    128: _joint(Tile(64, 32, 4, 2), Tile(32, 64, 4, 1), Tile(64, 32, 4, 1)),
+    256: _joint(Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
 }
 # float32 is multiplied exactly, outside the tensor cores: small tiles, for proofs and small runs.
-_FLOAT32 = {256: Tiles(Tile(32, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1))}
+_FLOAT32 = {256: _joint(Tile(32, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1))}
 _HOPPER_SHARED_MEMORY = 220 * 1024
 
 

@@ -5,6 +5,7 @@ scale and shift to its own partial sums, which are then added in a fixed order; 
 give equal bits.
 """
 # ruff: noqa: N803 (kernel constants are upper case)
+
 # mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator, attr-defined"
 
 import torch

@@ -1,5 +1,6 @@
 """SiLU and its derivative inside the Triton kernels, exact or by the GPU's tanh instruction."""
 # ruff: noqa: N803 (kernel constants are upper case)
+
 # mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator, attr-defined"
 
 import triton

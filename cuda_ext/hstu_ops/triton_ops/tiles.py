@@ -6,6 +6,7 @@ from the shapes. One small kernel writes down which row owns each slot; a slot b
 work.
 """
 # ruff: noqa: N803 (kernel constants are upper case)
+
 # mypy: disable-error-code="import-untyped, no-untyped-def, no-untyped-call, untyped-decorator, attr-defined"
 
 import torch

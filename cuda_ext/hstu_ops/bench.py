@@ -1,0 +1,155 @@
+"""Measures the operators on the workloads of `hstu_ops.shapes` and writes a JSON file.
+
+    python -m hstu_ops.bench --device cpu --out cuda_ext/benchmarks/cpu.json
+    python -m hstu_ops.bench --device cuda --out cuda_ext/benchmarks/h200.json
+    python -m hstu_ops.bench_tables cuda_ext/README.md cuda_ext/benchmarks
+
+All sides of a comparison run in one process, taking turns, so that a busy machine slows them alike. Times
+are medians with quartiles. TFLOP/s count visible pairs only: 4 x heads x head dim x pairs forward, 3.5 times
+that with the backward pass. The first side of every workload is what the others are held against.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hstu_ops.attention import mtgr_attention
+from hstu_ops.backends import available
+from hstu_ops.bench_block import block_step
+from hstu_ops.bench_timing import PASSES, Steps, Times, both_passes, environment, measure, summary
+from hstu_ops.norm import group_layer_norm
+from hstu_ops.padded import PaddedAttention
+from hstu_ops.shapes import CPU_WORKLOADS, GPU_WORKLOADS, WORKLOADS, Jagged, Workload, build, uvqk
+
+logger = logging.getLogger(__name__)
+
+INV_N = 1.0 / 500
+
+
+def _attention_flops(workload: Workload, rows: Jagged) -> float:
+    return 4.0 * workload.num_heads * workload.head_dim * rows.visible_pairs
+
+
+def attention_steps(
+    workload: Workload, rows: Jagged, device: str, dtype: torch.dtype, backends: Sequence[str]
+) -> Steps:
+    """Returns `mtgr_attention` by each backend, on the CPU beside the padded product."""
+    parts = uvqk(rows.num_tokens, workload.num_heads, workload.head_dim, dtype=dtype, device=device)
+    v, q, k = (part.detach().requires_grad_() for part in parts[1:])
+    alpha = workload.head_dim**-0.5
+    steps: Steps = {}
+    if device == "cpu":
+        padded = PaddedAttention(rows)
+        steps |= both_passes("padded PyTorch", lambda q, k, v: padded(q, k, v, alpha, INV_N), (q, k, v))
+    for name in backends:
+
+        def attention(q: Tensor, k: Tensor, v: Tensor, name: str = name) -> Tensor:
+            return mtgr_attention(q, k, v, rows.offsets, rows.visible_end, alpha, INV_N, backend=name)
+
+        steps |= both_passes(name, attention, (q, k, v))
+    return steps
+
+
+def norm_steps(
+    workload: Workload, rows: Jagged, device: str, dtype: torch.dtype, backends: Sequence[str]
+) -> Steps:
+    """Returns the gated `group_layer_norm` by PyTorch and by each backend with a norm of its own."""
+    shape = (rows.num_tokens, workload.num_heads * workload.head_dim)
+    x, gate = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
+    weight, bias = (torch.randn(4, shape[1], device=device, requires_grad=True) for _ in range(2))
+    steps: Steps = {}
+    for name in ("reference", *backends):
+        if name == "cutlass":  # it runs the Triton kernel
+            continue
+
+        def norm(x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, name: str = name) -> Tensor:
+            return group_layer_norm(x, rows.group, weight, bias, 1e-5, gate_TD=gate, backend=name)
+
+        side = "PyTorch" if name == "reference" else name
+        steps |= both_passes(side, norm, (x, weight, bias, gate))
+    return steps
+
+
+def block_steps(
+    workload: Workload, rows: Jagged, device: str, dtype: torch.dtype, backends: Sequence[str]
+) -> Steps:
+    """Returns a whole block of MTGR by each backend."""
+    steps: Steps = {}
+    for name in backends:
+        forward, inputs = block_step(workload, rows, device, dtype, name)
+        steps |= both_passes(name, forward, inputs)
+    return steps
+
+
+def run(workload: Workload, device: str, backends: Sequence[str], repeats: int) -> list[dict[str, Any]]:
+    """Measures all operators on one workload."""
+    rows = build(workload).to(device)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    attention = _attention_flops(workload, rows)
+    linear = 10.0 * rows.num_tokens * (workload.num_heads * workload.head_dim) ** 2
+    suites: list[tuple[str, Callable[..., Steps], tuple[float, float] | None]] = [
+        ("mtgr_attention", attention_steps, (attention, 3.5 * attention)),
+        ("group_layer_norm, gated", norm_steps, None),
+        ("block", block_steps, (linear + attention, 3 * linear + 3.5 * attention)),
+    ]
+    results = []
+    for operator, steps, flops in suites:
+        times: Times = measure(steps(workload, rows, device, dtype, backends), device, repeats)
+        for (side, passes), values in times.items():
+            line = {
+                "operator": operator,
+                "workload": workload.name,
+                "side": side,
+                "passes": passes,
+                "dtype": str(dtype).removeprefix("torch."),
+                "num_tokens": rows.num_tokens,
+                "num_rows": workload.num_rows,
+                "num_heads": workload.num_heads,
+                "head_dim": workload.head_dim,
+                "visible_pairs": rows.visible_pairs,
+                **summary(values),
+            }
+            work = flops[PASSES.index(passes)] if flops else None
+            line["tflops"] = round(work / line["median_ms"] / 1e9, 3) if work else None
+            logger.info("%s %s %s %s: %.3f ms", operator, workload.name, side, passes, line["median_ms"])
+            results.append(line)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmarks asked for; 0 when the file is written, 1 when no backend can run."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--workloads", nargs="+", choices=sorted(WORKLOADS))
+    parser.add_argument("--repeats", type=int, help="default: 5 on the CPU, 20 on a GPU")
+    args = parser.parse_args(argv)
+    reasons = available(args.device)
+    candidates = ("cpu",) if args.device == "cpu" else ("triton", "cutlass")
+    backends = [name for name in candidates if reasons[name] is None]
+    for name in candidates:
+        if name not in backends:
+            logger.warning("left out: %s", reasons[name])
+    if not backends:
+        return 1
+    results = []
+    for name in args.workloads or (CPU_WORKLOADS if args.device == "cpu" else GPU_WORKLOADS):
+        repeats = args.repeats or (5 if args.device == "cpu" else 20)
+        results += run(WORKLOADS[name], args.device, backends, repeats)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    report = {"environment": environment(args.device), "results": results}
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    logger.info("wrote %s", args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

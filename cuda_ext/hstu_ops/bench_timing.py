@@ -1,0 +1,107 @@
+"""How the benchmarks time, and what they write down about the machine, so that a number can be redone."""
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# What runs, by (side, passes).
+Steps = dict[tuple[str, str], Callable[[], object]]
+Times = dict[tuple[str, str], list[float]]
+PASSES = ("forward", "forward + backward")
+
+
+def both_passes(side: str, forward: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Steps:
+    """Returns the forward pass without a graph, and forward and backward with gradients of all inputs."""
+    cotangent = torch.randn_like(forward(*inputs))
+
+    def only_forward() -> Tensor:
+        with torch.no_grad():
+            return forward(*inputs)
+
+    def with_backward() -> object:
+        return torch.autograd.grad(forward(*inputs), inputs, cotangent)
+
+    return {(side, PASSES[0]): only_forward, (side, PASSES[1]): with_backward}
+
+
+def _time_on_cpu(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _time_on_gpu(step: Callable[[], object]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    step()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end))
+
+
+def measure(steps: Steps, device: str, repeats: int) -> Times:
+    """Warms every step up, then lets them take turns; returns the milliseconds of each."""
+    timer = _time_on_cpu if device == "cpu" else _time_on_gpu
+    times: Times = {key: [] for key in steps}
+    for step in steps.values():
+        for _ in range(1 if device == "cpu" else 5):
+            step()
+    for _ in range(repeats):
+        for key, step in steps.items():
+            times[key].append(timer(step))
+    return times
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Returns median, quartiles and number of some milliseconds."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {
+        "median_ms": round(median, 4),
+        "quartiles_ms": [round(low, 4), round(high, 4)],
+        "repeats": len(values),
+    }
+
+
+def _commit() -> str:
+    """The commit of the sources, marked if they differ; outside of a repository what HSTU_OPS_COMMIT says."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", *arguments]
+        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return os.environ.get("HSTU_OPS_COMMIT", "unknown")
+    return commit + (" with changes" if git("status", "--porcelain", "--", ".") else "")
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Returns the commit, versions and machine that the numbers belong to."""
+    found: dict[str, Any] = {
+        "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if device == "cuda":
+        import triton  # type: ignore[import-untyped]
+
+        found |= {
+            "triton": triton.__version__,
+            "cuda": torch.version.cuda,
+            "device": torch.cuda.get_device_name(),
+        }
+    else:
+        found |= {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
+    return found
