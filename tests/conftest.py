@@ -1,0 +1,32 @@
+"""Fixtures for all tests: one small Spark session, and a lake of its own for each test that asks for one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[object]:
+    """A local session with Delta: serial collector, two shuffle partitions."""
+    from spark_jobs.session import spark_session
+
+    before = {name: os.environ.pop(name, None) for name in ("SPARK_REMOTE", "SPARK_MASTER", "SPARK_CONF")}
+    os.environ["SPARK_CONF"] = "spark.sql.shuffle.partitions=2;spark.driver.memory=1g"
+    session = spark_session("tests")
+    session.sparkContext.setLogLevel("OFF")
+    del os.environ["SPARK_CONF"]
+    os.environ.update({name: value for name, value in before.items() if value is not None})
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of a fresh lake, set for this process and its children."""
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path))
+    monkeypatch.delenv("MTGR_LAKE", raising=False)
+    return tmp_path / "lake"

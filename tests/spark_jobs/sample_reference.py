@@ -1,0 +1,264 @@
+"""A slow, plain-Python builder of samples, written from the rules alone, and a small dataset to try it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from spark_jobs.contract import (
+    Dataset,
+    FeatureSpec,
+    Group,
+    Kind,
+    Measure,
+    Owner,
+    Statistic,
+    sample_columns,
+    shift_day,
+)
+
+Row = dict[str, Any]
+
+
+def _category(name: str, owner: Owner, cardinality: int) -> FeatureSpec:
+    return FeatureSpec(
+        name=name, owner=owner, kind=Kind.CATEGORY, cardinality=cardinality, width=2, description=name
+    )
+
+
+def _id(name: str, owner: Owner) -> FeatureSpec:
+    return FeatureSpec(name=name, owner=owner, kind=Kind.ID, cardinality=100, width=2, description=name)
+
+
+def _statistic(owner: Owner, keys: tuple[str, ...], measure: Measure, days: int) -> FeatureSpec:
+    return FeatureSpec(
+        name=f"{'_'.join(keys)}_{measure}_{days}",
+        owner=owner,
+        kind=Kind.NUMBER,
+        high=1.0 if measure.is_rate else 3.0,
+        description="statistic",
+        statistic=Statistic(keys=keys, measure=measure, days=days),
+    )
+
+
+TINY = Dataset(
+    name="tiny",
+    actions=("click", "order"),
+    conversion="an order",
+    utc_offset_hours=8,
+    history_days=5,
+    late_days=3,
+    max_impressions_a_day=20,
+    features=(
+        _id("user_id", Owner.PROFILE),
+        _category("city", Owner.PROFILE, 10),
+        _statistic(Owner.PROFILE, ("user_id",), Measure.CLICKS, 5),
+        _statistic(Owner.PROFILE, ("user_id",), Measure.CTR, 2),
+        _id("item_id", Owner.ITEM),
+        _id("merchant_id", Owner.ITEM),
+        FeatureSpec(name="price", owner=Owner.ITEM, kind=Kind.NUMBER, low=1, high=50, description="price"),
+        _statistic(Owner.ITEM_STATISTIC, ("item_id",), Measure.IMPRESSIONS, 1),
+        _statistic(Owner.ITEM_STATISTIC, ("item_id",), Measure.CTR, 5),
+        _statistic(Owner.ITEM_STATISTIC, ("merchant_id", "hour"), Measure.CTCVR, 5),
+        _statistic(Owner.CROSS, ("user_id", "item_id"), Measure.CLICKS, 5),
+        _statistic(Owner.CROSS, ("user_id", "merchant_id"), Measure.CTCVR, 2),
+        _statistic(Owner.CROSS, ("user_id", "weather"), Measure.CONVERSIONS, 5),
+        _category("hour", Owner.CONTEXT, 24),
+        _category("weekday", Owner.CONTEXT, 7),
+        _category("weather", Owner.CONTEXT, 8),
+        _category("action", Owner.ACTION, 3),
+        _statistic(Owner.REALTIME_STATISTIC, ("user_id",), Measure.IMPRESSIONS, 0),
+        _statistic(Owner.REALTIME_STATISTIC, ("user_id",), Measure.CTR, 0),
+        _statistic(Owner.REALTIME_STATISTIC, ("user_id", "merchant_id"), Measure.CLICKS, 0),
+    ),
+)
+_COUNTED = {Measure.IMPRESSIONS: "impression", Measure.CLICKS: "click", Measure.CONVERSIONS: "conversion"}
+_X = {Measure.CTR: "click", Measure.CTCVR: "conversion"}
+
+
+def reference_samples(
+    events: list[Row],
+    users: list[Row],
+    items: list[Row],
+    dataset: Dataset,
+    ds: str,
+    max_static: int,
+    max_realtime: int,
+) -> list[Row]:
+    """Samples of a day from rows of events, users and items, one rule after the other, by brute force."""
+    events = _without_bots(_first_deliveries(events), dataset)
+    item_of = _as_of(items, "item_id", ds)
+    user_of = _as_of(users, "user_id", ds)
+    events = [_described(event, item_of, dataset) for event in events]
+    past = [e for e in events if _day(ds, -dataset.history_days) <= e["ds"] < ds and e["delivery_ds"] < ds]
+    today = [e for e in events if e["ds"] == ds]
+    on_time = [e for e in today if e["delivery_ds"] <= ds]
+    samples = []
+    for user in sorted({e["user_id"] for e in today if e["event_type"] == "impression"}):
+        behaviours = _ordered(e for e in on_time if e["user_id"] == user and e["action"] is not None)
+        before_today = _ordered(e for e in past if e["user_id"] == user and e["action"] is not None)
+        shown = _ordered(e for e in today if e["user_id"] == user and e["event_type"] == "impression")
+        starts = _window_starts(behaviours, dataset.day_start_ms(ds), max_realtime)
+        for start, end in zip(starts, [*starts[1:], dataset.day_end_ms(ds)], strict=True):
+            candidates = [e for e in shown if start <= e["time_ms"] < end]
+            if candidates:
+                static = [e for e in [*before_today, *behaviours] if e["time_ms"] < start][-max_static:]
+                realtime = [e for e in behaviours if start <= e["time_ms"] < end][-max_realtime:]
+                profile = {"user_id": user, **user_of.get(user, {})}
+                samples.append(
+                    _sample(
+                        profile,
+                        static,
+                        realtime,
+                        candidates,
+                        (start, end),
+                        events,
+                        past,
+                        on_time,
+                        dataset,
+                        ds,
+                    )
+                )
+    return samples
+
+
+def _sample(
+    profile: Row,
+    static: list[Row],
+    realtime: list[Row],
+    candidates: list[Row],
+    window: tuple[int, int],
+    events: list[Row],
+    past: list[Row],
+    on_time: list[Row],
+    dataset: Dataset,
+    ds: str,
+) -> Row:
+    def visible(event: Row) -> int:
+        return sum(r["time_ms"] < event["time_ms"] for r in realtime)
+
+    def feature(spec: FeatureSpec, event: Row) -> float:
+        assert spec.statistic is not None
+        if spec.statistic.days:
+            return _statistic_value(spec, event, past, ds, with_prior=True)
+        earlier = [e for e in on_time if e["time_ms"] < event["time_ms"]]
+        return _statistic_value(spec, event, earlier, ds, with_prior=False)
+
+    labels = [_labels(candidate, events, dataset) for candidate in candidates]
+    row: Row = {
+        "user_id": profile["user_id"],
+        "ds": ds,
+        "window_start_ms": window[0],
+        "window_end_ms": window[1],
+        "static_time_ms": [e["time_ms"] for e in static],
+        "realtime_time_ms": [e["time_ms"] for e in realtime],
+        "realtime_visible": [visible(e) for e in realtime],
+        "candidate_time_ms": [e["time_ms"] for e in candidates],
+        "candidate_visible": [visible(e) for e in candidates],
+        "candidate_request_id": [e["request_id"] for e in candidates],
+        "candidate_impression_id": [e["impression_id"] for e in candidates],
+        "label_click": [click for click, _ in labels],
+        "label_conversion": [conversion for _, conversion in labels],
+    }
+    for spec in dataset.in_group(Group.PROFILE):
+        row[f"profile_{spec.name}"] = (
+            feature(spec, profile) if spec.statistic else _or_unknown(spec, profile.get(spec.name))
+        )
+    for group, tokens in ((Group.STATIC, static), (Group.REALTIME, realtime), (Group.CANDIDATE, candidates)):
+        for spec in dataset.in_group(group):
+            row[f"{group}_{spec.name}"] = [
+                feature(spec, e) if spec.statistic else e[spec.name] for e in tokens
+            ]
+    assert set(row) == {name for name, _ in sample_columns(dataset)}
+    return row
+
+
+def _statistic_value(spec: FeatureSpec, of: Row, events: list[Row], ds: str, *, with_prior: bool) -> float:
+    assert spec.statistic is not None
+    keys, measure, days = spec.statistic.keys, spec.statistic.measure, spec.statistic.days
+    within = [e for e in events if not days or e["ds"] >= _day(ds, -days)]
+    mine = [e for e in within if all(e[key] == of[key] for key in keys)]
+
+    def count(rows: list[Row], kind: str) -> int:
+        return sum(e["event_type"] == kind for e in rows)
+
+    if not measure.is_rate:
+        return min(float(count(mine, _COUNTED[measure])), spec.high)
+    shown = count(within, "impression")
+    prior = count(within, _X[measure]) / shown if with_prior and shown else 0.0
+    return min(1.0, (count(mine, _X[measure]) + 20 * prior) / (count(mine, "impression") + 20))
+
+
+def _labels(candidate: Row, events: list[Row], dataset: Dataset) -> tuple[int, int]:
+    def followed(kind: str) -> bool:
+        return any(
+            e["event_type"] == kind
+            and e["impression_id"] == candidate["impression_id"]
+            and e["user_id"] == candidate["user_id"]
+            and 0 <= e["time_ms"] - candidate["time_ms"] <= dataset.attribution_ms
+            for e in events
+        )
+
+    click = followed("click")
+    return int(click), int(click and followed("conversion"))
+
+
+def _window_starts(behaviours: list[Row], day_start_ms: int, limit: int) -> list[int]:
+    """Takes all behaviours of a millisecond together and opens a window where they do not fit any more."""
+    starts, held = [day_start_ms], 0
+    for time in sorted({e["time_ms"] for e in behaviours}):
+        group = sum(e["time_ms"] == time for e in behaviours)
+        if held + group > limit and time > starts[-1]:
+            starts.append(time)
+            held = 0
+        held += group
+    return starts
+
+
+def _first_deliveries(events: list[Row]) -> list[Row]:
+    first: dict[str, str] = {}
+    for e in events:
+        first[e["event_id"]] = min(first.get(e["event_id"], e["delivery_ds"]), e["delivery_ds"])
+    return [e for e in events if e["delivery_ds"] == first[e["event_id"]]]
+
+
+def _without_bots(events: list[Row], dataset: Dataset) -> list[Row]:
+    def too_many(user: int, ds: str) -> bool:
+        kinds = [e["event_type"] == "impression" for e in events if (e["user_id"], e["ds"]) == (user, ds)]
+        return max(sum(kinds), len(kinds) - sum(kinds)) > dataset.max_impressions_a_day
+
+    bots = {key for key in {(e["user_id"], e["ds"]) for e in events} if too_many(*key)}
+    return [e for e in events if (e["user_id"], e["ds"]) not in bots]
+
+
+def _described(event: Row, item_of: dict[int, Row], dataset: Dataset) -> Row:
+    local = datetime.fromtimestamp(event["time_ms"] // 1000 + dataset.utc_offset_hours * 3600, UTC)
+    described = {**event, **item_of.get(event["item_id"], {})}
+    described |= {"item_id": event["item_id"], "hour": local.hour, "weekday": local.weekday()}
+    for spec in dataset.of(Owner.ITEM, Owner.CONTEXT):
+        described[spec.name] = _or_unknown(spec, described.get(spec.name))
+    return described
+
+
+def _or_unknown(spec: FeatureSpec, value: Any) -> Any:
+    if value is not None:
+        return value
+    return 0 if spec.kind is not Kind.NUMBER else min(max(0.0, spec.low), spec.high)
+
+
+def _as_of(rows: list[Row], key: str, ds: str) -> dict[int, Row]:
+    held: dict[int, Row] = {}
+    for row in sorted(rows, key=lambda r: r["ds"]):
+        if row["ds"] <= ds:
+            held[row[key]] = {name: value for name, value in row.items() if name != "ds"}
+    return held
+
+
+def _ordered(events: Iterable[Row]) -> list[Row]:
+    order: Callable[[Row], tuple[int, str]] = lambda e: (e["time_ms"], e["event_id"])  # noqa: E731
+    return sorted(events, key=order)
+
+
+def _day(ds: str, days: int) -> str:
+    return shift_day(ds, days)

@@ -1,0 +1,262 @@
+"""Samples against literal rows, and against the slow reference over random events."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+
+from spark_jobs.contract import Owner, dimension_columns, event_columns, sample_columns
+from spark_jobs.events import bots, events_of, without
+from spark_jobs.ingest import as_of
+from spark_jobs.lake import content_hash
+from spark_jobs.samples import Limits, build
+from tests.spark_jobs.sample_reference import TINY, Row, reference_samples
+
+DS = "2026-03-05"
+START = TINY.day_start_ms(DS)
+MINUTE = 60_000
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+
+def day_of(time_ms: int) -> str:
+    days = {TINY.day_start_ms(f"2026-03-{d:02d}"): f"2026-03-{d:02d}" for d in range(1, 10)}
+    return days[max(start for start in days if start <= time_ms)]
+
+
+def event(event_id: str, kind: str, user: int, item: int, time_ms: int, **more: Any) -> Row:
+    row = {
+        "event_id": event_id,
+        "event_type": kind,
+        "user_id": user,
+        "item_id": item,
+        "request_id": f"r{event_id}" if kind == "impression" else None,
+        "impression_id": event_id,
+        "time_ms": time_ms,
+        "action": {"click": 1, "conversion": 2}.get(kind),
+        "ds": day_of(time_ms),
+        "weather": 1,
+    }
+    row |= more
+    return {"delivery_ds": row["ds"], **row}
+
+
+USERS = [{"user_id": 1, "city": 3, "ds": "2026-03-01"}, {"user_id": 1, "city": 4, "ds": "2026-03-06"}]
+ITEMS = [
+    {"item_id": 10, "merchant_id": 7, "price": 5.0, "ds": "2026-03-01"},
+    {"item_id": 10, "merchant_id": 7, "price": 6.0, "ds": "2026-03-04"},
+    {"item_id": 11, "merchant_id": 8, "price": None, "ds": "2026-03-02"},
+]
+
+
+def frame(spark: Any, rows: list[Row], columns: list[tuple[str, str]]) -> Any:
+    schema = ", ".join(f"{name} {kind}" for name, kind in columns)
+    return spark.createDataFrame([tuple(row.get(name) for name, _ in columns) for row in rows], schema)
+
+
+def build_df(spark: Any, events: list[Row], ds: str = DS, limits: Limits | None = None) -> Any:
+    events_df = events_of(frame(spark, events, event_columns(TINY)))
+    people_df = without(events_df, bots(events_df, TINY))
+    users_df = as_of(frame(spark, USERS, dimension_columns(TINY, Owner.PROFILE)), ds)
+    items_df = as_of(frame(spark, ITEMS, dimension_columns(TINY, Owner.ITEM)), ds)
+    return build(people_df, users_df, items_df, TINY, ds, limits)
+
+
+def built(spark: Any, events: list[Row], ds: str = DS, limits: Limits | None = None) -> list[Row]:
+    rows = [row.asDict() for row in build_df(spark, events, ds, limits).collect()]
+    return sorted(rows, key=lambda row: (row["user_id"], row["window_start_ms"]))
+
+
+def literal_events() -> list[Row]:
+    """Every user shows one rule; the test that reads it says which."""
+    t = START + 10 * HOUR
+    return [
+        # 1: the path of one click and order, with a click of the day before as history
+        event("a0", "impression", 1, 10, START - 5 * HOUR),
+        event("a0c", "click", 1, 10, START - 5 * HOUR + 5, impression_id="a0"),
+        event("a1", "impression", 1, 10, t, weather=None),
+        event("a1c", "click", 1, 10, t + 1, impression_id="a1"),
+        event("a2", "impression", 1, 11, t + 1),  # same millisecond as the click: does not see it
+        event("a3", "impression", 1, 99, t + 2),  # item that the catalogue lacks
+        event("a1o", "conversion", 1, 10, t + 2 * HOUR, impression_id="a1"),  # the last moment that counts
+        # 2: outcomes that do not count: too late, before the impression, of another user, without a click
+        event("b1", "impression", 2, 10, t),
+        event("b1c", "click", 2, 10, t + 2 * HOUR + 1, impression_id="b1"),
+        event("b2", "impression", 2, 10, t + 1),
+        event("b2c", "click", 2, 10, t, impression_id="b2"),
+        event("b3", "impression", 2, 10, t + 2),
+        event("b3c", "click", 1, 10, t + 3 * HOUR, impression_id="b3"),
+        event("b4", "impression", 2, 10, t + 3),
+        event("b4o", "conversion", 2, 10, t + 4, impression_id="b4"),
+        # 3: late records: the click labels its day, but is no behaviour and no statistic of it
+        event("c1", "impression", 3, 10, t),
+        event("c1c", "click", 3, 10, t + 1, impression_id="c1", delivery_ds="2026-03-07"),
+        event("c2", "impression", 3, 10, t + MINUTE),
+        event("c3", "impression", 3, 11, t + 2 * MINUTE, delivery_ds="2026-03-06"),
+        # an event of the day before that today's delivery brought is not known yet
+        event("c0", "click", 3, 10, START - HOUR, impression_id="none", delivery_ds=DS),
+        # 4: a click just after midnight, brought by the delivery of the day before, and again by its own
+        event("d1", "impression", 4, 10, START - MINUTE),
+        event("d1c", "click", 4, 10, START + 1, impression_id="d1", delivery_ds="2026-03-04"),
+        event("d1c", "click", 4, 10, START + 1, impression_id="d1"),
+        event("d2", "impression", 4, 10, START + 2),
+        # 5: behaviours without a candidate make no row
+        event("e1", "click", 5, 10, t, impression_id="gone"),
+        # 6: a bot
+        *(event(f"f{i}", "impression", 6, 11, t + i) for i in range(21)),
+        # 7: four behaviours with a limit of three, the second and third of one millisecond
+        event("g0", "click", 7, 10, START - DAY, impression_id="x"),
+        event("g1", "click", 7, 10, t, impression_id="x"),
+        event("g2", "click", 7, 11, t + 10, impression_id="x"),
+        event("g3", "click", 7, 10, t + 20, impression_id="x"),
+        event("g4", "click", 7, 10, t + 20, impression_id="x"),
+        event("g5", "impression", 7, 10, t + 15),
+        event("g6", "impression", 7, 10, t + 20),
+        event("g7", "impression", 7, 10, t + 21),
+    ]
+
+
+@pytest.fixture(scope="module")
+def literal(spark: Any) -> dict[int, list[Row]]:
+    rows = built(spark, literal_events(), limits=Limits(static=3, realtime=3))
+    return {user: [row for row in rows if row["user_id"] == user] for user in range(1, 9)}
+
+
+def test_columns_are_those_of_the_contract(spark: Any) -> None:
+    assert build_df(spark, literal_events()).dtypes == sample_columns(TINY)
+
+
+def test_one_row_a_user_with_labels_history_and_visibility(literal: dict[int, list[Row]]) -> None:
+    (row,) = literal[1]
+    t = START + 10 * HOUR
+    assert (row["window_start_ms"], row["window_end_ms"]) == (START, START + DAY)
+    assert row["static_time_ms"] == [START - 5 * HOUR + 5]
+    assert row["static_action"] == [1]
+    assert row["static_price"] == [6.0]
+    assert row["realtime_time_ms"] == [t + 1, t + 2 * HOUR, t + 3 * HOUR]
+    assert row["realtime_visible"] == [0, 1, 2]
+    assert row["candidate_impression_id"] == ["a1", "a2", "a3"]
+    assert row["candidate_visible"] == [0, 0, 1]
+    assert row["label_click"] == [1, 0, 0]
+    assert row["label_conversion"] == [1, 0, 0]
+
+
+def test_absent_values_are_unknown_and_dimensions_are_as_of_the_day(literal: dict[int, list[Row]]) -> None:
+    (row,) = literal[1]
+    assert row["profile_city"] == 3  # 4 holds from the next day on
+    assert literal[2][0]["profile_city"] == 0
+    assert row["candidate_weather"] == [0, 1, 1]
+    assert row["candidate_merchant_id"] == [7, 8, 0]
+    assert row["candidate_price"] == [6.0, 1.0, 1.0]  # unknown is the allowed value nearest to 0
+    assert row["candidate_hour"] == [10, 10, 10]
+    assert row["candidate_weekday"] == [3, 3, 3]  # 2026-03-05 is a Thursday
+
+
+def test_outcomes_outside_of_attribution_are_no_labels(literal: dict[int, list[Row]]) -> None:
+    (row,) = literal[2]
+    assert row["label_click"] == [0, 0, 0, 0]
+    assert row["label_conversion"] == [0, 0, 0, 0]
+
+
+def test_late_records_label_but_are_not_known_on_their_day(literal: dict[int, list[Row]]) -> None:
+    (row,) = literal[3]
+    assert row["candidate_impression_id"] == ["c1", "c2", "c3"]
+    assert row["label_click"] == [1, 0, 0]
+    assert row["realtime_time_ms"] == row["static_time_ms"] == []
+    assert row["candidate_user_id_impressions_0"] == [0.0, 1.0, 2.0]
+    assert row["candidate_user_id_merchant_id_clicks_0"] == [0.0, 0.0, 0.0]
+    assert row["profile_user_id_clicks_5"] == 0.0
+
+
+def test_a_copy_in_a_second_delivery_counts_once(literal: dict[int, list[Row]]) -> None:
+    (row,) = literal[4]
+    assert row["realtime_time_ms"] == [START + 1]
+    assert row["candidate_visible"] == [1]
+    assert row["candidate_user_id_merchant_id_clicks_0"] == [1.0]
+
+
+def test_no_candidates_no_row_and_bots_are_left_out(literal: dict[int, list[Row]]) -> None:
+    assert literal[5] == []
+    assert literal[6] == []
+
+
+def test_a_busy_day_is_cut_where_the_limit_is_passed(literal: dict[int, list[Row]]) -> None:
+    first, second = literal[7]
+    t = START + 10 * HOUR
+    assert (first["window_start_ms"], first["window_end_ms"]) == (START, t + 20)
+    assert first["static_time_ms"] == [START - DAY]
+    assert first["realtime_time_ms"] == [t, t + 10]
+    assert first["candidate_time_ms"] == [t + 15]
+    assert first["candidate_visible"] == [2]
+    assert (second["window_start_ms"], second["window_end_ms"]) == (t + 20, START + DAY)
+    assert second["static_time_ms"] == [START - DAY, t, t + 10]
+    assert second["realtime_time_ms"] == [t + 20, t + 20]  # one millisecond is not cut
+    assert second["realtime_visible"] == [0, 0]
+    assert second["candidate_time_ms"] == [t + 20, t + 21]
+    assert second["candidate_visible"] == [0, 2]
+
+
+def random_events(seed: int, number: int = 260) -> list[Row]:
+    """Events on a coarse grid of times, so that many are equal, with late and repeated ones."""
+    draw = random.Random(seed)
+    events: list[Row] = []
+    first = TINY.day_start_ms("2026-03-01")
+    for i in range(number):
+        user, item = draw.randint(1, 6), draw.choice([10, 11, 12])
+        time = first + draw.randint(0, 6 * 24 * 4 - 9) * 15 * MINUTE
+        late = draw.choice(["", "", "", "2026-03-05", "2026-03-06", "2026-03-07"])
+        shown = event(f"i{i:03d}", "impression", user, item, time, weather=draw.choice([None, 0, 1, 2]))
+        events.append(shown)
+        for kind, chance in (("click", 0.6), ("conversion", 0.3), ("feedback", 0.1)):
+            if draw.random() < chance:
+                follows = event(
+                    f"{kind[:2]}{i:03d}",
+                    kind,
+                    user if draw.random() < 0.95 else 1 + user % 6,
+                    item,
+                    time + draw.choice([-15, 0, 15, 15, 60, 120, 135]) * MINUTE,
+                    impression_id=shown["event_id"],
+                    action=draw.choice([None, 0, 1, 2]),
+                    weather=draw.choice([None, 1, 2]),
+                )
+                events.append({**follows, "delivery_ds": max(late, follows["ds"])})
+                if draw.random() < 0.2:
+                    events.append({**events[-1], "delivery_ds": "2026-03-08"})
+    return events
+
+
+@pytest.mark.parametrize(("seed", "ds"), [(1, DS), (2, "2026-03-06")])
+def test_random_events_give_what_the_slow_reference_gives(spark: Any, seed: int, ds: str) -> None:
+    events = random_events(seed)
+    wanted = reference_samples(events, USERS, ITEMS, TINY, ds, max_static=6, max_realtime=3)
+    found = built(spark, events, ds, Limits(static=6, realtime=3))
+    assert len(wanted) > len({row["user_id"] for row in wanted}), "no day was cut"
+    assert len(found) == len(wanted)
+    for mine, theirs in zip(found, wanted, strict=True):
+        for name, value in theirs.items():
+            assert same(mine[name], value), f"user {theirs['user_id']} {name}: {mine[name]} != {value}"
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(other, list):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return math.isclose(one, other, rel_tol=1e-6) if isinstance(other, float) else bool(one == other)
+
+
+@pytest.mark.slow
+def test_neither_time_zone_nor_partitioning_nor_order_changes_a_sample(spark: Any) -> None:
+    events = random_events(3, 60)
+    hashes = {content_hash(build_df(spark, events))}
+    random.Random(4).shuffle(events)
+    for zone, partitions in (("Asia/Tokyo", 3), ("America/New_York", 1)):
+        try:
+            spark.conf.set("spark.sql.session.timeZone", zone)
+            spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
+            hashes.add(content_hash(build_df(spark, events)))
+        finally:
+            spark.conf.set("spark.sql.session.timeZone", "UTC")
+            spark.conf.set("spark.sql.shuffle.partitions", "2")
+    assert len(hashes) == 1
