@@ -35,13 +35,9 @@ logger = logging.getLogger(__name__)
 CANDIDATE, CHAMPION = "candidate", "champion"  # aliases; MLflow takes `Champion` for another one
 READY = "READY"
 # Tags of a version.
-DIGEST, DECISION, EVALUATION, PREVIOUS, ROLLED_BACK = (
-    "digest",
-    "decision",
-    "evaluation_digest",
-    "previous_champion",
-    "rolled_back",
-)
+DIGEST = "digest"
+DECISION, EVALUATION, PREVIOUS = "decision", "evaluation_digest", "previous_champion"
+ROLLED_BACK, RESTORED = "rolled_back", "restored"
 _WAIT_S = 120
 
 
@@ -168,7 +164,7 @@ def aliased(dataset: str, alias: str) -> Version | None:
 
 @with_named_errors
 def set_champion(dataset: str, version: Version) -> None:
-    """Makes a version the champion; the caller holds `exclusive`."""
+    """Makes a version the champion; the caller holds `exclusive`. Setting it again changes nothing."""
     # The alias first: a kill in between leaves a tag that is older than the alias, which misleads nobody.
     client().set_registered_model_alias(version.model, CHAMPION, str(version.version))
     client().set_registered_model_tag(version.model, CHAMPION, str(version.version))
@@ -197,6 +193,31 @@ def annotate(version: Version, tags: Mapping[str, str], description: str | None 
             client().set_model_version_tag(version.model, str(version.version), key, value)
     if description is not None:
         client().update_model_version(version.model, str(version.version), description)
+
+
+@with_named_errors
+def clear_tag(version: Version, key: str) -> None:
+    """Removes a tag of a version, if it has it."""
+    if key in version.tags:
+        client().delete_model_version_tag(version.model, str(version.version), key)
+
+
+@with_named_errors
+def delete(version: Version, reason: str) -> None:
+    """Deletes a version that no alias names; the caller holds `exclusive`.
+
+    Raises:
+        RegistryError: An alias names it: deleting it would take the alias along.
+    """
+    named = [alias for alias, number in _registered(version.model).aliases.items()
+             if int(number) == version.version]  # fmt: skip
+    if named:
+        raise RegistryError(
+            f"{version} is {' and '.join(named)} and stays ({reason}); choose another champion first: "
+            f"python -m model.rollback --dataset {version.model.removeprefix('mtgr-')}"
+        )
+    logger.warning("%s is deleted: %s", version, reason)
+    client().delete_model_version(version.model, str(version.version))
 
 
 @contextlib.contextmanager

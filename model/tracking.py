@@ -137,18 +137,21 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def log_metrics(run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+def log_metrics(run_id: str, values: Mapping[str, float], step: int = 0, model_id: str | None = None) -> None:
     """Logs metrics at a step; see `log_history`."""
-    log_history(run_id, {name: [(step, value)] for name, value in values.items()})
+    log_history(run_id, {name: [(step, value)] for name, value in values.items()}, model_id)
 
 
 @with_named_errors
-def log_history(run_id: str, histories: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+def log_history(
+    run_id: str, histories: Mapping[str, Sequence[tuple[int, float]]], model_id: str | None = None
+) -> None:
     """Logs (step, value) of metrics; what is logged already is not logged again.
 
     Args:
         run_id: The run.
         histories: By metric name; a metric without a value (a GAUC that counts no user) is to be left out.
+        model_id: Logged model that the metrics belong to, if any.
 
     Raises:
         ValueError: A value is NaN or infinite.
@@ -169,7 +172,7 @@ def log_history(run_id: str, histories: Mapping[str, Sequence[tuple[int, float]]
             if step not in known or known[step][0] != value:
                 # MLflow takes the latest time for the newest value of a step.
                 now = max(int(time.time() * 1000), known.get(step, (0.0, 0))[1] + 1)
-                new.append(Metric(name, float(value), now, step))
+                new.append(Metric(name, float(value), now, step, model_id=model_id))
     for first in range(0, len(new), _BATCH):
         client().log_batch(run_id, metrics=new[first : first + _BATCH])
 
@@ -199,6 +202,12 @@ def log_table(run_id: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None
             writer.writeheader()
             writer.writerows(rows)
         client().log_artifact(run_id, str(path), "tables")
+
+
+@with_named_errors
+def log_text(run_id: str, name: str, text: str) -> None:
+    """Logs a text as the artifact `name`, replacing an older one."""
+    client().log_text(run_id, text, name)
 
 
 @with_named_errors

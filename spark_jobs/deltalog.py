@@ -161,8 +161,12 @@ def partition_values(uri: str, column: str) -> list[str]:
 
 
 @functools.cache
-def code_version() -> str:
-    """Git commit of this code, `+dirty` appended when files differ; `unknown` outside of a checkout."""
+def code_version(*folders: str) -> str:
+    """Git commit of this code, `+dirty` appended when files of `folders` differ; `unknown` outside of git.
+
+    Args:
+        folders: Top folders that matter; `spark_jobs` by default.
+    """
     root = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
@@ -170,7 +174,7 @@ def code_version() -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
     try:
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", "spark_jobs")
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", *(folders or ("spark_jobs",)))
         return git("rev-parse", "HEAD") + ("+dirty" if dirty else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -1,0 +1,143 @@
+"""Registers an evaluated run: `python -m model.register --dataset foodlog --ds D --preset tiny`.
+
+The run becomes one version of `mtgr-<dataset>`, however often and wherever the command was interrupted: a
+version exists only once its files are uploaded and give the run's digest, and carries that digest as a tag
+from its first moment, by which a retry finds it. The alias `candidate` then names the newest version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from model import packaging, registry, run_record
+from model.mlflow_store import TrackingError, client, with_named_errors
+from model.reader import SamplesUnavailableError
+from model.registry import RegistryError, Version
+from model.runs import Run, RunError, load_run
+from model.settings import configure_logging
+from model.tracking import experiment_name
+from spark_jobs.contract import Dataset, parse_day
+from spark_jobs.datasets import dataset_named
+from spark_jobs.deltalog import LakeError
+from spark_jobs.phases import reach
+
+logger = logging.getLogger(__name__)
+
+
+def register(dataset: Dataset, run: Run) -> tuple[Version, bool]:
+    """Registers a run, or finds it registered.
+
+    Args:
+        dataset: Of the run.
+        run: An evaluated run.
+
+    Returns:
+        The version, and whether it was made by this call.
+
+    Raises:
+        RunError: The run is damaged or not evaluated.
+        RegistryError: An aliased version of this run is damaged.
+        TrackingError: MLflow is not reachable or refuses.
+        LakeError: Another command is changing the registry and does not end.
+    """
+    run.verify()
+    evaluation = run_record.read_evaluation(run)
+    with registry.exclusive(dataset.name, "register"):
+        version = _registered(dataset, run)
+        is_new = version is None
+        if version is None:
+            run_id = run_record.start(run)
+            reach("register:before_log")
+            model_id = packaging.log_model(dataset, run, run_id)
+            reach("register:after_log")
+            others = registry.versions(dataset.name)
+            run_record.log(dataset, run, evaluation, run_id, model_id, others)
+            reach("register:before_version")
+            version = _create(dataset, run, evaluation, run_id, model_id)
+            reach("register:after_version")
+        registry.advance_candidate(dataset.name, version)
+        reach("register:after_alias")
+    return version, is_new
+
+
+def _registered(dataset: Dataset, run: Run) -> Version | None:
+    """The run's version when it is whole; one that is not is deleted."""
+    version = registry.with_digest(dataset.name, run.digest)
+    if version is None:
+        return None
+    try:
+        if version.status != registry.READY:
+            raise RegistryError(f"{version} has the status {version.status}")
+        registry.check_files(version.model_id, run.digest)
+        return version
+    except RegistryError as error:
+        registry.delete(version, str(error))
+        return None
+
+
+@with_named_errors
+def _create(dataset: Dataset, run: Run, evaluation: Mapping[str, Any], run_id: str, model_id: str) -> Version:
+    from mlflow.exceptions import MlflowException
+
+    name = experiment_name(dataset.name)
+    try:
+        client().create_registered_model(name, description=f"Ranks {dataset.name}: CTR and CTCVR")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    headlines = {key: evaluation["candidate"].get(key) for key in run_record.HEADLINES}
+    scores = {key: str(value) for key, value in run_record.finite(headlines).items()}
+    days = sorted(run.seen_days)
+    entry = client().create_model_version(
+        name,
+        source=f"models:/{model_id}",
+        run_id=run_id,
+        model_id=model_id,
+        tags={**run_record.tags_of(run), **scores},
+        description=f"{run.record['preset']} of {run.ds}: trained on {len(days)} days up to {days[-1]}, "
+        f"samples version {run.record['samples_version']}. Not decided yet.",
+    )
+    logger.info("registered %s version %s", name, entry.version)
+    return registry.numbered(dataset.name, int(entry.version))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; prints the version as one JSON line."""
+    parser = argparse.ArgumentParser(prog="python -m model.register", description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--ds", required=True, help="day of the run, YYYY-MM-DD")
+    parser.add_argument("--preset", default="tiny")
+    arguments = parser.parse_args(argv)
+    configure_logging()
+    try:
+        dataset = dataset_named(arguments.dataset)
+        parse_day(arguments.ds)
+    except ValueError as error:
+        logger.error("%s", error)
+        return 2
+    try:
+        version, is_new = register(dataset, load_run(dataset.name, arguments.preset, arguments.ds))
+    except (RunError, RegistryError, TrackingError, SamplesUnavailableError, LakeError, OSError) as error:
+        logger.error("%s", error)
+        return 1
+    result = {
+        "model": version.model,
+        "version": version.version,
+        "new": is_new,
+        "ds": version.ds,
+        "preset": version.preset,
+        "samples_version": version.samples_version,
+        "digest": version.digest,
+        "run_id": version.run_id,
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Takes the champion back: `python -m model.rollback --dataset foodlog [--version N]`.
+
+Without `--version` the champion before the present one serves again. The files of the version are fetched
+and checked before the alias moves, and the answer says from which data it was made. What was rolled back is
+marked, so that a rerun of its promotion does not bring it back; the next day's candidate is judged against
+the restored champion as usual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from model import registry
+from model.mlflow_store import TrackingError
+from model.registry import RegistryError, Version
+from model.settings import configure_logging
+from spark_jobs.datasets import dataset_named
+from spark_jobs.deltalog import LakeError
+from spark_jobs.phases import reach
+
+logger = logging.getLogger(__name__)
+
+
+def rollback(dataset: str, number: int | None = None) -> dict[str, Any]:
+    """Makes an earlier version the champion again.
+
+    Args:
+        dataset: Name of the dataset.
+        number: Version; default: the champion before the present one.
+
+    Returns:
+        `champion`, `was`, and of the champion: `ds`, `preset`, `samples_version`, `seen_days`, `digest`.
+
+    Raises:
+        RegistryError: There is no such version, its files are damaged, or it is not clear which is meant.
+        TrackingError: MLflow is not reachable or refuses.
+        LakeError: Another command is changing the registry and does not end.
+    """
+    with registry.exclusive(dataset, "rollback"):
+        present = _present(dataset, is_named=number is not None)
+        target = _before(dataset, present) if number is None else registry.numbered(dataset, number)
+        if target.status != registry.READY:
+            raise RegistryError(f"{target} has the status {target.status} and cannot serve")
+        registry.fetch(target)
+        if present is None or present.version != target.version:
+            if present is not None:
+                registry.annotate(present, {registry.ROLLED_BACK: f"to version {target.version}"})
+            was = "nothing" if present is None else f"version {present.version}"
+            registry.annotate(target, {registry.RESTORED: f"after {was}"})
+            registry.clear_tag(target, registry.ROLLED_BACK)
+            reach("rollback:before_alias")
+            registry.set_champion(dataset, target)
+            reach("rollback:after_alias")
+    return {
+        "model": target.model,
+        "champion": target.version,
+        "was": None if present is None else present.version,
+        "ds": target.ds,
+        "preset": target.preset,
+        "samples_version": target.samples_version,
+        "seen_days": dict(target.seen_days),
+        "digest": target.digest,
+    }
+
+
+def _present(dataset: str, *, is_named: bool) -> Version | None:
+    try:
+        return registry.aliased(dataset, registry.CHAMPION)
+    except RegistryError:
+        if not is_named:
+            raise
+        return None  # the alias has vanished: naming a version is the remedy
+
+
+def _before(dataset: str, present: Version | None) -> Version:
+    """The champion before the present one."""
+    if present is None:
+        raise RegistryError(f"mtgr-{dataset} has no champion to roll back; name a version: --version <N>")
+    if registry.RESTORED in present.tags:
+        raise RegistryError(
+            f"{present} was itself restored by a rollback ({present.tags[registry.RESTORED]}); to go further "
+            "back, name a version: --version <N>"
+        )
+    before = present.tags.get(registry.PREVIOUS, "")
+    if not before:
+        raise RegistryError(f"{present} is the first champion; name a version: --version <N>")
+    return registry.numbered(dataset, int(before))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; prints the champion as one JSON line."""
+    parser = argparse.ArgumentParser(prog="python -m model.rollback", description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--version", type=int, help="version to restore (default: the champion before)")
+    arguments = parser.parse_args(argv)
+    configure_logging()
+    try:
+        dataset = dataset_named(arguments.dataset).name
+    except ValueError as error:
+        logger.error("%s", error)
+        return 2
+    try:
+        result = rollback(dataset, arguments.version)
+    except (RegistryError, TrackingError, LakeError, OSError) as error:
+        logger.error("%s", error)
+        return 1
+    logger.info(
+        "the champion is version %d, made for %s from samples version %d",
+        result["champion"],
+        result["ds"],
+        result["samples_version"],
+    )
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
