@@ -2,7 +2,8 @@
 
 A task simulates whole districts with the function that the local writer calls: the lines are the same, only
 the files that hold them are of Spark's choosing. Workers need numpy, pandas and pyarrow in the Python that
-`PYSPARK_PYTHON` names (on this machine: the one that runs the command); the package travels with the function.
+`PYSPARK_PYTHON` names (on this machine: the one that runs the command); the package itself travels with the
+function.
 """
 
 from __future__ import annotations

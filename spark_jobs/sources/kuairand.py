@@ -24,7 +24,7 @@ from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 from spark_jobs.contract import EventType, Owner, dimension_columns, event_columns, shift_day
 from spark_jobs.datasets import KUAIRAND
 from spark_jobs.sources import Delivery, code_of, day_of, typed
-from spark_jobs.sources.files import not_empty, present
+from spark_jobs.sources.files import not_empty, present, read_csv
 
 ACTIVE_DEGREE = (
     "full_active",
@@ -77,12 +77,21 @@ FLAGS = (
     "is_profile_enter",
 )
 
-_LOG_SCHEMA = (
-    "user_id bigint, video_id bigint, date int, hourmin int, time_ms bigint, is_click int, is_like int, "
-    "is_follow int, is_comment int, is_forward int, is_hate int, long_view int, play_time_ms bigint, "
-    "duration_ms bigint, profile_stay_time bigint, comment_stay_time bigint, is_profile_enter int, "
-    "is_rand int, tab int, _corrupt_record string"
-)
+LOG_TYPES = {
+    "user_id": "bigint",
+    "video_id": "bigint",
+    "date": "int",
+    "hourmin": "int",
+    "time_ms": "bigint",
+    **dict.fromkeys(FLAGS[:-1], "int"),
+    "play_time_ms": "bigint",
+    "duration_ms": "bigint",
+    "profile_stay_time": "bigint",
+    "comment_stay_time": "bigint",
+    "is_profile_enter": "int",
+    "is_rand": "int",
+    "tab": "int",
+}
 _BANDS = {
     "follow_band": ("follow_user_num", FOLLOW_BAND),
     "fans_band": ("fans_user_num", FANS_BAND),
@@ -111,14 +120,14 @@ def read_delivery(spark: SparkSession, root: str, ds: str) -> Delivery:
             f"(the log starts on {first_ds})"
         )
     day_df = log_df.where(F.coalesce("day", F.lit(first_ds)) == ds)
-    is_broken = F.col("_corrupt_record").isNotNull() | F.col("day").isNull()
+    is_broken = F.col("is_broken") | F.col("day").isNull()
     events_df = _events(day_df.where(~is_broken), ds)
     if history is not None:
         events_df = events_df.unionByName(_history_events(spark, history, root, ds))
     broken_df = day_df.where(is_broken).select(
         F.lit("log_standard").alias("log"),
         F.lit("not a line of the log's 19 typed columns").alias("reason"),
-        F.coalesce("_corrupt_record", F.to_json(F.struct("user_id", "video_id", "time_ms"))).alias("record"),
+        "record",
         "file",
     )
     return Delivery(events_df, _users(spark, root, ds), _items(spark, root, ds), broken_df)
@@ -139,10 +148,11 @@ def is_engaged() -> Column:
 
 def _read_log(spark: SparkSession, root: str, ds: str) -> DataFrame:
     """The log's lines with `day` (of `time_ms`, China's clock), `log_ds` (its own date) and `file`."""
-    log_df = _csv(spark, root, "log_standard_*.csv", ds, _LOG_SCHEMA)
+    reader = spark.read.option("recursiveFileLookup", True).option("pathGlobFilter", "log_standard_*.csv")
+    what = _absent(root, "log_standard_*.csv", ds)
+    log_df = not_empty(read_csv(reader, root, LOG_TYPES, what), what)
     return log_df.select(
         "*",
-        F.col("_metadata.file_path").alias("file"),
         day_of(F.col("time_ms"), KUAIRAND.utc_offset_hours).alias("day"),
         F.regexp_replace(F.col("date").cast("string"), r"^(\d{4})(\d{2})(\d{2})$", "$1-$2-$3").alias(
             "log_ds"
@@ -307,7 +317,7 @@ def _history_events(spark: SparkSession, name: str, root: str, ds: str) -> DataF
 
 
 def _users(spark: SparkSession, root: str, ds: str) -> DataFrame:
-    users_df = _csv(spark, root, "user_features_*.csv", ds)
+    users_df = _catalogue(spark, root, "user_features_*.csv", ds)
     uploads = F.when(F.col("is_video_author") == "1", 2).when(F.col("is_video_author") == "0", 1).otherwise(0)
     onehot = [F.coalesce(F.expr(f"try_cast(onehot_feat{i} as double)") + 1, F.lit(0)) for i in range(18)]
     return users_df.select(
@@ -321,7 +331,7 @@ def _users(spark: SparkSession, root: str, ds: str) -> DataFrame:
 
 
 def _items(spark: SparkSession, root: str, ds: str) -> DataFrame:
-    items_df = _csv(spark, root, "video_features_basic_*.csv", ds)
+    items_df = _catalogue(spark, root, "video_features_basic_*.csv", ds)
     duration_s = F.expr("try_cast(video_duration as double)") / 1000
     first_tag = F.expr("try_cast(split_part(tag, ',', 1) as bigint)")
     return items_df.select(
@@ -338,19 +348,20 @@ def _items(spark: SparkSession, root: str, ds: str) -> DataFrame:
     ).transform(typed, dimension_columns(KUAIRAND, Owner.ITEM))
 
 
-def _csv(spark: SparkSession, root: str, pattern: str, ds: str, schema: str | None = None) -> DataFrame:
-    """Files of that name at any depth below `root`; all columns are strings unless a schema is given."""
-    what = (
-        f"kuairand: no delivery of {ds}: no file {pattern} below {root}; "
-        "MTGR_KUAIRAND must name the folder of the unpacked download"
-    )
+def _catalogue(spark: SparkSession, root: str, pattern: str, ds: str) -> DataFrame:
+    """Files of that name at any depth below `root`; all columns are strings."""
     reader = (
         spark.read.option("header", True)
         .option("recursiveFileLookup", True)
         .option("pathGlobFilter", pattern)
-        .option("mode", "PERMISSIVE")
-        .option("columnNameOfCorruptRecord", "_corrupt_record")
         .option("enforceSchema", False)  # refuses files whose columns are named or ordered differently
     )
-    files_df = present(lambda: (reader.schema(schema) if schema else reader).csv(root), what)
-    return not_empty(files_df, what)
+    what = _absent(root, pattern, ds)
+    return not_empty(present(lambda: reader.csv(root), what), what)
+
+
+def _absent(root: str, pattern: str, ds: str) -> str:
+    return (
+        f"kuairand: no delivery of {ds}: no file {pattern} below {root}; "
+        "MTGR_KUAIRAND must name the folder of the unpacked download"
+    )

@@ -1,0 +1,337 @@
+"""Sources: literal files in, typed rows out; broken lines are kept apart; the documented example runs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+import spark_jobs.sources
+from spark_jobs import datasets
+from spark_jobs.contract import Dataset, Owner, dimension_columns, event_columns
+from spark_jobs.datasets import FOODLOG, KUAIRAND
+from spark_jobs.sources import Delivery, foodlog, foodlog_names, kuairand, source_of
+
+REPO = Path(__file__).resolve().parents[2]
+KUAIRAND_ROOT = Path(
+    os.environ.get("MTGR_KUAIRAND") or REPO.parent / "shared" / "data" / "KuaiRand-Pure" / "data"
+)
+DS = "2026-03-01"
+NOON = 1_772_366_400_000  # 2026-03-01 12:00 UTC
+LOG_HEADER = (
+    "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
+    "play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab"
+)
+
+
+def rows(df: DataFrame, *columns: str) -> list[tuple[object, ...]]:
+    return sorted((tuple(row) for row in df.select(*columns).collect()), key=repr)
+
+
+def assert_types(delivery: Delivery, dataset: Dataset) -> None:
+    expected = [*event_columns(dataset), ("arrival_ms", "bigint"), ("file", "string")]
+    assert delivery.events_df.dtypes == expected
+    assert delivery.users_df.dtypes == dimension_columns(dataset, Owner.PROFILE)
+    assert delivery.items_df.dtypes == dimension_columns(dataset, Owner.ITEM)
+    assert delivery.broken_df.dtypes == [(name, "string") for name in ("log", "reason", "record", "file")]
+
+
+def write_foodlog(root: Path, **logs: list[str]) -> None:
+    for log in foodlog.SCHEMAS:
+        folder = root / log / f"ds={DS}"
+        folder.mkdir(parents=True)
+        text = "".join(f"{line}\n" for line in logs.get(log, []))
+        (folder / "part-00000.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+
+
+def shown(**changes: object) -> str:
+    row = {
+        "impression_id": "i1",
+        "request_id": "r1",
+        "user_id": 1,
+        "item_id": 10,
+        "time_ms": NOON,
+        "weather": "rain",
+        "distance_km": 1.5,
+        "delivery_minutes": 30,
+        "position": 2,
+        "received_ms": NOON + 5,
+    }
+    return json.dumps(row | changes)
+
+
+def test_foodlog_lines_become_typed_events(spark: SparkSession, tmp_path: Path) -> None:
+    follow = {
+        "impression_id": "i1",
+        "request_id": "r1",
+        "user_id": 1,
+        "item_id": 10,
+        "received_ms": NOON + 99,
+    }
+    write_foodlog(
+        tmp_path,
+        impressions=[
+            shown(),
+            shown(),
+            shown(impression_id="i2", weather=None, user_id=None, time_ms=NOON - 86_400_000),
+        ],
+        clicks=[json.dumps({"click_id": "c1", "time_ms": NOON + 7, **follow})],
+        orders=[json.dumps({"order_id": "o1", "time_ms": NOON + 43_200_000, **follow})],
+    )
+    delivery = foodlog.read_delivery(spark, str(tmp_path), DS)
+    assert_types(delivery, FOODLOG)
+    names = ("event_id", "event_type", "user_id", "impression_id", "action", "ds", "weather", "arrival_ms")
+    assert rows(delivery.events_df, *names) == [
+        ("c1", "click", 1, "i1", 1, DS, 0, NOON + 99),
+        ("i1", "impression", 1, "i1", None, DS, 3, NOON + 5),
+        ("i1", "impression", 1, "i1", None, DS, 3, NOON + 5),
+        ("i2", "impression", None, "i2", None, "2026-02-28", 0, NOON + 5),
+        ("o1", "conversion", 1, "i1", 2, "2026-03-02", 0, NOON + 99),
+    ]
+    assert rows(delivery.events_df, "delivery_ds") == [(DS,)] * 5
+    assert delivery.broken_df.isEmpty()
+
+
+def test_foodlog_names_become_codes_and_unknown_ones_zero(spark: SparkSession, tmp_path: Path) -> None:
+    user = {
+        "user_id": 1,
+        "city": "hillside",
+        "age": "30-39",
+        "budget": "lavish",
+        "is_member": True,
+        "home_cell": 5,
+    }
+    dish = {"item_id": 10, "merchant_id": 3, "cuisine": "hotpot", "price": 12.0, "merchant_cell": 9}
+    write_foodlog(
+        tmp_path,
+        users=[json.dumps(user | {"registered_on": "2026-02-27"}), '{"user_id": 2, "city": "Atlantis"}'],
+        items=[json.dumps(dish), json.dumps(dish | {"item_id": 11, "cuisine": None, "price": None})],
+    )
+    delivery = foodlog.read_delivery(spark, str(tmp_path), DS)
+    assert rows(delivery.users_df, *delivery.users_df.columns) == [
+        (1, 2, 4, 5, 2, 5, 2.0, DS),
+        (2, 0, 0, 0, 0, 0, 0.0, DS),
+    ]
+    assert rows(delivery.items_df, *delivery.items_df.columns) == [
+        (10, 3, 3, 2, 12.0, 9, DS),
+        (11, 3, 0, 0, None, 9, DS),
+    ]
+
+
+def test_foodlog_keeps_broken_lines_apart(spark: SparkSession, tmp_path: Path) -> None:
+    broken = [
+        '{"impression_id": "i9", "user',
+        "WARN queue is full",
+        shown(user_id="one"),
+        "[1, 2]",
+        shown(time_ms=1.5e12),
+    ]
+    write_foodlog(tmp_path, impressions=[shown(), *broken, ""])
+    delivery = foodlog.read_delivery(spark, str(tmp_path), DS)
+    assert rows(delivery.events_df, "event_id") == [("i1",)]
+    assert rows(delivery.broken_df, "log", "record") == sorted(("impressions", line) for line in broken)
+    assert delivery.broken_df.first()["file"].endswith("part-00000.jsonl.gz")
+
+
+def test_foodlog_names_the_absent_delivery(spark: SparkSession, tmp_path: Path) -> None:
+    write_foodlog(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no delivery of 2026-03-02: .*/impressions/ds=2026-03-02"):
+        foodlog.read_delivery(spark, str(tmp_path), "2026-03-02")
+
+
+def test_foodlog_codes_fit_their_features() -> None:
+    size = {feature.name: feature.cardinality for feature in FOODLOG.features}
+    for feature, table in (
+        ("city", foodlog_names.CITIES),
+        ("age_band", foodlog_names.AGES),
+        ("budget_band", foodlog_names.BUDGETS),
+        ("cuisine", foodlog_names.CUISINES),
+        ("weather", foodlog_names.WEATHERS),
+        ("price_band", (*foodlog_names.PRICE_LIMITS, "the rest")),
+    ):
+        assert len(table) < size[feature]
+        assert len(set(table)) == len(table)
+
+
+def write_kuairand(root: Path, *lines: str, header: str = LOG_HEADER) -> None:
+    data = root / "KuaiRand-Pure" / "data"
+    data.mkdir(parents=True)
+    (data / "log_standard_4_22_to_5_08_pure.csv").write_text("\n".join([header, *lines]) + "\n")
+    (data / "log_random_4_22_to_5_08_pure.csv").write_text("not read\n")
+    bands = ",".join(
+        f"{name}_range" for name in ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+    )
+    onehot = ",".join(f"onehot_feat{i}" for i in range(18))
+    (data / "user_features_pure.csv").write_text(
+        f"user_id,user_active_degree,is_video_author,{bands},{onehot}\n"
+        f'7,UNKNOWN,0,500+,"[1,10)",0,730+,1,,2.0{",0" * 15}\n'
+    )
+    (data / "video_features_basic_pure.csv").write_text(
+        "video_id,author_id,video_type,upload_dt,upload_type,video_duration,music_id,tag\n"
+        '3,33,AD,2022-04-10,Kmovie,2500.0,333,"12,62"\n4,44,NORMAL,2022-04-10,Telepathy,,0,\n'
+    )
+
+
+def view(user: int, video: int, time_ms: int, *deeds: str, play_ms: int = 0, date: int = 20220425) -> str:
+    values = {
+        "user_id": user,
+        "video_id": video,
+        "date": date,
+        "time_ms": time_ms,
+        "play_time_ms": play_ms,
+        "tab": 4,
+    }
+    return ",".join(str(values.get(name, int(name in deeds))) for name in LOG_HEADER.split(","))
+
+
+def test_kuairand_lines_become_events_when_their_outcome_is_known(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    noon = 1_650_859_200_000  # 2022-04-25 12:00 in China
+    midnight = noon + 43_200_000
+    write_kuairand(
+        tmp_path,
+        view(7, 3, noon),
+        view(7, 3, noon),
+        view(7, 4, noon + 1, "is_click", "long_view", play_ms=60_000),
+        view(7, 4, midnight - 1, "is_click", "is_follow", play_ms=5_000_000, date=20220426),
+        view(7, 4, midnight, "is_like", "is_hate", date=20220426),
+        "7,4,20220425,oops",
+        view(7, 3, noon + 2).replace("20220425", "yesterday"),
+    )
+    delivery = kuairand.read_delivery(spark, str(tmp_path), "2022-04-25")
+    assert_types(delivery, KUAIRAND)
+    skip = ("7-3-1650859200000-feedback", "feedback", 3, noon + 1_000, 1, "2022-04-25", 4)
+    first = ("7-3-1650859200000-impression", "impression", 3, noon, None, "2022-04-25", 4)
+    names = ("event_id", "event_type", "item_id", "time_ms", "action", "ds", "tab")
+    assert rows(delivery.events_df, *names) == sorted(
+        [
+            *(first, first, skip, skip),
+            ("7-4-1650859200001-impression", "impression", 4, noon + 1, None, "2022-04-25", 4),
+            ("7-4-1650859200001-click", "click", 4, noon + 60_001, None, "2022-04-25", 4),
+            ("7-4-1650859200001-conversion", "conversion", 4, noon + 60_001, None, "2022-04-25", 4),
+            ("7-4-1650859200001-feedback", "feedback", 4, noon + 60_001, 3, "2022-04-25", 4),
+            ("7-4-1650902399999-impression", "impression", 4, midnight - 1, None, "2022-04-25", 4),
+            ("7-4-1650902399999-click", "click", 4, midnight + 1_799_999, None, "2022-04-26", 4),
+            ("7-4-1650902399999-feedback", "feedback", 4, midnight + 1_799_999, 4, "2022-04-26", 4),
+        ],
+        key=repr,
+    )
+    mistyped, short = sorted(delivery.broken_df.collect(), key=lambda row: len(row["record"]), reverse=True)
+    assert '"date":"yesterday"' in mistyped["record"]
+    assert (short["log"], short["record"]) == ("log_standard", "7,4,20220425,oops")
+    next_day_df = kuairand.read_delivery(spark, str(tmp_path), "2022-04-26").events_df
+    assert rows(next_day_df, "event_type", "action") == [("feedback", 5), ("impression", None)]
+    profile = ("active_degree", "video_author", "follow_band", "fans_band", "friend_band", "register_band")
+    onehot = ("onehot_feat0", "onehot_feat1", "onehot_feat2")
+    assert rows(delivery.users_df, "user_id", *profile, *onehot) == [(7, 0, 1, 8, 2, 1, 8, 2, 0, 3)]
+    items = [(3, 33, 333, 13, 2, 3, 2.5, "2022-04-25"), (4, 44, 0, 0, 1, 0, 0.0, "2022-04-25")]
+    assert rows(delivery.items_df, *delivery.items_df.columns) == items
+
+
+def test_kuairand_history_is_the_delivery_before_the_log(spark: SparkSession, tmp_path: Path) -> None:
+    write_kuairand(tmp_path, view(7, 3, 1_650_859_200_000))
+    history = {
+        "user_id": [7],
+        "last_time_ms": [1_650_000_000_000],
+        "watch_seq": [[3, 3, 4]],
+        "like_seq": [[3]],
+        "long_watch_seq": [[9, 4]],
+    }
+    pq.write_table(pa.table(history), tmp_path / "user_history_before_20220425.parquet")
+    events_df = kuairand.read_delivery(spark, str(tmp_path), "2022-04-24").events_df
+    noon = 1_650_859_200_000 - 86_400_000
+    assert rows(events_df.orderBy("time_ms"), "time_ms", "item_id", "action", "event_type") == [
+        (noon - 4_000, 9, 3, "feedback"),
+        (noon - 3_000, 3, 1, "feedback"),
+        (noon - 2_000, 3, 5, "feedback"),
+        (noon - 1_000, 4, 3, "feedback"),
+    ]
+    assert len(set(rows(events_df, "event_id"))) == 4
+    assert rows(events_df, "ds", "delivery_ds")[0] == ("2022-04-24", "2022-04-24")
+    with pytest.raises(FileNotFoundError, match="no delivery of 2022-04-23: no line of that day"):
+        kuairand.read_delivery(spark, str(tmp_path), "2022-04-23")
+
+
+def test_kuairand_history_is_not_read_beside_a_log_of_those_days(spark: SparkSession, tmp_path: Path) -> None:
+    write_kuairand(tmp_path, view(7, 3, 1_650_859_200_000 - 86_400_000, date=20220424))
+    history = {"user_id": [7], "watch_seq": [[3]], "like_seq": [[3]], "long_watch_seq": [[3]]}
+    pq.write_table(pa.table(history), tmp_path / "user_history_before_20220425.parquet")
+    events_df = kuairand.read_delivery(spark, str(tmp_path), "2022-04-24").events_df
+    assert rows(events_df, "event_type") == [("feedback",), ("impression",)]
+
+
+def test_kuairand_refuses_a_log_with_other_columns(spark: SparkSession, tmp_path: Path) -> None:
+    write_kuairand(tmp_path, view(7, 3, 1_650_859_200_000), header=LOG_HEADER.replace("is_click", "clicked"))
+    with pytest.raises(Exception, match="CSV header does not conform"):
+        kuairand.read_delivery(spark, str(tmp_path), "2022-04-25").events_df.collect()
+
+
+def test_kuairand_names_the_missing_file(spark: SparkSession, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"2022-04-25: no file log_standard_\*\.csv below"):
+        kuairand.read_delivery(spark, str(tmp_path), "2022-04-25")
+    with pytest.raises(FileNotFoundError, match="MTGR_KUAIRAND"):
+        kuairand.read_delivery(spark, str(tmp_path / "absent"), "2022-04-25")
+
+
+@pytest.mark.skipif(not KUAIRAND_ROOT.exists(), reason="no KuaiRand data; set MTGR_KUAIRAND")
+def test_kuairand_reads_the_real_log(spark: SparkSession) -> None:
+    delivery = kuairand.read_delivery(spark, str(KUAIRAND_ROOT), "2022-05-05")
+    events_df = delivery.events_df.dropDuplicates(["event_id"])
+    counts = {row["event_type"]: row["count"] for row in events_df.groupBy("event_type").count().collect()}
+    assert counts == {"impression": 13_074, "click": 5_735, "conversion": 3_993, "feedback": 13_074}
+    assert delivery.broken_df.isEmpty()
+    assert (delivery.users_df.count(), delivery.items_df.count()) == (27_285, 7_583)
+
+
+def test_the_documented_source_works(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (REPO / "docs" / "sources.md").read_text()
+    blocks = dict(re.findall(r"```\w+ file=(\S+)\n(.*?)```", page, flags=re.DOTALL))
+    scope = dict(vars(datasets))
+    exec(compile(blocks.pop("spark_jobs/datasets.py"), "datasets", "exec"), scope)
+    monkeypatch.setattr(datasets, "GROCERY", scope["GROCERY"], raising=False)
+    monkeypatch.setitem(datasets._DATASETS, "grocery", scope["GROCERY"])
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "grocery.py").write_text(blocks.pop("spark_jobs/sources/grocery.py"))
+    monkeypatch.setattr(
+        spark_jobs.sources, "__path__", [*spark_jobs.sources.__path__, str(tmp_path / "modules")]
+    )
+    for name, text in blocks.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    source = source_of("grocery")
+    delivery = source.read_delivery(spark, str(tmp_path), DS)
+    assert_types(delivery, scope["GROCERY"])
+    assert rows(
+        delivery.events_df, "event_id", "event_type", "impression_id", "action", "store_open", "ds"
+    ) == [
+        ("e1", "impression", "e1", None, 1, DS),
+        ("e2", "impression", "e2", None, 1, DS),
+        ("e3", "click", "e2", 1, 1, DS),
+        ("e4", "conversion", "e2", 2, 1, DS),
+    ]
+    (broken,) = delivery.broken_df.collect()
+    assert '"shopper":"two"' in broken["record"]
+    assert rows(delivery.items_df, "item_id", "aisle", "price") == [(10, 1, 1.9900000095367432), (11, 2, 2.5)]
+    assert rows(delivery.users_df, "user_id", "district") == [(1, 1)]
+    with pytest.raises(FileNotFoundError, match=r"no delivery of 2026-03-09: .*events\.csv"):
+        source.read_delivery(spark, str(tmp_path), "2026-03-09")
+
+
+def test_a_dataset_without_a_source_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="unknown dataset 'nowhere'"):
+        source_of("nowhere")
+    monkeypatch.setitem(
+        datasets._DATASETS, "nowhere", Dataset(name="nowhere", actions=(), conversion="", features=())
+    )
+    with pytest.raises(ValueError, match=r"write spark_jobs/sources/nowhere\.py"):
+        source_of("nowhere")
