@@ -26,6 +26,7 @@ from dags.steps import (
 )
 
 DEADLINE_HOURS = 4
+REBUILT_DAYS = "{{ ' '.join(ti.xcom_pull(task_ids='build_samples')['rebuilt']) }}"
 _cron, _offset = schedule()
 
 with DAG(
@@ -63,7 +64,7 @@ with DAG(
     gate_samples = SparkStepOperator(
         task_id="gate_samples",
         module="expectations.gate",
-        arguments="--suite samples --ds {{ ' '.join(ti.xcom_pull(task_ids='build_samples')['rebuilt']) }}",
+        arguments=f"--suite samples {DAY_ARGUMENT} {REBUILT_DAYS}",
         retries=0,
         execution_timeout=timedelta(hours=1),
         pre_execute=skip_empty_day,

@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from scripts import secrets_store
+from scripts import ports, secrets_store
 from scripts.airflow_api import AirflowApi
 from scripts.processes import Processes, exclusive
 from scripts.settings import RunError, Settings
@@ -65,7 +64,7 @@ def embedded(
         for name, process in running.items():
             processes.finish(name, process)
         if settings.has_own_spark:
-            _wait(processes, "spark", lambda: _listens(settings.spark_port))
+            _wait(processes, "spark", lambda: ports.listens(settings.spark_port))
         logger.info("components are up after %.0f s", time.monotonic() - started)
         yield processes, api
         logger.info("stopping")
@@ -110,8 +109,8 @@ def _start_servers(settings: Settings, processes: Processes) -> None:
     docs.mkdir(parents=True, exist_ok=True)
     address = ("--bind", "127.0.0.1", "--directory", str(docs), str(settings.docs_port))
     processes.start("data-docs", python("http.server", *address))
-    _wait(processes, "mlflow", lambda: _listens(settings.mlflow_port))
-    _wait(processes, "data-docs", lambda: _listens(settings.docs_port))
+    _wait(processes, "mlflow", lambda: ports.listens(settings.mlflow_port))
+    _wait(processes, "data-docs", lambda: ports.listens(settings.docs_port))
 
 
 def _wait(processes: Processes, name: str, is_ready: Callable[[], bool]) -> None:
@@ -128,36 +127,7 @@ def _wait(processes: Processes, name: str, is_ready: Callable[[], bool]) -> None
         time.sleep(0.2)
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def needed_ports(settings: Settings, *, ui: bool) -> dict[str, int]:
-    """The ports that a run, or with `ui` the user interfaces, will listen on, by their setting's name."""
-    ports = {"AIRFLOW_PORT": settings.airflow_port}
-    if settings.has_own_spark:
-        ports["SPARK_PORT"] = settings.spark_port
-    if ui:
-        ports |= {"MLFLOW_PORT": settings.mlflow_port, "DOCS_PORT": settings.docs_port}
-    return ports
-
-
-def is_free(port: int) -> bool:
-    """Whether this process could listen on a loopback port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
 def _require_free_ports(settings: Settings, *, ui: bool) -> None:
-    for name, port in needed_ports(settings, ui=ui).items():
-        if not is_free(port):
-            raise RunError(
-                f"port {port} is taken by another program: stop it, or choose one: {name}={port + 1}"
-            )
+    for name, port in ports.needed(settings, ui=ui).items():
+        if not ports.is_free(port):
+            raise RunError(f"port {port} is taken by another program: stop it, or choose: {name}={port + 1}")

@@ -2,8 +2,8 @@
 
 Starts the embedded components, simulates foodlog's raw logs of the days, triggers `samples_daily` for each
 day through Airflow's API, waits until the runs of `retraining_daily` that follow are through, prints the
-table of days, and stops everything. Run again it does the same days again, which changes nothing: same tables,
-same versions. `FROM`, `TO` or `DAYS`, `DATASET` and `DATA`, `PRESET`, `USERS` say what to run.
+table of days, and stops everything. Run again it does the same days again, which changes nothing: same
+tables, same versions. `FROM`, `TO` or `DAYS`, `DATASET` and `DATA`, `PRESET`, `USERS` say what to run.
 """
 
 from __future__ import annotations

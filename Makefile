@@ -1,0 +1,64 @@
+# The commands of the project; `make help` lists them. Settings are variables: `make run DAYS=3 USERS=2000`.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PY := .venv/bin/python
+export DATASET DATA PRESET FROM TO DAYS USERS IMPRESSIONS SIMULATE REPROCESS
+export AIRFLOW_PORT MLFLOW_PORT SPARK_PORT DOCS_PORT
+export GPU PYTHON
+# The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup run backfill ui doctor test test-slow test-gpu check format bench bench-samples lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## set the machine up: .venv from the lock, hstu_ops, Java, Delta's jars; a second call installs nothing
+	@scripts/setup.sh
+
+run: setup  ## the daily DAGs for consecutive days, then a table (FROM, TO or DAYS; DATASET and DATA; PRESET, USERS)
+	@exec $(PY) -m scripts.run
+
+backfill: setup  ## past days by Airflow's backfill, oldest first (FROM, TO; REPROCESS=none|failed|completed; SIMULATE=1)
+	@exec $(PY) -m scripts.backfill
+
+ui: setup  ## Airflow, MLflow and data docs on loopback until Ctrl-C; prints the login
+	@exec $(PY) -m scripts.ui
+
+doctor:  ## check this machine and print the fix for whatever is wrong
+	@if [ -x $(PY) ]; then exec $(PY) -m scripts.doctor; else exec "$$(scripts/setup.sh --find-python)" -m scripts.doctor; fi
+
+test: setup  ## the tests
+	@$(PY) -m pytest -q
+
+test-slow: setup  ## the slow tests: scheduled runs, backfills, kill points, clusters
+	@$(PY) -m pytest -q -m slow --timeout 3600
+
+test-gpu: setup  ## the tests that need an NVIDIA GPU
+	@$(PY) -m pytest -q -m gpu --timeout 1200
+
+check: setup  ## lint, format and types
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: setup  ## format the Python code
+	@$(PY) -m ruff check --fix-only -q .
+	@$(PY) -m ruff format .
+
+bench: setup  ## benchmarks of the operators; JSON in var/bench
+	@$(PY) -m hstu_ops.bench --out var/bench/hstu_ops.json
+
+bench-samples: setup  ## benchmark of the sample builder against DuckDB; JSON in var/bench
+	@$(PY) -m spark_jobs.bench_samples --out var/bench/samples.json
+
+lock:  ## compile requirements.in to the locks for Python 3.11 and 3.12
+	@$(PY) -m uv pip compile -q requirements.in --universal --python-version 3.11 -o requirements.txt
+	@# The wheels for GPUs and for CPUs have the same needs; torchrec must find one of the two, not both.
+	@sed 's/^fbgemm-gpu-cpu==/fbgemm-gpu==/; s/requirements.txt$$/requirements-gpu.txt/' requirements.txt > requirements-gpu.txt
+
+clean:  ## remove everything that runs have written (var/); the environment stays
+	@if [ -e var/airflow/running ] && ! flock -n var/airflow/running true; then \
+	  echo "var/ is in use: stop make run or make ui first" >&2; exit 1; fi
+	@rm -rf var spark-warehouse metastore_db derby.log

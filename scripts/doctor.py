@@ -1,0 +1,257 @@
+"""Checks a machine and prints the fix for whatever is wrong: `make doctor`.
+
+Looks at Python and the locked versions, Java, memory, disk, the folder that is written to, ports, secrets,
+the Spark and MLflow that settings name, and the GPU. Exit code 1 when something would stop `make run`. Needs
+nothing but the standard library and this repository, so it also runs before `make setup`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from scripts import ports, secrets_store
+from scripts.settings import REPOSITORY, Settings, UsageError, settings_from_environment
+from spark_jobs import locations
+
+MEMORY_GB = 6.0
+DISK_GB = 5.0
+_DIRECT = (
+    "apache-airflow",
+    "pyspark",
+    "delta-spark",
+    "deltalake",
+    "great-expectations",
+    "mlflow",
+    "torch",
+    "torchrec",
+)
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    BLOCKS = "BLOCKS"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found.
+
+    Args:
+        level: How bad it is.
+        subject: What was looked at.
+        text: What was found.
+        fix: What to do; empty when all is well.
+    """
+
+    level: Level
+    subject: str
+    text: str
+    fix: str = ""
+
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter and the versions that the lock names."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if version not in ("3.11", "3.12"):
+        yield Finding(Level.BLOCKS, "python", version, "install Python 3.11 or 3.12, then: make setup")
+        return
+    yield Finding(Level.OK, "python", f"{version} at {sys.executable}")
+    lock = (REPOSITORY / "requirements.txt").read_text()
+    wrong = []
+    for name in _DIRECT:
+        match = re.search(rf"^{re.escape(name)}==([^ ;\n]+)", lock, re.MULTILINE)
+        wanted = match.group(1) if match else "?"
+        try:
+            found = importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            found = "missing"
+        if found != wanted:
+            wrong.append(f"{name} {found}, not {wanted}")
+    if importlib.util.find_spec("hstu_ops") is None:
+        wrong.append("hstu_ops missing")
+    if wrong:
+        yield Finding(Level.BLOCKS, "packages", "; ".join(wrong), "make setup")
+    else:
+        yield Finding(Level.OK, "packages", f"{len(_DIRECT)} direct dependencies as locked, hstu_ops built")
+
+
+def check_java() -> Iterator[Finding]:
+    """The Java that Spark will use."""
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home, "bin", "java")) if home else "java"
+    fix = "install Java 17 or 21 (Debian: apt-get install openjdk-17-jre-headless), or set JAVA_HOME to one"
+    try:
+        text = subprocess.run(
+            [java, "-version"], capture_output=True, text=True, timeout=30, check=True
+        ).stderr
+    except (OSError, subprocess.SubprocessError) as error:
+        yield Finding(Level.BLOCKS, "java", f"{java} does not run: {error}", fix)
+        return
+    match = re.search(r'version "(\d+)', text)
+    version = match.group(1) if match else "unknown"
+    if version in ("17", "21"):
+        yield Finding(Level.OK, "java", version)
+    else:
+        yield Finding(Level.BLOCKS, "java", f"version {version}", fix)
+
+
+def check_memory() -> Iterator[Finding]:
+    """Memory that is free for the components and a step."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return
+    match = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    free = int(match.group(1)) / 2**20 if match else 0.0
+    if free < MEMORY_GB:
+        fix = f"free {MEMORY_GB:.0f} GB, or give Spark less: SPARK_CONF=spark.driver.memory=1g"
+        yield Finding(Level.WARNING, "memory", f"{free:.1f} GB free", fix)
+    else:
+        yield Finding(Level.OK, "memory", f"{free:.1f} GB free, {os.cpu_count()} cores")
+
+
+def check_disk(folder: Path, *, need_gb: float = DISK_GB) -> Iterator[Finding]:
+    """The folder that everything is written to: can it be written, is there space?
+
+    Args:
+        folder: The folder; it need not exist.
+        need_gb: Least free space.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        yield Finding(
+            Level.BLOCKS,
+            "folder",
+            f"{existing} cannot be written",
+            f"sudo chown -R $USER {existing}, or set MTGR_VAR to a folder of yours",
+        )
+        return
+    free = shutil.disk_usage(existing).free / 1e9
+    if free < need_gb:
+        fix = f"free {need_gb - free:.1f} GB there (make clean), or set MTGR_VAR to another disk"
+        yield Finding(Level.BLOCKS, "disk", f"{free:.1f} GB free at {existing}, {need_gb:.0f} needed", fix)
+    else:
+        yield Finding(Level.OK, "disk", f"{free:.0f} GB free at {existing}")
+
+
+def check_ports(settings: Settings) -> Iterator[Finding]:
+    """The ports that components listen on."""
+    taken = {name: port for name, port in ports.needed(settings, ui=True).items() if not ports.is_free(port)}
+    if taken and ports.is_running(settings):
+        yield Finding(Level.OK, "ports", f"in use by this folder's own run: {taken}")
+        return
+    for name, port in taken.items():
+        needed = name in ports.needed(settings, ui=False)
+        fix = f"stop the program that listens there (ss -ltnp), or choose one: {name}={port + 1}"
+        yield Finding(Level.BLOCKS if needed else Level.WARNING, "ports", f"{port} ({name}) is taken", fix)
+    if not taken:
+        yield Finding(
+            Level.OK, "ports", ", ".join(map(str, ports.needed(settings, ui=True).values())) + " are free"
+        )
+
+
+def check_secrets(settings: Settings) -> Iterator[Finding]:
+    """Airflow's secrets and who may read them."""
+    problems = secrets_store.problems(settings.home)
+    for problem in problems:
+        text, _, fix = problem.partition(": ")
+        yield Finding(Level.WARNING if "missing" in text else Level.BLOCKS, "secrets", text, fix)
+    if not problems:
+        yield Finding(
+            Level.OK,
+            "secrets",
+            "readable by you alone" if settings.home.exists() else "made by the first run",
+        )
+
+
+def check_services(settings: Settings) -> Iterator[Finding]:
+    """Services of others that settings name: the Spark connection and MLflow's server."""
+    named = {
+        "AIRFLOW_CONN_SPARK_DEFAULT": ""
+        if settings.has_own_spark
+        else os.environ["AIRFLOW_CONN_SPARK_DEFAULT"],
+        "MLFLOW_TRACKING_URI": locations.tracking_uri(),
+    }
+    for setting, uri in named.items():
+        parts = urllib.parse.urlsplit(uri)
+        if not parts.hostname or parts.hostname.startswith("local["):
+            continue
+        port = parts.port or {"http": 80, "https": 443, "postgresql": 5432}.get(
+            parts.scheme.split("+")[0], 7077
+        )
+        where = f"{parts.hostname}:{port}"
+        try:
+            socket.create_connection((parts.hostname, port), timeout=5).close()
+        except OSError as error:
+            fix = f"start it, open the way to it, or correct {setting}"
+            yield Finding(Level.BLOCKS, setting, f"no answer from {where}: {error}", fix)
+        else:
+            yield Finding(Level.OK, setting, f"{where} answers")
+
+
+def check_gpu() -> Iterator[Finding]:
+    """The GPU, its driver and whether this environment can use it."""
+    if shutil.which("nvidia-smi") is None:
+        yield Finding(Level.OK, "gpu", "none: training runs on the CPU")
+        return
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        yield Finding(
+            Level.WARNING, "gpu", "nvidia-smi fails", f"repair the driver: {done.stdout.strip()[:200]}"
+        )
+        return
+    try:
+        importlib.metadata.version("fbgemm-gpu")
+        yield Finding(Level.OK, "gpu", done.stdout.strip().replace("\n", "; "))
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(Level.WARNING, "gpu", "the environment is the one for CPUs", "GPU=1 make setup")
+
+
+def findings(settings: Settings) -> list[Finding]:
+    """What all checks found."""
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        check_python,
+        check_java,
+        check_memory,
+        lambda: check_disk(locations.var()),
+        lambda: check_ports(settings),
+        lambda: check_secrets(settings),
+        lambda: check_services(settings),
+        check_gpu,
+    ]
+    return [finding for check in checks for finding in check()]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints what was found. Exit code 0 nothing blocks, 1 something does, 2 a setting is wrong."""
+    try:
+        settings = settings_from_environment()
+    except UsageError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    found = findings(settings)
+    for finding in found:
+        sys.stdout.write(f"{finding.level:<8} {finding.subject:<10} {finding.text}\n")
+        if finding.fix:
+            sys.stdout.write(f"{'':<8} {'':<10} fix: {finding.fix}\n")
+    return int(any(finding.level is Level.BLOCKS for finding in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
