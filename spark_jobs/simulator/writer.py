@@ -1,11 +1,13 @@
 """Puts simulated deliveries into the lake from one process: gzipped JSON lines, and the oracle as Delta.
 
-A log's folder of a day is written beside its place and moved there whole; a rerun
-replaces it by the same bytes.
+District after district is simulated and its lines go straight to the files of their days, so that memory
+holds one district and the oracle (about 70 bytes an impression). A log's folder of a day is written beside
+its place and moved there whole; a rerun replaces it by the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
 import shutil
@@ -16,10 +18,20 @@ import pyarrow as pa
 from deltalake import write_deltalake
 
 from spark_jobs import locations
-from spark_jobs.simulator.deliveries import LOGS, ORACLE_COLUMNS, DistrictDelivery, district_deliveries
+from spark_jobs.phases import reach
+from spark_jobs.simulator.deliveries import LOGS, ORACLE_COLUMNS, district_deliveries
 from spark_jobs.simulator.settings import Settings
 
 logger = logging.getLogger(__name__)
+_DAYS_AT_ONCE = 100  # five open files each
+_FILE = "part-00000.jsonl.gz"
+_ORACLE_SCHEMA = pa.schema(
+    [
+        ("impression_id", pa.string()),
+        *((name, pa.float64()) for name in ORACLE_COLUMNS[1:]),
+        ("ds", pa.string()),
+    ]
+)
 
 
 def write_deliveries(settings: Settings, days: list[str]) -> dict[str, dict[str, int]]:
@@ -33,43 +45,59 @@ def write_deliveries(settings: Settings, days: list[str]) -> dict[str, dict[str,
     """
     if "://" in locations.lake():
         raise ValueError(f"{locations.lake()} is no local folder: simulate with --spark to write there")
-    root = Path(locations.raw("foodlog"))
-    districts = [district_deliveries(settings, district, days) for district in range(settings.districts)]
     counts: dict[str, dict[str, int]] = {}
+    for first in range(0, len(days), _DAYS_AT_ONCE):
+        counts |= _write(settings, days[first : first + _DAYS_AT_ONCE], Path(locations.raw("foodlog")))
+    return counts
+
+
+def _write(settings: Settings, days: list[str], root: Path) -> dict[str, dict[str, int]]:
+    counts = {ds: dict.fromkeys(LOGS, 0) for ds in days}
+    oracles: dict[str, list[pa.Table]] = {ds: [] for ds in days}
+    with contextlib.ExitStack() as stack:
+        files = {(ds, log): stack.enter_context(_open(root, log, ds)) for ds in days for log in LOGS}
+        for district in range(settings.districts):
+            for part in district_deliveries(settings, district, days):
+                for log, lines in part.lines.items():
+                    files[part.ds, log].write("".join(f"{line}\n" for line in lines).encode())
+                    counts[part.ds][log] += len(lines)
+                oracles[part.ds].append(_oracle_table(part.oracle, part.ds))
     for ds in days:
-        parts = [next(deliveries) for deliveries in districts]
-        counts[ds] = {log: _write_log(root, log, ds, parts) for log in LOGS}
-        _write_oracle(ds, pd.concat([part.oracle for part in parts], ignore_index=True))
+        reach("simulate:before_move")
+        for log in LOGS:
+            _move(root, log, ds)
+            reach(f"simulate:{log}_moved")
+        _write_oracle(ds, pa.concat_tables(oracles.pop(ds)))
+        reach("simulate:oracle_written")
         logger.info("foodlog: wrote the delivery of %s: %s", ds, counts[ds])
     return counts
 
 
-def oracle_table(oracle: pd.DataFrame, ds: str) -> pa.Table:
-    """The oracle of a day as an Arrow table, `ds` included."""
-    fields = [("impression_id", pa.string()), *((name, pa.float64()) for name in ORACLE_COLUMNS[1:])]
-    return pa.Table.from_pandas(
-        oracle.assign(ds=ds), schema=pa.schema([*fields, ("ds", pa.string())]), preserve_index=False
-    )
+def _open(root: Path, log: str, ds: str) -> gzip.GzipFile:
+    """A new file for a log's day, outside of the place where readers look."""
+    folder = _unfinished(root, log, ds)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    # Level 1 is four times faster than 9; no time inside, so that equal lines give equal bytes.
+    return gzip.GzipFile(folder / _FILE, "wb", compresslevel=1, mtime=0)
 
 
-def _write_log(root: Path, log: str, ds: str, parts: list[DistrictDelivery]) -> int:
+def _unfinished(root: Path, log: str, ds: str) -> Path:
+    return root / log / f".ds={ds}"  # a leading dot: neither Spark nor an operator's glob reads it
+
+
+def _move(root: Path, log: str, ds: str) -> None:
     folder = root / log / f"ds={ds}"
-    unfinished = root / log / f".ds={ds}"  # a leading dot: neither Spark nor an operator's glob reads it
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    lines = [line for part in parts for line in part.lines[log]]
-    text = "".join(f"{line}\n" for line in lines)
-    # Level 1 is four times faster than 9; no time and no name inside, so that equal lines give equal bytes.
-    (unfinished / "part-00000.jsonl.gz").write_bytes(gzip.compress(text.encode(), compresslevel=1, mtime=0))
     if folder.exists():
         shutil.rmtree(folder)
-    unfinished.rename(folder)
-    return len(lines)
+    _unfinished(root, log, ds).rename(folder)
 
 
-def _write_oracle(ds: str, oracle: pd.DataFrame) -> None:
+def _oracle_table(oracle: pd.DataFrame, ds: str) -> pa.Table:
+    return pa.Table.from_pandas(oracle.assign(ds=ds), schema=_ORACLE_SCHEMA, preserve_index=False)
+
+
+def _write_oracle(ds: str, oracle: pa.Table) -> None:
     path = locations.table("foodlog", "oracle")
     Path(path).mkdir(parents=True, exist_ok=True)
-    write_deltalake(
-        path, oracle_table(oracle, ds), mode="overwrite", partition_by=["ds"], predicate=f"ds = '{ds}'"
-    )
+    write_deltalake(path, oracle, mode="overwrite", partition_by=["ds"], predicate=f"ds = '{ds}'")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +76,25 @@ def test_files_are_the_same_bytes_in_any_order(tmp_path: Path, monkeypatch: pyte
         found.append({str(p.relative_to(raw)): p.read_bytes() for p in sorted(raw.rglob("*.gz"))})
     assert found[0] == found[1]
     assert len(found[0]) == 5 * len(DAYS)
+
+
+@pytest.mark.parametrize("phase", ["simulate:before_move", "simulate:clicks_moved"])
+def test_a_killed_run_leaves_nothing_half_written(
+    phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["--from", DAYS[0], "--to", DAYS[0], "--users", "30", "--impressions-a-day", "450"]
+    command = [sys.executable, "-m", "spark_jobs.simulate", *argv]
+    environment = {**os.environ, "MTGR_LAKE": str(tmp_path), "MTGR_KILL_AT": phase}
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    raw = tmp_path / "foodlog" / "raw"
+    before = {p.parent.parent.name: p.read_bytes() for p in raw.glob("*/ds=*/*.gz")}
+    assert set(before) == (set() if phase == "simulate:before_move" else {"impressions", "clicks"})
+    monkeypatch.setenv("MTGR_LAKE", str(tmp_path))
+    assert simulate.main(argv) == 0
+    after = {p.parent.parent.name: p.read_bytes() for p in raw.glob("*/ds=*/*.gz")}
+    assert len(after) == 5
+    assert before.items() <= after.items()
+    assert not list(raw.glob("*/.ds=*"))
 
 
 def test_another_seed_is_another_world() -> None:
