@@ -14,6 +14,7 @@ from spark_jobs.contract import Dataset
 LABELS = {"ctr": "label_click", "ctcvr": "label_conversion"}
 SCORES = tuple(f"{task}_{state}" for state in ("frozen", "live") for task in LABELS)
 METRICS = tuple(f"{task}_{metric}" for task in LABELS for metric in ("auc", "gauc"))
+DEFINED = (*METRICS, *(f"{task}_{metric}" for task in LABELS for metric in ("gauc_mean", "log_loss")))
 RANKERS = ("candidate", "champion")
 _LEAST_SPREAD = 1e-6
 _RECOUNT = 1e-6
@@ -100,7 +101,7 @@ def _metric_rules(limits: Limits) -> list[Rule]:
         Rule(
             name=f"{ranker}_metrics_defined",
             column=f"{ranker} metrics",
-            description=f"{', '.join(METRICS)} are numbers: metrics that are not",
+            description=f"{', '.join(DEFINED)} are numbers: metrics that are not",
             fact=f"{ranker}_undefined",
             high=0,
             requires="champion" if ranker == "champion" else "",

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from expectations.evaluation_rules import LABELS, METRICS, RANKERS, SCORES
+from expectations.evaluation_rules import DEFINED, LABELS, METRICS, RANKERS, SCORES
 from model.metrics import auc
 from model.runs import run_path
 from spark_jobs.contract import Dataset
@@ -80,7 +80,7 @@ def _score_facts(ranker: str, frame: dict[str, Array], metrics: dict[str, Any]) 
         # NaN compares false with everything: what is not inside is outside.
         facts[f"{ranker}_{name}_outside"] = int((~((score > 0) & (score < 1))).sum())
         facts[f"{ranker}_{name}_spread"] = float(score.std()) if len(score) else None
-    undefined = [name for name in METRICS if not _is_number(metrics.get(name))]
+    undefined = [name for name in DEFINED if not _is_number(metrics.get(name))]
     facts[f"{ranker}_undefined"] = len(undefined)
     for metric in METRICS:
         facts[f"{ranker}_{metric}"] = metrics.get(metric)

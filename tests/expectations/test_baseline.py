@@ -1,0 +1,159 @@
+"""The trailing days: which they are, and what each comparison finds."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expectations import judge as judge_module
+from expectations.baseline import compared, quantile_shift, trailing_facts
+from expectations.rules import Rule, Suite, Trailing
+from expectations.suites import SUITES
+from expectations.validation import Judgement
+from expectations.verdict import Finding, Verdict, read_verdict, verdict_path, write_verdict
+from tests.expectations.mini import LIMITS, MINI, broken_by
+
+EVENTS, SAMPLES = (SUITES[name](MINI, LIMITS) for name in ("events", "samples"))
+PRICES = [10.0 + step for step in range(19)]
+
+
+@pytest.fixture(autouse=True)
+def _var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path))
+
+
+def rule(trailing: Trailing) -> Rule:
+    return Rule(name="r", column="c", description="d", fact="f", low=0, trailing=trailing)
+
+
+@pytest.mark.parametrize(
+    ("trailing", "value", "before", "expected"),
+    [
+        (Trailing.RATIO, 50, [100, 90, 1000], 0.5),
+        (Trailing.RATIO, 0, [0, 0], 1.0),
+        (Trailing.RATIO, 3, [0], math.inf),
+        (Trailing.RATIO, None, [1], None),
+        (Trailing.RATIO, math.nan, [1], None),
+        (Trailing.INCREASE, 0.9, [0.1, 0.2, 0.3], 0.7),
+        (Trailing.SHIFT, PRICES, [PRICES, PRICES], 0.0),
+        (Trailing.SHIFT, [price * 100 for price in PRICES], [PRICES], 99 * 19 / 18),
+    ],
+)
+def test_comparisons(trailing: Trailing, value: Any, before: list[Any], expected: float | None) -> None:
+    found = compared(rule(trailing), value, before)
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_quantile_shift_of_a_constant() -> None:
+    assert quantile_shift([5.0] * 3, [[5.0] * 3]) == 0
+    assert quantile_shift([500.0] * 3, [[5.0] * 3]) == 99
+    assert quantile_shift([0.5] * 3, [[0.0] * 3]) == 0.5
+
+
+NORMAL: dict[str, dict[str, Any]] = {
+    "events": {
+        "impressions": 100,
+        "users": 50,
+        "weather_null_share": 0.01,
+        "distance_null_share": 0.0,
+        "distance_quantiles": PRICES,
+    },
+    "samples": {
+        "rows": 50,
+        "users": 50,
+        "candidates": 100,
+        "ctr": 0.3,
+        "ctcvr": 0.2,
+        "profile_age_quantiles": PRICES,
+        "candidate_price_quantiles": PRICES,
+        "candidate_distance_quantiles": PRICES,
+        **{
+            f"{column}_unknown_share": 0.01
+            for column in ("profile_user_id", "profile_member", "candidate_item_id", "candidate_weather")
+        },
+    },
+}
+
+
+def moved(value: Any) -> Any:
+    """The fact of a day on which something went wrong: far fewer, far more unknown, other units."""
+    if isinstance(value, list):
+        return [part / 7 for part in value]
+    return value / 10 if value > 0.1 else value + 0.5
+
+
+@pytest.mark.parametrize(
+    ("suite", "name"),
+    [(suite, rule.name) for suite in (EVENTS, SAMPLES) for rule in suite.rules if rule.trailing],
+)
+def test_each_rule_alone_sees_its_fact_move(suite: Suite, name: str) -> None:
+    normal = NORMAL[suite.name]
+    rules = {rule.name: rule for rule in suite.rules if rule.trailing}
+    facts = normal | {rules[name].fact: moved(normal[rules[name].fact])}
+    values = {n: compared(r, facts[r.fact], [normal[r.fact]] * 3) for n, r in rules.items()}
+    assert broken_by(suite, values) == {name}
+    same = {n: compared(r, normal[r.fact], [normal[r.fact]] * 3) for n, r in rules.items()}
+    assert broken_by(suite, same) == set()
+
+
+def verdict(ds: str, success: bool = True, **facts: Any) -> Verdict:
+    finding = Finding(rule="r", column="c", description="d", bounds="b", observed=1.0, success=success)
+    return Verdict(dataset="mini", suite="events", ds=ds, success=success, facts=facts, findings=(finding,))
+
+
+def test_trailing_days_are_the_last_seven_earlier_days_that_passed() -> None:
+    for day in range(1, 12):
+        write_verdict(verdict(f"2026-03-{day:02d}", success=day != 8, impressions=day))
+    found = trailing_facts("mini", "events", "2026-03-10")
+    assert list(found) == [f"2026-03-{day:02d}" for day in (2, 3, 4, 5, 6, 7, 9)]
+    assert found["2026-03-09"] == {"impressions": 9}
+    assert trailing_facts("mini", "events", "2026-03-01") == {}
+
+
+def test_a_verdict_is_written_whole_and_the_same_again() -> None:
+    path = write_verdict(verdict("2026-03-01", share=math.nan, worst=math.inf, levels=[1.0, 2.0]))
+    first = path.read_bytes()
+    assert path == verdict_path("mini", "events", "2026-03-01")
+    assert read_verdict(path)["facts"] == {"share": "nan", "worst": "inf", "levels": [1.0, 2.0]}
+    assert write_verdict(verdict("2026-03-01", share=math.nan, worst=math.inf, levels=[1.0, 2.0])) == path
+    assert path.read_bytes() == first
+    assert [file.name for file in path.parent.iterdir()] == ["2026-03-01.json"]
+
+
+def test_a_damaged_verdict_is_named() -> None:
+    path = write_verdict(verdict("2026-03-01"))
+    path.write_text(path.read_text()[:30])
+    with pytest.raises(ValueError, match=r"2026-03-01\.json is no verdict"):
+        trailing_facts("mini", "events", "2026-03-02")
+
+
+def test_a_day_without_rows_is_judged_for_presence_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        judge_module,
+        "validate",
+        lambda suite, rules, values, run: {
+            rule.name: Judgement(rule.name.startswith("schema")) for rule in rules
+        },
+    )
+    facts = {"schema_missing": 0, "schema_retyped": 0, "schema_unexpected": 0, "rows": 0}
+    found = judge_module.judge(EVENTS, "2026-03-02", facts)
+    assert found.failed == ["rows_present"]
+    assert "upstream day 2026-03-02 absent" in found.findings[-1].message("mini", "events", "2026-03-02")
+    assert set(found.left_out.values()) == {"there are no rows"}
+
+
+def test_rules_without_trailing_days_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        judge_module,
+        "validate",
+        lambda suite, rules, values, run: {rule.name: Judgement(True) for rule in rules},
+    )
+    found = judge_module.judge(EVENTS, "2026-03-02", {"rows": 5, **NORMAL["events"]})
+    assert set(found.left_out) == {rule.name for rule in EVENTS.rules if rule.trailing}
+    write_verdict(verdict("2026-03-01", **NORMAL["events"]))
+    found = judge_module.judge(EVENTS, "2026-03-02", {"rows": 5, **NORMAL["events"]})
+    assert not found.left_out
+    assert found.baseline_days == ("2026-03-01",)
