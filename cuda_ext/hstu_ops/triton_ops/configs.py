@@ -34,9 +34,9 @@ def _joint(forward: Tile, backward_kv: Tile, backward_q: Tile) -> Tiles:
 
 # By the largest head dim they serve; for 16-bit tensors.
 _HOPPER = {
-    64: _joint(Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(128, 64, 4, 3)),
-    128: _joint(Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(128, 64, 8, 3)),
-    256: Tiles(Tile(128, 32, 8, 3), Tile(32, 128, 8, 2), Tile(64, 128, 8, 2), Tile(128, 32, 8, 2)),
+    64: _joint(Tile(128, 32, 4, 3), Tile(32, 64, 4, 3), Tile(64, 32, 4, 3)),
+    128: _joint(Tile(64, 64, 4, 3), Tile(32, 64, 4, 3), Tile(128, 64, 8, 3)),
+    256: Tiles(Tile(128, 32, 8, 3), Tile(32, 128, 8, 2), Tile(32, 128, 8, 3), Tile(128, 32, 8, 2)),
 }
 _SMALL = {
     64: _joint(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
