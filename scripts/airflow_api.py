@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 from scripts.settings import RunError
@@ -100,6 +101,21 @@ class AirflowApi:
         path = f"/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id, safe='')}"
         found: dict[str, Any] = self.call("GET", path)
         return found
+
+    def end_unfinished(self, dag_ids: Sequence[str]) -> list[tuple[str, str]]:
+        """Cancels unfinished backfills and fails unfinished runs; returns the (DAG, run id) of the runs."""
+        ended = []
+        for dag_id in dag_ids:
+            for backfill in self.call("GET", "/backfills", dag_id=dag_id)["backfills"]:
+                if backfill["completed_at"] is None:
+                    self.call("PUT", f"/backfills/{backfill['id']}/cancel")
+            for state in ("queued", "running"):
+                path = f"/dags/{dag_id}/dagRuns"
+                for run in self.call("GET", path, state=state, limit=100)["dag_runs"]:
+                    run_id = urllib.parse.quote(run["dag_run_id"], safe="")
+                    self.call("PATCH", f"{path}/{run_id}", {"state": "failed"})
+                    ended.append((dag_id, run["dag_run_id"]))
+        return ended
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Task instances of a run."""

@@ -29,24 +29,28 @@ REPROCESS = ("none", "failed", "completed")
 _CREATED_S = 60.0
 
 
-def backfill(settings: Settings, days: list[str], reprocess: str) -> Mapping[str, float]:
-    """Backfills the days; returns the seconds that each took, the days left alone excepted.
+def backfill(settings: Settings, days: list[str], reprocess: str) -> tuple[Mapping[str, float], Watch]:
+    """Backfills the days.
+
+    Returns:
+        The seconds that each took, the days left alone excepted, and the watch, which knows what failed.
 
     Raises:
-        RunError: Airflow refused it, or a run failed.
+        RunError: Airflow refused it, or a component ended.
     """
     meanwhile = simulation(settings, days) if os.environ.get("SIMULATE") == "1" else {}
     print_line(f"{settings.dataset}: backfill of {days[0]} to {days[-1]}, reprocess {reprocess}")
-    with embedded(settings, "make backfill", meanwhile=meanwhile) as (processes, api):
+    with embedded(settings, "make backfill", afresh=True, meanwhile=meanwhile) as (processes, api):
         known = frozenset(run["dag_run_id"] for run in api.runs(CONSUMER))
         number = create(api, days, reprocess)
         started = runs_of(api, processes, number, days)
         for day in days:
             if day not in started:
                 print_line(f"{day}  {PRODUCER:<17} has a run already: left alone (REPROCESS={reprocess})")
-        seconds = Watch(api, processes, settings, started, known).wait()
+        watch = Watch(api, processes, settings, started, known)
+        seconds = watch.wait()
         _wait_completed(api, processes, number)
-        return seconds
+        return seconds, watch
 
 
 def create(api: AirflowApi, days: list[str], reprocess: str) -> int:
@@ -109,7 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         reprocess = os.environ.get("REPROCESS") or "none"
         if reprocess not in REPROCESS:
             raise UsageError(f"REPROCESS={reprocess} is none of {', '.join(REPROCESS)}")
-        report_on(settings, backfill(settings, days, reprocess), since)
+        seconds, watch = backfill(settings, days, reprocess)
+        report_on(settings, seconds, since)
+        watch.require_success()
 
     return guarded(body)
 

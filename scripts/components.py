@@ -31,7 +31,12 @@ def python(module: str, *arguments: str) -> list[str]:
 
 @contextlib.contextmanager
 def embedded(
-    settings: Settings, what: str, *, ui: bool = False, meanwhile: Mapping[str, Sequence[str]] | None = None
+    settings: Settings,
+    what: str,
+    *,
+    ui: bool = False,
+    afresh: bool = False,
+    meanwhile: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[tuple[Processes, AirflowApi]]:
     """Starts all components and stops them at the end, also when interrupted.
 
@@ -39,6 +44,7 @@ def embedded(
         settings: Settings of the run.
         what: Who starts them, for the message to a second one.
         ui: Start the servers for people, too: MLflow and the data docs.
+        afresh: End what an interrupted run has left queued or running, so that it does not go on by itself.
         meanwhile: Commands by name that run to their end while the components come up.
 
     Raises:
@@ -60,7 +66,7 @@ def embedded(
         processes.finish("mlflow-store", running.pop("mlflow-store"))
         if ui:
             _start_servers(settings, processes)
-        api = _start_airflow(settings, processes)
+        api = _start_airflow(settings, processes, afresh=afresh)
         for name, process in running.items():
             processes.finish(name, process)
         if settings.has_own_spark:
@@ -80,11 +86,14 @@ def _migrate(settings: Settings, processes: Processes) -> None:
     stamp.write_text(version)
 
 
-def _start_airflow(settings: Settings, processes: Processes) -> AirflowApi:
+def _start_airflow(settings: Settings, processes: Processes, *, afresh: bool) -> AirflowApi:
     api = AirflowApi(settings.airflow_url, secrets_store.USER, secrets_store.password(settings.home))
     processes.start("airflow-api-server", python("airflow", "api-server"))
     processes.start("airflow-dag-processor", python("airflow", "dag-processor"))
     _wait(processes, "airflow-api-server", api.is_healthy)
+    if afresh:
+        for dag_id, run_id in api.end_unfinished(DAGS):
+            logger.info("ended %s %s, left by an interrupted run", dag_id, run_id)
     processes.start("airflow-scheduler", python("airflow", "scheduler", "--skip-serve-logs"))
     processes.start("airflow-triggerer", python("airflow", "triggerer", "--skip-serve-logs"))
     # One slot: a machine trains one model at a time; an operator may make it larger.

@@ -24,18 +24,22 @@ logger = logging.getLogger(__name__)
 PRODUCER, CONSUMER = DAGS
 
 
-def run(settings: Settings, days: list[str]) -> Mapping[str, float]:
-    """Runs the days through Airflow; returns the seconds that each took.
+def run(settings: Settings, days: list[str]) -> tuple[Mapping[str, float], Watch]:
+    """Runs the days through Airflow.
+
+    Returns:
+        The seconds that each day took, and the watch, which knows what failed.
 
     Raises:
-        RunError: A component did not come up or ended, or a run failed.
+        RunError: A component did not come up or ended.
     """
     meanwhile = simulation(settings, days)
     print_line(f"{settings.dataset}, preset {settings.preset}, {days[0]} to {days[-1]}: starting components")
-    with embedded(settings, "make run", meanwhile=meanwhile) as (processes, api):
+    with embedded(settings, "make run", afresh=True, meanwhile=meanwhile) as (processes, api):
         known = frozenset(found["dag_run_id"] for found in api.runs(CONSUMER))
         started = {day: api.trigger(PRODUCER, day) for day in days}
-        return Watch(api, processes, settings, started, known).wait()
+        watch = Watch(api, processes, settings, started, known)
+        return watch.wait(), watch
 
 
 def report_on(settings: Settings, seconds: Mapping[str, float], since: float) -> None:
@@ -76,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         since = time.monotonic()
         settings = settings_from_environment()
         days = days_from_environment(settings.dataset)
-        report_on(settings, run(settings, days), since)
+        seconds, watch = run(settings, days)
+        report_on(settings, seconds, since)
+        watch.require_success()
 
     return guarded(body)
 

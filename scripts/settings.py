@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.config import preset_named
 from spark_jobs import locations
 from spark_jobs.datasets import dataset_named
 
@@ -91,6 +92,7 @@ class Settings:
             "AIRFLOW_CONN_SPARK_DEFAULT": f"spark-connect://127.0.0.1:{self.spark_port}",
             "MTGR_RETRIES": "1",
             "MTGR_RETRY_SECONDS": "5",
+            "SPARK_CONF_DIR": str(REPOSITORY / "spark_jobs"),  # log4j2.properties: warnings only
         }
         return {**defaults, **os.environ, **given}
 
@@ -111,6 +113,11 @@ def settings_from_environment() -> Settings:
         dataset_named(name)
     except ValueError as error:
         raise UsageError(f"DATASET: {error}") from error
+    preset = os.environ.get("PRESET") or "tiny"
+    try:
+        preset_named(preset)
+    except ValueError as error:
+        raise UsageError(f"PRESET: {error}") from error
     data = Path(os.environ["DATA"]).absolute() if os.environ.get("DATA") else None
     if data is None and os.environ.get("MTGR_KUAIRAND"):
         data = Path(os.environ["MTGR_KUAIRAND"]).absolute()
@@ -123,7 +130,7 @@ def settings_from_environment() -> Settings:
         raise UsageError(f"two of the ports are equal: {ports}")
     return Settings(
         dataset=name,
-        preset=os.environ.get("PRESET") or "tiny",
+        preset=preset,
         data=data,
         airflow_port=ports["AIRFLOW_PORT"],
         mlflow_port=ports["MLFLOW_PORT"],

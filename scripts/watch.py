@@ -1,8 +1,8 @@
 """Waits for DAG runs and shows what they do: a line for every task that ends, until all days are through.
 
 A day is through when its run of `samples_daily` has ended and, if that published the asset, the run of
-`retraining_daily` that the asset started has ended, too. The first failure ends the watch: what follows a
-failed day is for people to decide.
+`retraining_daily` that the asset started has ended, too. A failed run is shown at once with the end of its
+log; the other days go on, as they do in Airflow, and the watch ends with what failed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HANDOVER_S = 120.0  # how long the asset may take to start its run
 
 
 class RunFailedError(RunError):
-    """A DAG run has failed; the message names day, DAG and task, and shows the end of its log."""
+    """DAG runs have failed; the message names them."""
 
 
 @dataclass
@@ -51,15 +51,15 @@ class Watch:
     known: frozenset[str]
     _told: set[tuple[str, str, str]] = field(default_factory=set)
     _published_at: dict[str, float] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
     def wait(self) -> dict[str, float]:
         """Waits until all days are through.
 
         Returns:
-            Seconds that each day's runs took.
+            Seconds that each day's runs took; `failed` then says which runs have failed.
 
         Raises:
-            RunFailedError: A run has failed.
             RunError: A component ended, or a published day started no run.
         """
         seconds: dict[str, float] = {}
@@ -73,6 +73,14 @@ class Watch:
                         seconds[day] = taken
             time.sleep(_POLL_S)
         return seconds
+
+    def require_success(self) -> None:
+        """Raises `RunFailedError` when a run has failed."""
+        if self.failed:
+            raise RunFailedError(
+                f"failed: {', '.join(self.failed)}; what is published of those days is as it was before. "
+                "See docs/operations.md, when a step fails"
+            )
 
     def _consumers(self) -> dict[str, dict[str, Any]]:
         runs = self.api.runs(CONSUMER)
@@ -100,11 +108,7 @@ class Watch:
         return taken + _seconds(consumer) if consumer["state"] in _ENDED else None
 
     def _tell(self, day: str, run: dict[str, Any]) -> list[dict[str, Any]]:
-        """Prints the tasks that have ended since the last look.
-
-        Raises:
-            RunFailedError: The run has failed.
-        """
+        """Prints the tasks that have ended since the last look, and the end of the log of one that failed."""
         dag_id, run_id = run["dag_id"], run["dag_run_id"]
         tasks = self.api.tasks(dag_id, run_id)
         for task in sorted(tasks, key=lambda task: str(task["end_date"])):
@@ -113,9 +117,9 @@ class Watch:
                 self._told.add(key)
                 seconds = f"{task['duration'] or 0:5.1f} s"
                 print_line(f"{day}  {dag_id:<17} {task['task_id']:<16} {task['state']:<12} {seconds}")
-        if run["state"] == "failed":
-            failed = [task for task in tasks if task["state"] == "failed"]
-            raise RunFailedError("\n".join(self._failure(day, dag_id, run_id, task) for task in failed))
+                if task["state"] == "failed":
+                    self.failed.append(f"{dag_id}.{task['task_id']} of {day}")
+                    print_line(self._failure(day, dag_id, run_id, task))
         return tasks
 
     def _failure(self, day: str, dag_id: str, run_id: str, task: dict[str, Any]) -> str:

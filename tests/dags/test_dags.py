@@ -1,0 +1,154 @@
+"""What the two DAGs are: tasks and their order, schedule, pools, retries, and what a task may not do."""
+
+import itertools
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EDGES = {
+    "samples_daily": [
+        ("ingest", "gate_events"),
+        ("gate_events", "build_samples"),
+        ("build_samples", "gate_samples"),
+    ],
+    "retraining_daily": [
+        ("has_history", "first_champion"),
+        ("first_champion", "train"),
+        ("train", "evaluate"),
+        ("evaluate", "gate_evaluation"),
+        ("gate_evaluation", "register"),
+        ("register", "promote"),
+    ],
+}
+GATES = {"gate_events", "gate_samples", "gate_evaluation"}
+
+
+def test_both_dags_load_and_nothing_else(dags):
+    assert sorted(dags) == ["retraining_daily", "samples_daily"]
+
+
+@pytest.mark.parametrize("dag_id", EDGES)
+def test_tasks_and_their_order(dags, dag_id):
+    edges = [(task.task_id, other) for task in dags[dag_id].tasks for other in task.downstream_task_ids]
+    assert sorted(edges) == sorted(EDGES[dag_id])
+
+
+@pytest.mark.parametrize("dag_id", EDGES)
+def test_every_dag_runs_one_day_at_a_time_and_never_catches_up(dags, dag_id):
+    dag = dags[dag_id]
+    assert dag.max_active_runs == 1
+    assert dag.catchup is False
+    assert dag.deadline
+    assert dag.has_on_failure_callback
+
+
+@pytest.mark.parametrize("dag_id", EDGES)
+def test_a_failure_always_reaches_the_run(dags, dag_id):
+    # A leaf with another trigger rule would make a run with a failed gate a successful one.
+    assert {task.trigger_rule for task in dags[dag_id].tasks} == {"all_success"}
+
+
+@pytest.mark.parametrize("dag_id", EDGES)
+def test_only_gates_are_not_retried_and_every_task_has_a_timeout(dags, dag_id):
+    for task in dags[dag_id].tasks:
+        assert (task.retries == 0) == (task.task_id in GATES), task.task_id
+        assert task.execution_timeout is not None, task.task_id
+
+
+@pytest.mark.parametrize("dag_id", EDGES)
+def test_steps_run_in_the_repository_with_its_environment_and_know_no_skip_code(dags, dag_id):
+    steps = [task for task in dags[dag_id].tasks if task.task_id != "has_history"]
+    for task in steps:
+        assert task.cwd == str(ROOT)
+        assert task.append_env is True
+        assert task.skip_on_exit_code == []  # 99 would be "skipped": a failing gate could pass
+        assert "day(partition_key)" in task.bash_command
+
+
+def test_the_gate_of_samples_publishes_the_asset_that_retraining_waits_for(dags):
+    outlets = {task.task_id: task.outlets for task in dags["samples_daily"].tasks if task.outlets}
+    assert list(outlets) == ["gate_samples"]
+    assert outlets["gate_samples"] == [dags["retraining_daily"].timetable.asset_condition]
+
+
+def test_what_uses_the_device_has_a_pool_of_its_own(dags):
+    pools = {task.task_id: task.pool for task in dags["retraining_daily"].tasks}
+    assert {name for name, pool in pools.items() if pool == "training"} == {
+        "first_champion",
+        "train",
+        "evaluate",
+    }
+
+
+def _infos(timetable, first: datetime, last: datetime):
+    from airflow.serialization.decoders import decode_timetable
+    from airflow.serialization.encoders import encode_timetable
+
+    core = decode_timetable(encode_timetable(timetable))
+    return list(core.iter_partition_dagrun_infos(earliest=first, latest=last))
+
+
+@pytest.mark.parametrize(
+    ("first", "days"),
+    [
+        ("2026-03-27", ["2026-03-27", "2026-03-28", "2026-03-29", "2026-03-30"]),  # Europe's 23-hour day
+        ("2026-10-24", ["2026-10-24", "2026-10-25", "2026-10-26"]),  # its 25-hour day
+        ("2028-02-28", ["2028-02-28", "2028-02-29", "2028-03-01"]),
+        ("2026-12-31", ["2026-12-31", "2027-01-01"]),  # both lie in ISO week 2026-W53
+    ],
+)
+def test_every_calendar_day_has_exactly_one_run(dags, first, days):
+    start = datetime.fromisoformat(first).replace(tzinfo=UTC)
+    end = datetime.fromisoformat(days[-1]).replace(tzinfo=UTC) + timedelta(hours=23, minutes=59)
+    infos = _infos(dags["samples_daily"].timetable, start, end)
+    assert [info.partition_key for info in infos] == days
+    ticks = [info.partition_date for info in infos]
+    assert {(b - a).total_seconds() for a, b in itertools.pairwise(ticks)} == {24 * 3600}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "cron", "offset"), [("foodlog", "30 2 * * *", -1), ("kuairand", "30 18 * * *", 0)]
+)
+def test_a_run_starts_when_the_attribution_window_has_closed(
+    airflow_home, monkeypatch, dataset, cron, offset
+):
+    from dags import steps
+    from spark_jobs.datasets import dataset_named
+
+    monkeypatch.setattr(steps, "DATASET", dataset)
+    assert steps.schedule() == (cron, offset)
+    minute, hour = (int(part) for part in cron.split()[:2])
+    starts = datetime(2026, 3, 1, hour, minute, tzinfo=UTC) - timedelta(days=offset)  # run of day 2026-03-01
+    known = dataset_named(dataset)
+    day_ends = datetime(2026, 3, 2, tzinfo=UTC) - timedelta(hours=known.utc_offset_hours)
+    assert starts - day_ends == timedelta(milliseconds=known.attribution_ms, minutes=30)
+
+
+def test_importing_the_dags_is_light():
+    # What the DAG files add to what Airflow's own authoring interface imports; and no connection is opened.
+    code = """
+import socket, sys
+from airflow.sdk import DAG
+from airflow.providers.standard.operators.bash import BashOperator
+before = set(sys.modules)
+def refuse(*args, **kwargs): raise AssertionError("a connection at import")
+socket.socket.connect = refuse
+import dags.samples_daily, dags.retraining_daily
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+heavy = new & {"torch", "pyspark", "mlflow", "great_expectations", "pandas", "numpy", "deltalake", "pyarrow"}
+print(sorted(heavy))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_dag_files_are_thin():
+    for name in ("samples_daily", "retraining_daily"):
+        assert len((ROOT / "dags" / f"{name}.py").read_text().splitlines()) <= 110

@@ -1,0 +1,41 @@
+"""Commands that the documentation names exist; the cheap ones are run."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documented_make_targets_exist(document):
+    code = re.findall(r"`([^`\n]+)`", document.read_text()) + re.findall(
+        r"```.*?\n(.*?)```", document.read_text(), re.S
+    )
+    named = {target for text in code for target in re.findall(r"\bmake ([a-z][a-z-]+)", text)}
+    assert named <= TARGETS
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documented_modules_exist(document):
+    named = set(
+        re.findall(r"-m ((?:spark_jobs|expectations|model|scripts)\.[a-z_.]+[a-z_])", document.read_text())
+    )
+    assert {name for name in named if importlib.util.find_spec(name) is None} == set()
+
+
+def test_help_lists_every_target():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = {line.split()[1] for line in done.stdout.splitlines()}
+    assert listed == TARGETS
+
+
+def test_setup_scripts_are_valid_shell():
+    for path in (ROOT / "scripts" / "setup.sh", ROOT / ".ci" / "run"):
+        subprocess.run(["bash", "-n", str(path)], check=True)
+        assert path.stat().st_mode & 0o111
