@@ -9,7 +9,7 @@ export GPU PYTHON
 # The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup run backfill ui doctor test test-slow test-gpu check format bench bench-samples lock clean
+.PHONY: help setup run backfill ui doctor test test-slow test-gpu check format kill-points bench bench-samples lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ check: setup  ## lint, format and types
 format: setup  ## format the Python code
 	@$(PY) -m ruff check --fix-only -q .
 	@$(PY) -m ruff format .
+
+kill-points: setup  ## kill every stage at every phase, run it again, compare; JSON in var/bench
+	@mkdir -p var/bench
+	@$(PY) tests/end_to_end/kill_points.py --out var/bench/kill_points.json
 
 bench: setup  ## benchmarks of the operators; JSON in var/bench
 	@$(PY) -m hstu_ops.bench --out var/bench/hstu_ops.json

@@ -14,10 +14,12 @@ TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), r
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_documented_make_targets_exist(document):
-    code = re.findall(r"`([^`\n]+)`", document.read_text()) + re.findall(
-        r"```.*?\n(.*?)```", document.read_text(), re.S
-    )
-    named = {target for text in code for target in re.findall(r"\bmake ([a-z][a-z-]+)", text)}
+    text = document.read_text()
+    blocks = re.findall(r"```.*?\n(.*?)```", text, re.DOTALL)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    inline = [span for line in prose.splitlines() for span in re.findall(r"`([^`]+)`", line)]
+    code = [*blocks, *inline, *re.findall(r"^ {4}(\S.*)$", prose, re.MULTILINE)]
+    named = {target for part in code for target in re.findall(r"^(?:\$ )?make ([a-z][a-z-]+)", part, re.M)}
     assert named <= TARGETS
 
 
