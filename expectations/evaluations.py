@@ -78,15 +78,16 @@ def _score_facts(ranker: str, frame: dict[str, Array], metrics: dict[str, Any]) 
     for name in SCORES:
         score = frame[name].astype(np.float64)
         # NaN compares false with everything: what is not inside is outside.
-        facts[f"{ranker}_{name}_outside"] = int((~((score > 0) & (score < 1))).sum())
-        facts[f"{ranker}_{name}_spread"] = float(score.std()) if len(score) else None
+        inside = score[(score > 0) & (score < 1)]
+        facts[f"{ranker}_{name}_outside"] = len(score) - len(inside)
+        facts[f"{ranker}_{name}_spread"] = float(inside.std()) if len(inside) else None
     undefined = [name for name in DEFINED if not _is_number(metrics.get(name))]
     facts[f"{ranker}_undefined"] = len(undefined)
     for metric in METRICS:
         facts[f"{ranker}_{metric}"] = metrics.get(metric)
     for task, label in LABELS.items():
         labels, score = frame[label], frame[f"{task}_live"].astype(np.float64)
-        predicted = float(score.sum())
+        predicted = float(score[np.isfinite(score)].sum())
         facts[f"{ranker}_{task}_copc"] = float(labels.sum()) / predicted if predicted > 0 else None
         recount = auc(labels, score) if np.isfinite(score).all() else math.nan
         given = metrics.get(f"{task}_auc")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -160,6 +161,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             parse_day(ds)
     except ValueError as error:
         parser.error(str(error))
+    if not re.fullmatch(r"[a-z0-9_]+", arguments.preset):
+        parser.error(f"{arguments.preset!r} is no preset: lower case letters, digits and underscores")
     return arguments
 
 

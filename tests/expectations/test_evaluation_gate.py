@@ -1,0 +1,227 @@
+"""Every rule for evaluations has an evaluation that breaks it and only it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from expectations.evaluation_rules import evaluation_suite
+from expectations.evaluations import EvaluationUnavailableError, inspect_evaluation
+from model.metrics import auc
+from tests.expectations.mini import DS, LIMITS, MINI, broken_by
+
+SUITE = evaluation_suite(MINI, LIMITS)
+ROWS = 60
+Change = Callable[[dict[str, Any], dict[str, dict[str, Any]]], None]
+
+
+def valid() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """An evaluation and its two score files: calibrated, and the candidate a little better."""
+    rng = np.random.default_rng(0)
+    labels = {"label_click": np.arange(ROWS) % 3 == 0, "label_conversion": np.arange(ROWS) % 6 == 0}
+    scores: dict[str, dict[str, Any]] = {}
+    metrics: dict[str, dict[str, Any]] = {}
+    for ranker, skill in (("candidate", 0.05), ("champion", 0.04)):
+        frame: dict[str, Any] = {
+            "user_id": np.arange(ROWS) // 3,
+            "window_start_ms": np.zeros(ROWS, np.int64),
+            "impression_id": [f"i{row}" for row in range(ROWS)],
+            **{name: label.astype(np.int8) for name, label in labels.items()},
+        }
+        metrics[ranker] = {"digest": ranker}
+        for task, label in zip(("ctr", "ctcvr"), labels.values(), strict=True):
+            score = rng.uniform(0.2, 0.4, ROWS) + skill * label
+            score *= label.sum() / score.sum()
+            frame |= {f"{task}_frozen": score, f"{task}_live": score}
+            metrics[ranker] |= {f"{task}_{name}": 0.7 for name in ("gauc", "gauc_mean", "log_loss")}
+            metrics[ranker] |= {f"{task}_auc": auc(label, score), f"{task}_gauc_users": 20.0}
+        scores[ranker] = frame
+    evaluation = {
+        "dataset": "mini",
+        "preset": "tiny",
+        "ds": DS,
+        "samples_version": 4,
+        **metrics,
+        "baselines": {"oracle": {"ctr_auc": 0.9, "ctcvr_auc": 0.9}},
+    }
+    return evaluation, scores
+
+
+def metric(ranker: str, name: str, value: Any) -> Change:
+    return lambda evaluation, scores: evaluation[ranker].update({name: value})
+
+
+def field(name: str, value: Any) -> Change:
+    return lambda evaluation, scores: evaluation.update({name: value})
+
+
+def score(ranker: str, name: str, change: Callable[[Any], Any]) -> Change:
+    return lambda evaluation, scores: scores[ranker].update({name: change(scores[ranker][name])})
+
+
+def first(value: float) -> Callable[[Any], Any]:
+    return lambda values: np.r_[value, values[1:]]
+
+
+def oracle(name: str) -> Change:
+    return lambda evaluation, scores: evaluation["baselines"]["oracle"].update({name: 0.5})
+
+
+CASES: list[tuple[str, Change]] = [
+    ("own_day", field("ds", "2026-03-01")),
+    ("own_day", field("preset", "small")),
+    ("same_rows", score("champion", "impression_id", lambda ids: ["other", *ids[1:]])),
+    ("candidate_metrics_defined", metric("candidate", "ctr_gauc_mean", None)),
+    ("champion_metrics_defined", metric("champion", "ctcvr_log_loss", None)),
+    ("ctr_users_counted", metric("candidate", "ctr_gauc_users", 19.0)),
+    ("ctcvr_users_counted", metric("candidate", "ctcvr_gauc_users", None)),
+    (
+        "ctr_gauc_believable",
+        lambda e, s: [metric(r, "ctr_gauc", 0.96)(e, s) for r in ("candidate", "champion")] and None,
+    ),
+    (
+        "ctcvr_gauc_believable",
+        lambda e, s: [metric(r, "ctcvr_gauc", 0.98)(e, s) for r in ("candidate", "champion")] and None,
+    ),
+    ("ctr_gauc_gain_believable", metric("candidate", "ctr_gauc", 0.81)),
+    ("ctcvr_gauc_gain_believable", metric("candidate", "ctcvr_gauc", 0.81)),
+    ("ctr_auc_below_oracle", oracle("ctr_auc")),
+    ("ctcvr_auc_below_oracle", oracle("ctcvr_auc")),
+    ("champion_ctr_auc_recount", lambda e, s: e["champion"].update(ctr_auc=e["champion"]["ctr_auc"] + 0.001)),
+    (
+        "champion_ctcvr_auc_recount",
+        lambda e, s: e["champion"].update(ctcvr_auc=e["champion"]["ctcvr_auc"] - 0.001),
+    ),
+    (
+        "candidate_ctr_auc_recount",
+        lambda e, s: e["candidate"].update(ctr_auc=e["candidate"]["ctr_auc"] - 0.001),
+    ),
+    (
+        "candidate_ctcvr_auc_recount",
+        lambda e, s: e["candidate"].update(ctcvr_auc=e["candidate"]["ctcvr_auc"] + 0.001),
+    ),
+    ("candidate_ctr_calibrated", score("candidate", "ctr_live", lambda values: values / 2.5)),
+    ("candidate_ctcvr_calibrated", score("candidate", "ctcvr_live", lambda values: values * 2.5)),
+    *(
+        (f"{ranker}_{name}_values", score(ranker, name, first(value)))
+        for ranker in ("candidate", "champion")
+        for name, value in (("ctr_frozen", math.nan), ("ctcvr_frozen", 0.0))
+    ),
+    *(
+        (f"{ranker}_{name}_spread", score(ranker, name, lambda values: np.full(ROWS, 0.3)))
+        for ranker in ("candidate", "champion")
+        for name in ("ctr_frozen", "ctcvr_frozen")
+    ),
+]
+# An AUC follows from the live scores: what breaks these rules changes the AUC, too.
+TOGETHER: list[tuple[set[str], Change]] = [
+    *(
+        (
+            {f"{ranker}_{task}_live_values", f"{ranker}_{task}_auc_recount"},
+            score(ranker, f"{task}_live", first(math.inf)),
+        )
+        for ranker in ("candidate", "champion")
+        for task in ("ctr", "ctcvr")
+    ),
+    *(
+        (
+            {f"{ranker}_{task}_live_spread", f"{ranker}_{task}_auc_recount"},
+            score(ranker, f"{task}_live", lambda values: np.full(ROWS, values.mean())),
+        )
+        for ranker in ("candidate", "champion")
+        for task in ("ctr", "ctcvr")
+    ),
+    *(
+        (
+            {
+                f"{task}_auc_believable",
+                f"{task}_auc_gain_believable",
+                f"{task}_auc_below_oracle",
+                f"candidate_{task}_auc_recount",
+            },
+            metric("candidate", f"{task}_auc", 0.99),
+        )
+        for task in ("ctr", "ctcvr")
+    ),
+]
+
+
+@pytest.fixture
+def inspected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Change | None], set[str]]:
+    """Writes a changed evaluation and says which rules it breaks."""
+    monkeypatch.setenv("MTGR_RUNS", str(tmp_path))
+
+    def run(change: Change | None) -> set[str]:
+        evaluation, scores = valid()
+        if change:
+            change(evaluation, scores)
+        folder = tmp_path / "mini" / "tiny" / DS
+        folder.mkdir(parents=True)
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+        for ranker, frame in scores.items():
+            pq.write_table(pa.table(frame), folder / f"scores_{ranker}.parquet")
+        facts, _, there, version = inspect_evaluation(MINI, "tiny", DS)
+        assert version == 4
+        return broken_by(
+            SUITE,
+            {
+                rule.name: facts.get(rule.fact)
+                for rule in SUITE.rules
+                if not rule.requires or rule.requires in there
+            },
+        )
+
+    return run
+
+
+def test_a_valid_evaluation_breaks_no_rule(inspected: Callable[[Change | None], set[str]]) -> None:
+    assert inspected(None) == set()
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[f"{i}-{rule}" for i, (rule, _) in enumerate(CASES)])
+def test_an_evaluation_breaks_its_rule_and_no_other(
+    inspected: Callable[[Change | None], set[str]], index: int
+) -> None:
+    assert inspected(CASES[index][1]) == {CASES[index][0]}
+
+
+@pytest.mark.parametrize("index", range(len(TOGETHER)))
+def test_rules_that_break_together(inspected: Callable[[Change | None], set[str]], index: int) -> None:
+    assert inspected(TOGETHER[index][1]) == TOGETHER[index][0]
+
+
+def test_every_rule_has_an_evaluation_that_breaks_it() -> None:
+    covered = {rule for rule, _ in CASES}.union(*(rules for rules, _ in TOGETHER), {"rows_present"})
+    assert covered == {rule.name for rule in SUITE.rules}
+
+
+def test_without_champion_and_oracle_their_rules_are_left_out(
+    inspected: Callable[[Change | None], set[str]],
+) -> None:
+    def alone(evaluation: dict[str, Any], scores: dict[str, dict[str, Any]]) -> None:
+        evaluation |= {"champion": None, "baselines": {}}
+        del scores["champion"]
+
+    assert inspected(alone) == set()
+
+
+def test_a_missing_or_damaged_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTGR_RUNS", str(tmp_path))
+    with pytest.raises(EvaluationUnavailableError, match=r"no evaluation at .*run python -m model\.evaluate"):
+        inspect_evaluation(MINI, "tiny", DS)
+    path = tmp_path / "mini" / "tiny" / DS / "evaluation.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"ds": "2026')
+    with pytest.raises(EvaluationUnavailableError, match="is damaged"):
+        inspect_evaluation(MINI, "tiny", DS)
+    path.write_text(json.dumps(valid()[0]))
+    with pytest.raises(EvaluationUnavailableError, match="scores_candidate"):
+        inspect_evaluation(MINI, "tiny", DS)

@@ -1,0 +1,177 @@
+"""The gate command over a lake: what passes, what stops the run, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from expectations import gate, limits
+from expectations.listing import rule_tables
+from spark_jobs import locations
+from spark_jobs.contract import Owner, dimension_columns, event_columns, shift_day
+from tests.expectations.mini import DS, LIMITS, MINI, event, valid_events
+
+ARROW = {"string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "float": pa.float32()}
+NEXT = shift_day(DS, 1)
+DAY_MINUTES = 24 * 60
+
+
+def write(
+    name: str, columns: list[tuple[str, str]], rows: list[dict[str, Any]], partitions: list[str]
+) -> None:
+    schema = pa.schema([(column, ARROW[kind]) for column, kind in columns])
+    table = pa.Table.from_pylist(rows, schema=schema)
+    write_deltalake(locations.table("mini", name), table, partition_by=partitions, mode="append")
+
+
+def write_events(rows: list[dict[str, Any]]) -> None:
+    write("events", event_columns(MINI), rows, ["ds", "delivery_ds"])
+
+
+def next_day(**change: Any) -> list[dict[str, Any]]:
+    """The valid delivery one day later."""
+    day = {"ds": NEXT, "delivery_ds": NEXT}
+    rows = [
+        row
+        | day
+        | {"event_id": row["event_id"] + "2", "time_ms": row["time_ms"] + DAY_MINUTES * 60_000}
+        | {"impression_id": row["impression_id"] + "2"}
+        for row in valid_events()
+    ]
+    return [*rows[:-1], rows[-1] | change]
+
+
+@pytest.fixture
+def mini(lake: Path, spark: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lake with one valid delivery of the mini dataset."""
+    monkeypatch.setattr(gate, "dataset_named", lambda name: MINI)
+    monkeypatch.setattr(gate, "spark_session", lambda name: spark)
+    monkeypatch.setitem(limits._LIMITS, "mini", LIMITS)
+    write_events(valid_events())
+    users = [{"user_id": user, "age": 30.0, "member": 1, "ds": DS} for user in (1, 2)]
+    items = [{"item_id": item, "price": 9.5, "ds": DS} for item in (10, 11)]
+    write("users", dimension_columns(MINI, Owner.PROFILE), users, ["ds"])
+    write("items", dimension_columns(MINI, Owner.ITEM), items, ["ds"])
+    return lake.parent
+
+
+def run(capsys: pytest.CaptureFixture[str], *days: str) -> tuple[int, dict[str, Any]]:
+    code = gate.main(["--dataset", "mini", "--suite", "events", "--ds", *days])
+    output = capsys.readouterr().out.splitlines()
+    return code, json.loads(output[-1])
+
+
+def quarantined() -> list[dict[str, Any]]:
+    rows = DeltaTable(locations.table("mini", "quarantine")).to_pyarrow_table().to_pylist()
+    return [row for row in rows if row["stage"] == "gate_events"]
+
+
+def test_a_broken_row_stops_the_run_and_goes_to_quarantine_until_repaired(
+    mini: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_events(next_day(distance=math.nan, user_id=987654321))
+    with caplog.at_level(logging.ERROR, "expectations.gate"):
+        code, result = run(capsys, NEXT, DS)
+    assert code == 1
+    assert result["verdicts"] == {DS: True, NEXT: False}
+    assert set(result["failed"]) == {f"{NEXT}/distance_values", f"{NEXT}/user_known"}
+    assert f"mini {NEXT}: table events, column distance: 1, allowed: no row breaks it" in caplog.text
+    (row,) = quarantined()
+    assert row["reason"] == "distance_values"
+    assert json.loads(row["record"])["event_id"] == "c2"
+    verdict = json.loads((mini / "gates" / "mini" / "events" / f"{NEXT}.json").read_text())
+    assert not verdict["success"]
+    assert verdict["baseline_days"] == [DS]
+    docs = list((mini / "data_docs").rglob("*.html")) + list((mini / "data_docs").rglob("*.json"))
+    assert len(docs) >= 4
+    assert not [path for path in docs if "987654321" in path.read_text()]  # no id of a user in the docs
+    _repair()
+    code, result = run(capsys, NEXT)
+    assert (code, result["failed"]) == (0, [])
+    assert quarantined() == []
+
+
+def _repair() -> None:
+    DeltaTable(locations.table("mini", "events")).delete(f"delivery_ds = '{NEXT}'")
+    write_events(next_day())
+
+
+def test_an_absent_day_fails_by_name(
+    mini: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    code, result = run(capsys, NEXT)
+    assert code == 1
+    assert result["failed"] == [f"{NEXT}/rows_present"]
+    assert f"upstream day {NEXT} absent" in caplog.text
+
+
+def test_a_lake_without_tables_fails(
+    lake: Path, spark: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "spark_session", lambda name: spark)
+    code = gate.main(["--dataset", "foodlog", "--suite", "samples", "--ds", DS])
+    assert code == 1
+    assert json.loads(capsys.readouterr().out)["failed"] == [f"{DS}/rows_present"]
+
+
+def test_a_whole_delivery_in_other_units_is_seen_by_drift(
+    mini: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metres = [row | {"distance": row["distance"] * 30} for row in next_day()]  # still in its range
+    write_events(metres)
+    code, result = run(capsys, DS, NEXT)
+    assert code == 1
+    assert result["failed"] == [f"{NEXT}/distance_drift"]
+
+
+def test_a_renamed_column_and_a_partial_day_are_seen(mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_events([row | {"weather": None} for row in next_day()[:1]])
+    code, result = run(capsys, DS, NEXT)
+    assert code == 1
+    rules = {name.split("/")[1] for name in result["failed"]}
+    assert {"hours_covered", "impressions_volume", "weather_null_drift"} <= rules
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--dataset", "foodlog", "--suite", "sampels", "--ds", DS],
+        ["--dataset", "foodlog", "--suite", "samples"],
+        ["--dataset", "foodlog", "--suite", "samples", "--ds"],
+        ["--dataset", "foodlog", "--suite", "samples", "--ds", "2026-02-30"],
+        ["--dataset", "nolog", "--suite", "samples", "--ds", DS],
+        ["--suite", "samples", "--ds", DS],
+        ["--dataset", "foodlog", "--suite", "evaluation", "--ds", DS, "--preset", "../x"],
+    ],
+)
+def test_wrong_usage_validates_nothing_and_says_so(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        gate.main(arguments)
+    assert refused.value.code == 2
+
+
+def test_a_missing_evaluation_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MTGR_RUNS", str(tmp_path))
+    assert gate.main(["--dataset", "foodlog", "--suite", "evaluation", "--ds", DS]) == 1
+    assert "there is no evaluation at" in caplog.text
+
+
+def test_the_document_lists_the_rules() -> None:
+    document = Path(__file__).resolve().parents[2] / "docs" / "gates.md"
+    assert rule_tables() in document.read_text(), (
+        "run: python -m expectations.gate --list, and put it into docs/gates.md"
+    )
+
+
+def test_events_of_two_days_differ_only_in_time() -> None:
+    assert [row["time_ms"] for row in next_day()] == [row["time_ms"] + 86_400_000 for row in valid_events()]
+    assert event("x", "click", 0, "x")["action"] == 1
