@@ -1,169 +1,90 @@
-// The backward kernel of keys: grad_k and grad_v of 64 key tokens of a head at a time.
+// The backward kernel of keys for head dims 64 and 128: grad_k and grad_v of 128 key tokens of a head at a time.
 //
-// Persistent, as the forward. The two warpgroups share the work of a step, a tile of queries: one computes the scores
-// S^T = K Q^T, from them the weights, and accumulates grad_v += P^T grad_out; the other computes dP^T = V grad_out^T,
-// takes SiLU'(S^T) from the first through shared memory and accumulates grad_k += dS^T Q. Each result fills one
-// warpgroup's registers, and each warpgroup's arithmetic runs while the other's products do. Query tiles that see
-// none of the keys are not visited.
+// Persistent, as the forward. Each of the two warpgroups owns 64 keys and keeps both their results in registers; a step
+// is a tile of queries: S^T = K Q^T, dP^T = V grad_out^T, grad_v += P^T grad_out, grad_k += dS^T Q. A warpgroup's
+// arithmetic runs while the other's products do.
 #pragma once
 
-#include "device.cuh"
+#include "backward_kv_load.cuh"
 
 namespace hstu_sm90 {
-
-struct BackwardKVParams {
-  CUtensorMap q, k, v, grad_out;
-  WorkHeader* header;
-  TileInfo const* tiles;
-  int const* visible_end;
-  Matrix grad_k, grad_v;
-  int num_heads;
-  float half_alpha;
-  float scale_k;  // alpha * inv_n / 2: the derivative passed on is doubled
-  float scale_v;  // inv_n
-};
 
 template <class Element_, int kDim_, int kQueries_, int kStages_>
 struct BackwardKVTraits {
   using Element = Element_;
-  static constexpr int kDim = kDim_, kQueries = kQueries_, kStages = kStages_;
+  static constexpr int kDim = kDim_, kQueries = kQueries_, kStages = kStages_, kHalves = 2;
   using KLayout = KMajor<Element, kHalf, kDim>;
   using QLayout = KMajor<Element, kQueries, kDim>;
   using QtLayout = MNMajor<Element, kQueries, kDim>;
   using MmaScores = MmaSS<Element, kQueries, kDim>;
   using MmaGrad = MmaRS<Element, kDim, kQueries>;
-  static constexpr int kExchange = kQueries / 8;  // 16-byte words a thread passes on, four half pairs each, over 2
 
   struct alignas(1024) Shared {
-    Element k[kHalf * kDim];
-    Element v[kHalf * kDim];
+    Element k[kHalves][kHalf * kDim];
+    Element v[kHalves][kHalf * kDim];
     Element q[kStages][kQueries * kDim];
     Element grad_out[kStages][kQueries * kDim];
-    uint4 slope[2][kExchange / 2][kWarpgroup];  // SiLU'(S^T) as half pairs, each thread's own
-    Barrier k_full, k_empty, v_full, v_empty, full[kStages], empty[kStages], slope_full[2], slope_empty[2];
+    Barrier k_full, k_empty, v_full, v_empty, full[kStages], empty[kStages];
     int query[kStages];  // first query of the stage's tile, its lowest bit set if the mask must be read
     TileInfo tile;
     int key, head, count;
   };
 };
 
-// Extent of query tile i of a row: which keys some of its queries see, and which all of them do.
-template <int kQueries>
-__device__ __forceinline__ void query_extent(TileInfo const* row, int length, int i, int& most, int& least) {
-  if constexpr (kQueries == kTile) {
-    TileInfo const& tile = row[i];
-    most = max(tile.most[0], tile.most[1]);
-    least = min(tile.least[0], tile.least[1]);
-  } else {
-    most = row[i / 2].most[i % 2];
-    least = row[i / 2].least[i % 2];
-  }
-  if ((i + 1) * kQueries > length) least = 0;
-}
-
 template <class Traits>
-__device__ __forceinline__ void backward_kv_load(BackwardKVParams const& p, typename Traits::Shared& s) {
-  constexpr int kQueries = Traits::kQueries, kStages = Traits::kStages;
-  constexpr uint32_t kKeyBytes = sizeof(s.k), kStageBytes = 2 * sizeof(s.q[0]);
-  int const lane = threadIdx.x;
-  int const num_items = p.header->num_tiles * 2 * p.num_heads;
-  uint32_t count = 0, parity = 0;
-  int item = blockIdx.x;
-  while (item < num_items) {
-    int next = 0;
-    if (lane == 0) next = atomicAdd(&p.header->next[1], 1) + gridDim.x;
-    TileInfo const tile = p.tiles[item / (2 * p.num_heads)];
-    int const head = item / 2 % p.num_heads, key = tile.first + item % 2 * kHalf;
-    int const num_queries = (tile.length + kQueries - 1) / kQueries;
-    TileInfo const* const row = p.tiles + tile.row_tile;
-    // Bit i of a chunk of 32 query tiles: visited, and with a mask.
-    auto visits = [&](int chunk, unsigned& masked) {
-      int const i = chunk + lane;
-      int most = 0, least = 0;
-      if (i < num_queries) query_extent<kQueries>(row, tile.length, i, most, least);
-      bool const diagonal = i * kQueries < key + kHalf && key < (i + 1) * kQueries;
-      masked = __ballot_sync(0xffffffffu, least < key + kHalf);
-      return __ballot_sync(0xffffffffu, i < num_queries && (most > key || diagonal));
-    };
-    if (key < tile.length) {
-      int num_visits = 0;
-      unsigned masked;
-      for (int chunk = 0; chunk < num_queries; chunk += 32) num_visits += __popc(visits(chunk, masked));
-      if (lane == 0) {
-        s.k_empty.wait(parity ^ 1);
-        s.v_empty.wait(parity ^ 1);
-        s.tile = tile;
-        s.key = key;
-        s.head = head;
-        s.count = num_visits;
-        s.k_full.arrive_and_expect_tx(kKeyBytes);
-        load_rows(p.k, s.k_full, s.k, tile.row_start + key, head);
-        s.v_full.arrive_and_expect_tx(kKeyBytes);
-        load_rows(p.v, s.v_full, s.v, tile.row_start + key, head);
-      }
-      parity ^= 1;
-      for (int chunk = 0; chunk < num_queries; chunk += 32) {
-        unsigned todo = visits(chunk, masked);
-        for (; todo; todo &= todo - 1, ++count) {
-          if (lane != 0) continue;
-          int const bit = __ffs(todo) - 1, query = (chunk + bit) * kQueries, stage = count % kStages;
-          s.empty[stage].wait((count / kStages & 1) ^ 1);
-          s.query[stage] = query | (masked >> bit & 1);
-          s.full[stage].arrive_and_expect_tx(kStageBytes);
-          load_rows(p.q, s.full[stage], s.q[stage], tile.row_start + query, head);
-          load_rows(p.grad_out, s.full[stage], s.grad_out[stage], tile.row_start + query, head);
-        }
-        __syncwarp();
-      }
-    }
-    item = __shfl_sync(0xffffffffu, next, 0);
-  }
-  if (lane == 0) {
-    s.k_empty.wait(parity ^ 1);
-    s.v_empty.wait(parity ^ 1);
-    s.count = -1;
-    s.k_full.arrive();
-    s.v_full.arrive();
-  }
-}
-
-// Scores, weights and grad_v.
-template <class Traits>
-__device__ __forceinline__ void backward_kv_values(BackwardKVParams const& p, typename Traits::Shared& s) {
+__device__ __forceinline__ void backward_kv_compute(BackwardKVParams const& p, typename Traits::Shared& s, int half) {
   using Element = typename Traits::Element;
   constexpr int kQueries = Traits::kQueries, kDim = Traits::kDim, kStages = Traits::kStages;
   typename Traits::MmaScores mma_scores;
   typename Traits::MmaGrad mma_grad;
   auto const thread_scores = mma_scores.get_slice(0);
   auto const thread_grad = mma_grad.get_slice(0);
-  auto const k = thread_scores.partition_fragment_A(make_tensor(make_smem_ptr(s.k), typename Traits::KLayout{}));
+  typename Traits::KLayout const k_layout;
+  auto const k = thread_scores.partition_fragment_A(make_tensor(make_smem_ptr(s.k[half]), k_layout));
+  auto const v = thread_scores.partition_fragment_A(make_tensor(make_smem_ptr(s.v[half]), k_layout));
+  auto rows_of = [&](Element* queries) {
+    return thread_scores.partition_fragment_B(make_tensor(make_smem_ptr(queries), typename Traits::QLayout{}));
+  };
+  auto columns_of = [&](Element* queries) {
+    return thread_grad.partition_fragment_B(make_tensor(make_smem_ptr(queries), typename Traits::QtLayout{}));
+  };
+  auto grad_k = partition_fragment_C(mma_grad, Shape<_64, Int<kDim>>{});
   auto grad_v = partition_fragment_C(mma_grad, Shape<_64, Int<kDim>>{});
   auto scores = partition_fragment_C(mma_scores, Shape<_64, Int<kQueries>>{});
+  auto grad_weights = partition_fragment_C(mma_scores, Shape<_64, Int<kQueries>>{});
   auto weights = make_operand<Element, kQueries>();
-  int const thread = threadIdx.x % kWarpgroup;
+  auto grad_scores = make_operand<Element, kQueries>();
+  auto weight_words = recast<uint32_t>(weights);
 
   uint32_t step = 0;
   for (uint32_t parity = 0;; parity ^= 1) {
     s.k_full.wait(parity);
-    int const count = s.count, head = s.head, key = s.key;
+    s.v_full.wait(parity);
+    int const count = s.count, head = s.head, key = s.key + half * kHalf;
     TileInfo const tile = s.tile;
     if (count < 0) return;
     int const row = key + fragment_row();
+    if (key >= tile.length) {
+      warp_arrive(s.k_empty);
+      warp_arrive(s.v_empty);
+      for (int i = 0; i < count; ++i, ++step) {
+        s.full[step % kStages].wait(step / kStages & 1);
+        warp_arrive(s.empty[step % kStages]);
+      }
+      continue;
+    }
+    clear(grad_k);
     clear(grad_v);
     for (int i = 0; i < count; ++i, ++step) {
-      int const stage = step % kStages, buffer = step % 2;
+      int const stage = step % kStages;
       s.full[stage].wait(step / kStages & 1);
       int const query = s.query[stage];
-      issue<true>(mma_scores, k,
-                  thread_scores.partition_fragment_B(
-                      make_tensor(make_smem_ptr(s.q[stage]), typename Traits::QLayout{})), scores);
-      finish<0>(scores);
-      if (i == count - 1) warp_arrive(s.k_empty);
-      s.slope_empty[buffer].wait((step / 2 & 1) ^ 1);
       bool const masked = query & 1;
-      uint32_t slope[2 * Traits::kExchange];
+      issue<true>(mma_scores, k, rows_of(s.q[stage]), scores);
+      issue<true>(mma_scores, v, rows_of(s.grad_out[stage]), grad_weights);
+      finish<1>(scores);
       CUTE_UNROLL
-      for (int e = 0; e < size(scores); e += 4) {  // two rows of two neighbouring columns
+      for (int e = 0; e < size(scores); e += 4) {  // two neighbouring queries of two keys
         bool keep[4] = {true, true, true, true};
         if (masked) {
           CUTE_UNROLL
@@ -175,88 +96,37 @@ __device__ __forceinline__ void backward_kv_values(BackwardKVParams const& p, ty
             keep[c + 2] = row + 8 < end || (inside && row + 8 == position);
           }
         }
-        float twice[4];
+        float weight[4];
         CUTE_UNROLL
         for (int c = 0; c < 4; ++c) {
           float const h = scores(e + c) * p.half_alpha, t = tanh_approx(h), ht = h * t;
-          scores(e + c) = keep[c] ? h + ht : 0.f;
-          twice[c] = keep[c] ? 1.f + (t + fmaf(-ht, t, h)) : 0.f;
+          weight[c] = keep[c] ? h + ht : 0.f;
+          scores(e + c) = keep[c] ? 1.f + (t + fmaf(-ht, t, h)) : 0.f;  // twice SiLU'
         }
-        slope[e / 2] = pack<cutlass::half_t>(twice[0], twice[1]);
-        slope[e / 2 + 1] = pack<cutlass::half_t>(twice[2], twice[3]);
+        weight_words(e / 2) = pack<Element>(weight[0], weight[1]);
+        weight_words(e / 2 + 1) = pack<Element>(weight[2], weight[3]);
+      }
+      issue<false>(mma_grad, weights, columns_of(s.grad_out[stage]), grad_v);
+      finish<1>(grad_weights);
+      if (i == count - 1) {
+        warp_arrive(s.k_empty);
+        warp_arrive(s.v_empty);
       }
       CUTE_UNROLL
-      for (int w = 0; w < Traits::kExchange / 2; ++w) {
-        s.slope[buffer][w][thread] =
-            make_uint4(slope[4 * w], slope[4 * w + 1], slope[4 * w + 2], slope[4 * w + 3]);
-      }
-      warp_arrive(s.slope_full[buffer]);
-      to_operand<Element>(scores, weights);
-      issue<false>(mma_grad, weights,
-                   thread_grad.partition_fragment_B(
-                       make_tensor(make_smem_ptr(s.grad_out[stage]), typename Traits::QtLayout{})), grad_v);
+      for (int e = 0; e < size(scores); ++e) grad_weights(e) *= scores(e);
       finish<0>(grad_v);
-      warp_arrive(s.empty[stage]);
-    }
-    Element* const to = static_cast<Element*>(p.grad_v.data) + int64_t(tile.row_start + key) * p.grad_v.token_stride +
-                        head * p.grad_v.head_stride;
-    store_rows<Element, kDim>(grad_v, p.scale_v, to, p.grad_v.token_stride, tile.length - key);
-  }
-}
-
-// The derivative of the scores, and grad_k.
-template <class Traits>
-__device__ __forceinline__ void backward_kv_keys(BackwardKVParams const& p, typename Traits::Shared& s) {
-  using Element = typename Traits::Element;
-  constexpr int kQueries = Traits::kQueries, kDim = Traits::kDim, kStages = Traits::kStages;
-  typename Traits::MmaScores mma_scores;
-  typename Traits::MmaGrad mma_grad;
-  auto const thread_scores = mma_scores.get_slice(0);
-  auto const thread_grad = mma_grad.get_slice(0);
-  auto const v = thread_scores.partition_fragment_A(make_tensor(make_smem_ptr(s.v), typename Traits::KLayout{}));
-  auto grad_k = partition_fragment_C(mma_grad, Shape<_64, Int<kDim>>{});
-  auto grad_weights = partition_fragment_C(mma_scores, Shape<_64, Int<kQueries>>{});
-  auto grad_scores = make_operand<Element, kQueries>();
-  int const thread = threadIdx.x % kWarpgroup;
-
-  uint32_t step = 0;
-  for (uint32_t parity = 0;; parity ^= 1) {
-    s.v_full.wait(parity);
-    int const count = s.count, head = s.head, key = s.key;
-    TileInfo const tile = s.tile;
-    if (count < 0) return;
-    clear(grad_k);
-    for (int i = 0; i < count; ++i, ++step) {
-      int const stage = step % kStages, buffer = step % 2;
-      s.full[stage].wait(step / kStages & 1);
-      issue<true>(mma_scores, v,
-                  thread_scores.partition_fragment_B(
-                      make_tensor(make_smem_ptr(s.grad_out[stage]), typename Traits::QLayout{})), grad_weights);
-      s.slope_full[buffer].wait(step / 2 & 1);
-      finish<0>(grad_weights);
-      if (i == count - 1) warp_arrive(s.v_empty);
-      CUTE_UNROLL
-      for (int w = 0; w < Traits::kExchange / 2; ++w) {
-        uint4 const got = s.slope[buffer][w][thread];
-        uint32_t const words[4] = {got.x, got.y, got.z, got.w};
-        CUTE_UNROLL
-        for (int c = 0; c < 4; ++c) {
-          float2 const slope = __half22float2(reinterpret_cast<__half2 const&>(words[c]));
-          grad_weights(8 * w + 2 * c) *= slope.x;
-          grad_weights(8 * w + 2 * c + 1) *= slope.y;
-        }
-      }
-      warp_arrive(s.slope_empty[buffer]);
       to_operand<Element>(grad_weights, grad_scores);
-      issue<false>(mma_grad, grad_scores,
-                   thread_grad.partition_fragment_B(
-                       make_tensor(make_smem_ptr(s.q[stage]), typename Traits::QtLayout{})), grad_k);
+      issue<false>(mma_grad, grad_scores, columns_of(s.q[stage]), grad_k);
       finish<0>(grad_k);
       warp_arrive(s.empty[stage]);
     }
-    Element* const to = static_cast<Element*>(p.grad_k.data) + int64_t(tile.row_start + key) * p.grad_k.token_stride +
-                        head * p.grad_k.head_stride;
-    store_rows<Element, kDim>(grad_k, p.scale_k, to, p.grad_k.token_stride, tile.length - key);
+    int64_t const token = tile.row_start + key;
+    Element* const to_k =
+        static_cast<Element*>(p.grad_k.data) + token * p.grad_k.token_stride + head * p.grad_k.head_stride;
+    Element* const to_v =
+        static_cast<Element*>(p.grad_v.data) + token * p.grad_v.token_stride + head * p.grad_v.head_stride;
+    store_rows<Element, kDim>(grad_v, p.scale_v, to_v, p.grad_v.token_stride, tile.length - key);
+    store_rows<Element, kDim>(grad_k, p.scale_k, to_k, p.grad_k.token_stride, tile.length - key);
   }
 }
 
@@ -267,30 +137,26 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kv_kernel(__grid_constan
   if (threadIdx.x == 0) {
     s.k_full.init(1);
     s.v_full.init(1);
-    s.k_empty.init(kWarpsPerGroup);
-    s.v_empty.init(kWarpsPerGroup);
+    s.k_empty.init(2 * kWarpsPerGroup);
+    s.v_empty.init(2 * kWarpsPerGroup);
     for (int i = 0; i < Traits::kStages; ++i) {
       s.full[i].init(1);
       s.empty[i].init(2 * kWarpsPerGroup);
-    }
-    for (int i = 0; i < 2; ++i) {
-      s.slope_full[i].init(kWarpsPerGroup);
-      s.slope_empty[i].init(kWarpsPerGroup);
     }
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
   int const group = cutlass::canonical_warp_group_idx();
   if (group == 0) {
-    cutlass::arch::warpgroup_reg_dealloc<40>();
-    if (threadIdx.x < 32) backward_kv_load<Traits>(p, s);
-  } else {
-    cutlass::arch::warpgroup_reg_alloc<232>();
-    if (group == 1) {
-      backward_kv_values<Traits>(p, s);
-    } else {
-      backward_kv_keys<Traits>(p, s);
+    cutlass::arch::warpgroup_reg_dealloc<24>();
+    if (threadIdx.x < 32) {
+      wait_for_kernel_before();  // the plan
+      let_next_kernel_start();   // the kernel of queries fills the multiprocessors this one leaves
+      backward_kv_load<Traits>(p, s);
     }
+  } else {
+    cutlass::arch::warpgroup_reg_alloc<240>();
+    backward_kv_compute<Traits>(p, s, group - 1);
   }
 }
 

@@ -1,7 +1,7 @@
 // The backward kernel of queries: grad_q of one tile of 128 query tokens of a head at a time.
 //
 // The forward's items with three products a key tile: S = Q K^T, dP = grad_out V^T, grad_q += dS K. Each warpgroup does
-// them in turn; the other's fill the gaps. Nothing is accumulated across CTAs, so the result is the same every time.
+// them in turn; the other's fill the gaps. It starts while the last CTAs of the kernel of keys still run. Nothing is accumulated across CTAs, so the result is the same every time.
 #pragma once
 
 #include "forward.cuh"
@@ -198,7 +198,10 @@ __global__ void __launch_bounds__(kThreads, 1) backward_q_kernel(__grid_constant
   int const group = cutlass::canonical_warp_group_idx();
   if (group == 0) {
     cutlass::arch::warpgroup_reg_dealloc<40>();
-    if (threadIdx.x == 0) backward_q_load<Traits>(p, s);
+    if (threadIdx.x == 0) {
+      backward_q_load<Traits>(p, s);
+      wait_for_kernel_before();  // which it does not read, but whose results are due when this one ends
+    }
   } else {
     cutlass::arch::warpgroup_reg_alloc<232>();
     backward_q_compute<Traits>(p, s, group - 1);

@@ -2,8 +2,8 @@
 //
 // The schemas, fake kernels and derivatives are defined in Python (hstu_ops/schemas.py, hstu_ops/attention.py).
 #include <ATen/ATen.h>
-#include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <limits>
@@ -60,9 +60,10 @@ void check(at::Tensor const& q, at::Tensor const& k, at::Tensor const& v, at::Te
                     visible_end.size(0));
   TORCH_CHECK_VALUE(q.size(0) <= std::numeric_limits<int>::max() - 256 && q.size(1) <= 65535,
                     "at most 2^31 - 256 tokens and 65535 heads, got ", q.sizes());
-  auto const* properties = at::cuda::getDeviceProperties(q.get_device());
-  TORCH_CHECK(properties->major == 9, "the sm90a kernels need compute capability 9.0, ", properties->name, " has ",
-              properties->major, ".", properties->minor, ": use backend 'triton'");
+  int major = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, q.get_device()));
+  TORCH_CHECK(major == 9, "the sm90a kernels need compute capability 9.0, ", q.device(), " has ", major,
+              ".x: use backend 'triton'");
 }
 
 Problem describe(at::Tensor const& q, at::Tensor const& k, at::Tensor const& v, at::Tensor const& offsets,
@@ -98,7 +99,7 @@ at::Tensor forward(at::Tensor const& q, at::Tensor const& k, at::Tensor const& v
   at::Tensor const workspace = make_workspace(q, offsets);
   Problem problem = describe(q, k, v, offsets, visible_end, workspace, alpha, inv_n);
   problem.out = matrix(out);
-  char const* const message = hstu_sm90_forward(&problem, at::cuda::getCurrentCUDAStream());
+  char const* const message = hstu_sm90_forward(&problem, c10::cuda::getCurrentCUDAStream());
   TORCH_CHECK(message == nullptr, "mtgr_attention: ", message);
   return out;
 }
@@ -125,7 +126,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(at::Tensor const& grad_o
   problem.grad_q = matrix(grad_q);
   problem.grad_k = matrix(grad_k);
   problem.grad_v = matrix(grad_v);
-  char const* const message = hstu_sm90_backward(&problem, at::cuda::getCurrentCUDAStream());
+  char const* const message = hstu_sm90_backward(&problem, c10::cuda::getCurrentCUDAStream());
   TORCH_CHECK(message == nullptr, "mtgr_attention_backward: ", message);
   return {grad_q, grad_k, grad_v};
 }

@@ -63,6 +63,12 @@ __device__ __forceinline__ void finish(C& c) {
   warpgroup_fence_operand(c);
 }
 
+// Waits until the kernel before this one in the stream has finished and its writes are seen.
+__device__ __forceinline__ void wait_for_kernel_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Lets the next kernel's CTAs start where this one's have ended, once all of this one's have said so.
+__device__ __forceinline__ void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 // One arrival for a warp.
 __device__ __forceinline__ void warp_arrive(Barrier& barrier) {
   __syncwarp();

@@ -248,7 +248,10 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(__grid_constant__ 
   int const group = cutlass::canonical_warp_group_idx();
   if (group == 0) {
     cutlass::arch::warpgroup_reg_dealloc<40>();
-    if (threadIdx.x == 0) forward_load<Traits>(p, s);
+    if (threadIdx.x == 0) {
+      wait_for_kernel_before();  // the plan
+      forward_load<Traits>(p, s);
+    }
   } else {
     cutlass::arch::warpgroup_reg_alloc<232>();
     forward_compute<Traits>(p, s, group - 1);

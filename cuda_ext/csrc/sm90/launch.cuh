@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backward_kv.cuh"
+#include "backward_kv_split.cuh"
 #include "backward_q.cuh"
 #include "forward.cuh"
 
@@ -55,15 +56,25 @@ void set_common(Params& params, Problem const& problem) {
   params.half_alpha = problem.alpha * 0.5f;
 }
 
-// Starts one CTA on each multiprocessor.
+// Starts one CTA on each multiprocessor, possibly before the kernel before it in the stream has ended: the kernels
+// wait for that one themselves (griddepcontrol).
 template <class Shared, class Params>
 char const* launch(void (*kernel)(Params), Params const& params, cudaStream_t stream) {
   int device, multiprocessors;
   HSTU_SM90_CHECK(cudaGetDevice(&device));
   HSTU_SM90_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   HSTU_SM90_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared)));
-  kernel<<<multiprocessors, kThreads, sizeof(Shared), stream>>>(params);
-  HSTU_SM90_CHECK(cudaGetLastError());
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(multiprocessors);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = sizeof(Shared);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  HSTU_SM90_CHECK(cudaLaunchKernelEx(&config, kernel, params));
   return nullptr;
 }
 
@@ -86,7 +97,7 @@ char const* run_forward(Problem const& problem, cudaStream_t stream) {
 }
 
 template <class Traits>
-char const* run_backward_kv(Problem const& problem, cudaStream_t stream) {
+char const* run_backward_kv(void (*kernel)(BackwardKVParams), Problem const& problem, cudaStream_t stream) {
   BackwardKVParams params;
   set_common(params, problem);
   params.grad_k = problem.grad_k;
@@ -97,7 +108,6 @@ char const* run_backward_kv(Problem const& problem, cudaStream_t stream) {
   HSTU_SM90_TRY(encode(params.grad_out, problem.grad_out, problem, Traits::kQueries));
   HSTU_SM90_TRY(encode(params.k, problem.k, problem, kHalf));
   HSTU_SM90_TRY(encode(params.v, problem.v, problem, kHalf));
-  void (*kernel)(BackwardKVParams) = backward_kv_kernel<Traits>;
   return launch<typename Traits::Shared>(kernel, params, stream);
 }
 

@@ -25,6 +25,7 @@ __device__ __forceinline__ int block_sum(int value, int* shared) {
 __global__ void __launch_bounds__(kPlanThreads)
     plan_kernel(int const* offsets, int const* visible_end, int num_rows, WorkHeader* header, TileInfo* tiles) {
   __shared__ int shared[kPlanThreads / 32];
+  asm volatile("griddepcontrol.launch_dependents;");  // the next kernel waits for this one where it reads the plan
   int const row = blockIdx.x;
   int const start = offsets[row], length = offsets[row + 1] - start;
   int before = 0, all = 0;

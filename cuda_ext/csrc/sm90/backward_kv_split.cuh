@@ -1,0 +1,208 @@
+// The backward kernel of keys for head dim 256: grad_k and grad_v of 64 key tokens of a head at a time.
+//
+// Persistent, as the forward. Each result fills the registers of one warpgroup, so the two share the work of a step, a
+// tile of queries: one computes the scores S^T = K Q^T, from them the weights, and accumulates
+// grad_v += P^T grad_out; the other computes dP^T = V grad_out^T, takes SiLU'(S^T) from the first through shared memory
+// and accumulates grad_k += dS^T Q. Either's arithmetic runs while the other's products do.
+#pragma once
+
+#include "backward_kv_load.cuh"
+
+namespace hstu_sm90 {
+
+template <class Element_, int kDim_, int kQueries_, int kStages_>
+struct BackwardKVSplitTraits {
+  using Element = Element_;
+  static constexpr int kDim = kDim_, kQueries = kQueries_, kStages = kStages_, kHalves = 1;
+  using KLayout = KMajor<Element, kHalf, kDim>;
+  using QLayout = KMajor<Element, kQueries, kDim>;
+  using QtLayout = MNMajor<Element, kQueries, kDim>;
+  using MmaScores = MmaSS<Element, kQueries, kDim>;
+  using MmaGrad = MmaRS<Element, kDim, kQueries>;
+  static constexpr int kExchange = kQueries / 8;  // 16-byte words a thread passes on, four half pairs each, over 2
+
+  struct alignas(1024) Shared {
+    Element k[kHalves][kHalf * kDim];
+    Element v[kHalves][kHalf * kDim];
+    Element q[kStages][kQueries * kDim];
+    Element grad_out[kStages][kQueries * kDim];
+    uint4 slope[2][kExchange / 2][kWarpgroup];  // SiLU'(S^T) as half pairs, each thread's own
+    Barrier k_full, k_empty, v_full, v_empty, full[kStages], empty[kStages], slope_full[2], slope_empty[2];
+    int query[kStages];  // first query of the stage's tile, its lowest bit set if the mask must be read
+    TileInfo tile;
+    int key, head, count;
+  };
+};
+
+// Scores, weights and grad_v.
+template <class Traits>
+__device__ __forceinline__ void backward_kv_split_values(BackwardKVParams const& p, typename Traits::Shared& s) {
+  using Element = typename Traits::Element;
+  constexpr int kQueries = Traits::kQueries, kDim = Traits::kDim, kStages = Traits::kStages;
+  typename Traits::MmaScores mma_scores;
+  typename Traits::MmaGrad mma_grad;
+  auto const thread_scores = mma_scores.get_slice(0);
+  auto const thread_grad = mma_grad.get_slice(0);
+  auto const k = thread_scores.partition_fragment_A(make_tensor(make_smem_ptr(s.k[0]), typename Traits::KLayout{}));
+  auto grad_v = partition_fragment_C(mma_grad, Shape<_64, Int<kDim>>{});
+  auto scores = partition_fragment_C(mma_scores, Shape<_64, Int<kQueries>>{});
+  auto weights = make_operand<Element, kQueries>();
+  int const thread = threadIdx.x % kWarpgroup;
+
+  uint32_t step = 0;
+  for (uint32_t parity = 0;; parity ^= 1) {
+    s.k_full.wait(parity);
+    int const count = s.count, head = s.head, key = s.key;
+    TileInfo const tile = s.tile;
+    if (count < 0) return;
+    int const row = key + fragment_row();
+    clear(grad_v);
+    for (int i = 0; i < count; ++i, ++step) {
+      int const stage = step % kStages, buffer = step % 2;
+      s.full[stage].wait(step / kStages & 1);
+      int const query = s.query[stage];
+      issue<true>(mma_scores, k,
+                  thread_scores.partition_fragment_B(
+                      make_tensor(make_smem_ptr(s.q[stage]), typename Traits::QLayout{})), scores);
+      finish<0>(scores);
+      if (i == count - 1) warp_arrive(s.k_empty);
+      s.slope_empty[buffer].wait((step / 2 & 1) ^ 1);
+      bool const masked = query & 1;
+      uint32_t slope[2 * Traits::kExchange];
+      CUTE_UNROLL
+      for (int e = 0; e < size(scores); e += 4) {  // two neighbouring queries of two keys
+        bool keep[4] = {true, true, true, true};
+        if (masked) {
+          CUTE_UNROLL
+          for (int c = 0; c < 2; ++c) {
+            int const position = (query & ~1) + fragment_column(e + c);
+            bool const inside = position < tile.length;
+            int const end = inside ? __ldg(p.visible_end + tile.row_start + position) : 0;
+            keep[c] = row < end || (inside && row == position);
+            keep[c + 2] = row + 8 < end || (inside && row + 8 == position);
+          }
+        }
+        float twice[4];
+        CUTE_UNROLL
+        for (int c = 0; c < 4; ++c) {
+          float const h = scores(e + c) * p.half_alpha, t = tanh_approx(h), ht = h * t;
+          scores(e + c) = keep[c] ? h + ht : 0.f;
+          twice[c] = keep[c] ? 1.f + (t + fmaf(-ht, t, h)) : 0.f;
+        }
+        slope[e / 2] = pack<cutlass::half_t>(twice[0], twice[1]);
+        slope[e / 2 + 1] = pack<cutlass::half_t>(twice[2], twice[3]);
+      }
+      CUTE_UNROLL
+      for (int w = 0; w < Traits::kExchange / 2; ++w) {
+        s.slope[buffer][w][thread] =
+            make_uint4(slope[4 * w], slope[4 * w + 1], slope[4 * w + 2], slope[4 * w + 3]);
+      }
+      warp_arrive(s.slope_full[buffer]);
+      to_operand<Element>(scores, weights);
+      issue<false>(mma_grad, weights,
+                   thread_grad.partition_fragment_B(
+                       make_tensor(make_smem_ptr(s.grad_out[stage]), typename Traits::QtLayout{})), grad_v);
+      finish<0>(grad_v);
+      warp_arrive(s.empty[stage]);
+    }
+    Element* const to = static_cast<Element*>(p.grad_v.data) + int64_t(tile.row_start + key) * p.grad_v.token_stride +
+                        head * p.grad_v.head_stride;
+    store_rows<Element, kDim>(grad_v, p.scale_v, to, p.grad_v.token_stride, tile.length - key);
+  }
+}
+
+// The derivative of the scores, and grad_k.
+template <class Traits>
+__device__ __forceinline__ void backward_kv_split_keys(BackwardKVParams const& p, typename Traits::Shared& s) {
+  using Element = typename Traits::Element;
+  constexpr int kQueries = Traits::kQueries, kDim = Traits::kDim, kStages = Traits::kStages;
+  typename Traits::MmaScores mma_scores;
+  typename Traits::MmaGrad mma_grad;
+  auto const thread_scores = mma_scores.get_slice(0);
+  auto const thread_grad = mma_grad.get_slice(0);
+  auto const v = thread_scores.partition_fragment_A(make_tensor(make_smem_ptr(s.v[0]), typename Traits::KLayout{}));
+  auto grad_k = partition_fragment_C(mma_grad, Shape<_64, Int<kDim>>{});
+  auto grad_weights = partition_fragment_C(mma_scores, Shape<_64, Int<kQueries>>{});
+  auto grad_scores = make_operand<Element, kQueries>();
+  int const thread = threadIdx.x % kWarpgroup;
+
+  uint32_t step = 0;
+  for (uint32_t parity = 0;; parity ^= 1) {
+    s.v_full.wait(parity);
+    int const count = s.count, head = s.head, key = s.key;
+    TileInfo const tile = s.tile;
+    if (count < 0) return;
+    clear(grad_k);
+    for (int i = 0; i < count; ++i, ++step) {
+      int const stage = step % kStages, buffer = step % 2;
+      s.full[stage].wait(step / kStages & 1);
+      issue<true>(mma_scores, v,
+                  thread_scores.partition_fragment_B(
+                      make_tensor(make_smem_ptr(s.grad_out[stage]), typename Traits::QLayout{})), grad_weights);
+      s.slope_full[buffer].wait(step / 2 & 1);
+      finish<0>(grad_weights);
+      if (i == count - 1) warp_arrive(s.v_empty);
+      CUTE_UNROLL
+      for (int w = 0; w < Traits::kExchange / 2; ++w) {
+        uint4 const got = s.slope[buffer][w][thread];
+        uint32_t const words[4] = {got.x, got.y, got.z, got.w};
+        CUTE_UNROLL
+        for (int c = 0; c < 4; ++c) {
+          float2 const slope = __half22float2(reinterpret_cast<__half2 const&>(words[c]));
+          grad_weights(8 * w + 2 * c) *= slope.x;
+          grad_weights(8 * w + 2 * c + 1) *= slope.y;
+        }
+      }
+      warp_arrive(s.slope_empty[buffer]);
+      to_operand<Element>(grad_weights, grad_scores);
+      issue<false>(mma_grad, grad_scores,
+                   thread_grad.partition_fragment_B(
+                       make_tensor(make_smem_ptr(s.q[stage]), typename Traits::QtLayout{})), grad_k);
+      finish<0>(grad_k);
+      warp_arrive(s.empty[stage]);
+    }
+    Element* const to = static_cast<Element*>(p.grad_k.data) + int64_t(tile.row_start + key) * p.grad_k.token_stride +
+                        head * p.grad_k.head_stride;
+    store_rows<Element, kDim>(grad_k, p.scale_k, to, p.grad_k.token_stride, tile.length - key);
+  }
+}
+
+template <class Traits>
+__global__ void __launch_bounds__(kThreads, 1) backward_kv_split_kernel(__grid_constant__ BackwardKVParams const p) {
+  extern __shared__ __align__(1024) char raw[];
+  auto& s = *reinterpret_cast<typename Traits::Shared*>(raw);
+  if (threadIdx.x == 0) {
+    s.k_full.init(1);
+    s.v_full.init(1);
+    s.k_empty.init(kWarpsPerGroup);
+    s.v_empty.init(kWarpsPerGroup);
+    for (int i = 0; i < Traits::kStages; ++i) {
+      s.full[i].init(1);
+      s.empty[i].init(2 * kWarpsPerGroup);
+    }
+    for (int i = 0; i < 2; ++i) {
+      s.slope_full[i].init(kWarpsPerGroup);
+      s.slope_empty[i].init(kWarpsPerGroup);
+    }
+    cutlass::arch::fence_barrier_init();
+  }
+  __syncthreads();
+  int const group = cutlass::canonical_warp_group_idx();
+  if (group == 0) {
+    cutlass::arch::warpgroup_reg_dealloc<40>();
+    if (threadIdx.x < 32) {
+      wait_for_kernel_before();  // the plan
+      let_next_kernel_start();   // the kernel of queries fills the multiprocessors this one leaves
+      backward_kv_load<Traits>(p, s);
+    }
+  } else {
+    cutlass::arch::warpgroup_reg_alloc<232>();
+    if (group == 1) {
+      backward_kv_split_values<Traits>(p, s);
+    } else {
+      backward_kv_split_keys<Traits>(p, s);
+    }
+  }
+}
+
+}  // namespace hstu_sm90
