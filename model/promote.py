@@ -32,6 +32,7 @@ from model.settings import configure_logging
 from spark_jobs.contract import Dataset, parse_day
 from spark_jobs.datasets import dataset_named
 from spark_jobs.deltalog import LakeError
+from spark_jobs.lease import Lease
 from spark_jobs.phases import reach
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def promote(dataset: Dataset, run: Run) -> dict[str, Any]:
     run.verify()
     evaluation = read_evaluation(run)
     judged = evaluation_digest(evaluation)
-    with registry.exclusive(dataset.name, "promote"):
+    with registry.exclusive(dataset.name, "promote") as lease:
         version = registry.with_digest(dataset.name, run.digest)
         if version is None:
             raise RegistryError(
@@ -69,7 +70,7 @@ def promote(dataset: Dataset, run: Run) -> dict[str, Any]:
             changed = True
         else:
             changed = False
-        changed |= _finish(dataset, version, champion)
+        changed |= _finish(dataset, version, champion, lease)
     return _result(dataset, run, version, changed=changed)
 
 
@@ -81,10 +82,8 @@ def evaluation_digest(evaluation: Mapping[str, Any]) -> str:
 
 def _is_settled(version: Version, judged: str, champion: Version | None) -> bool:
     """Whether a decision stands: the same evaluation was judged, or history has gone on from it."""
-    if registry.DECISION not in version.tags:
-        return False
     is_champion = champion is not None and champion.version == version.version
-    was_judged = version.tags.get(registry.EVALUATION) == judged
+    was_judged = registry.DECISION in version.tags and version.tags.get(registry.EVALUATION) == judged
     return is_champion or was_judged or registry.ROLLED_BACK in version.tags
 
 
@@ -101,6 +100,7 @@ def _decide(
     )
     decision = decide(case)
     reach("promote:decided")
+    judged = evaluation_digest(evaluation)
     record = {
         "promoted": decision.promoted,
         "alarm": decision.is_alarm,
@@ -113,13 +113,13 @@ def _decide(
         "reasons": decision.reasons(),
         "findings": [asdict(finding) for finding in decision.findings],
         "settings": asdict(case.settings),
-        "evaluation_digest": evaluation_digest(evaluation),
+        "evaluation_digest": judged,
     }
     write_text(run.path / PROMOTION, json.dumps(record, indent=2, sort_keys=True) + "\n")
     reach("promote:file_written")
     tracking.log_json(version.run_id, "promotion", record)
     tags = {
-        registry.EVALUATION: record["evaluation_digest"],
+        registry.EVALUATION: judged,
         registry.PREVIOUS: "" if champion is None else str(champion.version),
         "alarm": str(decision.is_alarm).lower(),
         # Last, as the others belong to it.
@@ -129,7 +129,7 @@ def _decide(
     reach("promote:annotated")
 
 
-def _finish(dataset: Dataset, version: Version, champion: Version | None) -> bool:
+def _finish(dataset: Dataset, version: Version, champion: Version | None, lease: Lease) -> bool:
     """Moves the alias where the decision says so and it has not moved; returns whether it did."""
     if version.tags.get(registry.DECISION) != PROMOTED or registry.ROLLED_BACK in version.tags:
         return False
@@ -141,6 +141,7 @@ def _finish(dataset: Dataset, version: Version, champion: Version | None) -> boo
         logger.info("%s was promoted before; the champion is now %s and stays", version, champion)
         return False
     reach("promote:before_alias")
+    lease.check()
     registry.set_champion(dataset.name, version)
     reach("promote:after_alias")
     return True

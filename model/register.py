@@ -20,7 +20,6 @@ from model.reader import SamplesUnavailableError
 from model.registry import RegistryError, Version
 from model.runs import Run, RunError, load_run
 from model.settings import configure_logging
-from model.tracking import experiment_name
 from spark_jobs.contract import Dataset, parse_day
 from spark_jobs.datasets import dataset_named
 from spark_jobs.deltalog import LakeError
@@ -82,14 +81,7 @@ def _registered(dataset: Dataset, run: Run) -> Version | None:
 
 @with_named_errors
 def _create(dataset: Dataset, run: Run, evaluation: Mapping[str, Any], run_id: str, model_id: str) -> Version:
-    from mlflow.exceptions import MlflowException
-
-    name = experiment_name(dataset.name)
-    try:
-        client().create_registered_model(name, description=f"Ranks {dataset.name}: CTR and CTCVR")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    name = registry.create_model(dataset.name)
     headlines = {key: evaluation["candidate"].get(key) for key in run_record.HEADLINES}
     scores = {key: str(value) for key, value in run_record.finite(headlines).items()}
     days = sorted(run.seen_days)

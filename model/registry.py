@@ -163,6 +163,20 @@ def aliased(dataset: str, alias: str) -> Version | None:
 
 
 @with_named_errors
+def create_model(dataset: str) -> str:
+    """The name of the dataset's registered model, which is created when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    name = experiment_name(dataset)
+    try:
+        client().create_registered_model(name, description=f"Ranks {dataset}: CTR and CTCVR")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return name
+
+
+@with_named_errors
 def set_champion(dataset: str, version: Version) -> None:
     """Makes a version the champion; the caller holds `exclusive`. Setting it again changes nothing."""
     # The alias first: a kill in between leaves a tag that is older than the alias, which misleads nobody.
@@ -221,7 +235,7 @@ def delete(version: Version, reason: str) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(dataset: str, stage: str, wait_s: float = _WAIT_S) -> Iterator[None]:
+def exclusive(dataset: str, stage: str, wait_s: float = _WAIT_S) -> Iterator[Lease]:
     """The right to change a dataset's registry; one process on any host has it, others wait.
 
     Raises:
@@ -238,8 +252,7 @@ def exclusive(dataset: str, stage: str, wait_s: float = _WAIT_S) -> Iterator[Non
                 raise
             time.sleep(0.5)
     try:
-        yield
-        lease.check()
+        yield lease
     finally:
         lease.__exit__(None, None, None)
 

@@ -41,7 +41,7 @@ def rollback(dataset: str, number: int | None = None) -> dict[str, Any]:
         TrackingError: MLflow is not reachable or refuses.
         LakeError: Another command is changing the registry and does not end.
     """
-    with registry.exclusive(dataset, "rollback"):
+    with registry.exclusive(dataset, "rollback") as lease:
         present = _present(dataset, is_named=number is not None)
         target = _before(dataset, present) if number is None else registry.numbered(dataset, number)
         if target.status != registry.READY:
@@ -54,6 +54,7 @@ def rollback(dataset: str, number: int | None = None) -> dict[str, Any]:
             registry.annotate(target, {registry.RESTORED: f"after {was}"})
             registry.clear_tag(target, registry.ROLLED_BACK)
             reach("rollback:before_alias")
+            lease.check()
             registry.set_champion(dataset, target)
             reach("rollback:after_alias")
     return {

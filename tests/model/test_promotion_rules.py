@@ -1,0 +1,176 @@
+"""Each promotion rule has an evaluation that breaks it and only it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from model.promotion import Case, Contender, PromotionSettings, settings_of
+from model.promotion_rules import decide
+
+DS = "2026-03-04"
+METRICS = {
+    "ctr_auc": 0.70, "ctr_gauc": 0.62, "ctr_log_loss": 0.30, "ctr_copc": 1.0, "ctr_gauc_users": 500.0,
+    "ctcvr_auc": 0.75, "ctcvr_gauc": 0.67, "ctcvr_log_loss": 0.20, "ctcvr_copc": 1.0,
+    "ctcvr_gauc_users": 300.0,
+}  # fmt: skip
+SEGMENT = {"ctr_gauc": 0.6, "ctr_gauc_users": 200.0, "ctcvr_gauc": 0.65, "ctcvr_gauc_users": 150.0}
+EVALUATION: dict[str, Any] = {
+    "ds": DS,
+    "samples_version": 7,
+    "candidate": {"digest": "c" * 64, **METRICS, "ctr_auc": 0.701},
+    "champion": {"digest": "d" * 64, **METRICS},
+    "baselines": {"oracle": {"ctr_auc": 0.78, "ctcvr_auc": 0.80}},
+    "segments": {"candidate": {"history_none": SEGMENT}, "champion": {"history_none": SEGMENT}},
+}
+CANDIDATE = Contender(
+    version=4, preset="tiny", digest="c" * 64, seen_days=frozenset({"2026-03-01", "2026-03-02", "2026-03-03"})
+)
+CHAMPION = Contender(
+    version=3, preset="tiny", digest="d" * 64, seen_days=frozenset({"2026-03-01", "2026-03-02"})
+)
+
+
+def case(
+    changes: dict[str, Any] | None = None,
+    candidate: Contender = CANDIDATE,
+    champion: Contender | None = CHAMPION,
+    **settings: Any,
+) -> Case:
+    """The good case with values changed by their path, e.g. `candidate.ctr_gauc`."""
+    evaluation = copy.deepcopy(EVALUATION)
+    for path, value in (changes or {}).items():
+        *folders, name = path.split(".")
+        place = evaluation
+        for folder in folders:
+            place = place[folder]
+        place[name] = value
+    return Case(
+        evaluation=evaluation, ds=DS, candidate=candidate, champion=champion,
+        settings=PromotionSettings(**settings),
+    )  # fmt: skip
+
+
+def broken(given: Case) -> set[str]:
+    return {finding.rule for finding in decide(given).findings if not finding.holds}
+
+
+def other(contender: Contender, **changes: Any) -> Contender:
+    import dataclasses
+
+    return dataclasses.replace(contender, **changes)
+
+
+def test_a_candidate_that_is_as_good_with_newer_data_is_promoted() -> None:
+    decision = decide(case())
+    assert decision.promoted
+    assert not decision.is_alarm
+    assert any("ctcvr_gauc 0.6700 against 0.6700 of version 3" in reason for reason in decision.reasons())
+
+
+def test_without_a_champion_the_absolute_rules_decide() -> None:
+    assert decide(case({"champion": None}, champion=None)).promoted
+    assert broken(case({"champion": None, "candidate.ctr_copc": 34.6}, champion=None)) == {"ctr_copc"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rules", "is_alarm"),
+    [
+        ({"ds": "2026-03-03"}, {"same_day"}, True),
+        ({"samples_version": None}, {"samples_version"}, True),
+        ({"candidate.digest": "e" * 64}, {"candidate_digest"}, True),
+        ({"champion.digest": "c" * 64}, {"champion_digest"}, True),
+        ({"candidate.ctr_auc": 0.70}, {"two_models"}, True),
+        ({"candidate.ctcvr_gauc": 0.659}, {"ctcvr_gauc"}, False),
+        ({"candidate.ctr_gauc": 0.609}, {"ctr_gauc"}, False),
+        ({"candidate.ctr_copc": 0.5}, {"ctr_copc"}, False),
+        ({"candidate.ctcvr_copc": 34.6}, {"ctcvr_copc"}, False),
+        ({"candidate.ctcvr_gauc_users": 19.0}, {"ctcvr_users"}, False),
+        ({"candidate.ctr_auc": 0.5}, {"ctr_chance"}, False),
+        ({"candidate.ctcvr_gauc": 0.78}, {"ctcvr_gauc_gain"}, True),
+        ({"baselines.oracle.ctr_auc": 0.68}, {"ctr_oracle"}, True),
+        ({"segments.candidate.history_none": {**SEGMENT, "ctr_gauc": 0.5}},
+         {"segment_history_none_ctr_gauc"}, False),
+        ({"segments.candidate": {}},
+         {"segment_history_none_ctr_gauc", "segment_history_none_ctcvr_gauc"}, False),
+    ],
+)  # fmt: skip
+def test_one_broken_rule_keeps_the_champion(changes: dict[str, Any], rules: set[str], is_alarm: bool) -> None:
+    assert broken(case(changes)) == rules
+    assert decide(case(changes)).promoted is False
+    assert decide(case(changes)).is_alarm is is_alarm
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.7", True])
+@pytest.mark.parametrize("name", ["ctr_auc", "ctr_gauc", "ctcvr_gauc", "ctr_copc", "ctcvr_log_loss"])
+def test_a_metric_that_is_no_finite_number_fails_closed(name: str, value: object) -> None:
+    decision = decide(case({f"candidate.{name}": value}))
+    assert not decision.promoted
+    assert decision.is_alarm
+    assert f"candidate_{name}" in {finding.rule for finding in decision.findings if not finding.holds}
+
+
+def test_a_metric_that_is_missing_fails_closed() -> None:
+    given = case()
+    del given.evaluation["candidate"]["ctcvr_gauc"]  # type: ignore[attr-defined]
+    assert not decide(given).promoted
+
+
+def test_the_champions_metric_must_be_there_too() -> None:
+    assert not decide(case({"champion.ctcvr_gauc": None})).promoted
+
+
+def test_a_gauc_that_counts_no_user_is_a_normal_day_without_promotion() -> None:
+    none = {"candidate.ctcvr_gauc": None, "candidate.ctcvr_gauc_users": 0.0}
+    decision = decide(case(none))
+    assert not decision.promoted
+    assert not decision.is_alarm
+
+
+def test_a_version_that_is_not_ready_is_never_promoted() -> None:
+    assert broken(case(candidate=other(CANDIDATE, status="FAILED_REGISTRATION"))) == {"ready"}
+
+
+def test_another_preset_has_to_be_at_least_as_good() -> None:
+    worse = {"candidate.ctcvr_gauc": 0.669}
+    assert decide(case(worse)).promoted
+    assert broken(case(worse, candidate=other(CANDIDATE, preset="small"))) == {"ctcvr_gauc"}
+
+
+def test_a_backfilled_model_of_older_or_fewer_days_does_not_replace_the_champion() -> None:
+    newer = other(CHAMPION, seen_days=frozenset({"2026-03-01", "2026-03-02", "2026-03-03", "2026-03-05"}))
+    assert broken(case(champion=newer)) == {"newer_data"}
+    knows = other(CHAMPION, seen_days=frozenset({"2026-03-03", DS}))
+    assert broken(case(champion=knows)) == {"newer_data", "fair_day"}
+    fewer = other(CANDIDATE, seen_days=frozenset({"2026-03-03"}))
+    assert broken(case(candidate=fewer)) == {"newer_data"}
+
+
+def test_a_candidate_that_has_seen_the_day_is_an_alarm() -> None:
+    seen = other(CANDIDATE, seen_days=frozenset({*CANDIDATE.seen_days, DS}))
+    assert broken(case(candidate=seen)) == {"unseen_day"}
+    assert decide(case(candidate=seen)).is_alarm
+
+
+def test_small_segments_are_not_judged() -> None:
+    few = {"segments.champion.history_none": {**SEGMENT, "ctr_gauc_users": 99.0, "ctcvr_gauc_users": 99.0}}
+    assert decide(case({**few, "segments.candidate": {}})).promoted
+
+
+def test_kuairands_ceilings_are_the_known_limits_of_the_log() -> None:
+    ceilings = settings_of("kuairand").ceilings
+    assert (ceilings["ctr_gauc"], ceilings["ctcvr_gauc"], ceilings["ctr_auc"]) == (0.65, 0.67, 0.765)
+
+
+def test_a_dataset_without_settings_is_refused() -> None:
+    with pytest.raises(ValueError, match="'other' has no promotion settings"):
+        settings_of("other")
+
+
+def test_rules_are_on_by_default() -> None:
+    settings = PromotionSettings()
+    assert settings.max_loss < 0.02
+    assert settings.min_users > 0
+    assert settings.ceilings

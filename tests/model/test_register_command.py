@@ -1,0 +1,186 @@
+"""Registration: one version a run wherever it was killed, never one without its files, and bytes freed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import packaging, prune, register, registry, run_record, tracking
+from model.mlflow_store import client
+from model.registry import RegistryError, Version
+from model.runs import CONFIG, WEIGHTS, Run, RunError
+from spark_jobs.contract import Dataset
+from spark_jobs.datasets import FOODLOG
+
+DAYS = ("2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04")
+PHASES = ("before_log", "after_log", "before_version", "after_version", "after_alias")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+def upload(dataset: Dataset, run: Run, run_id: str) -> str:
+    """Logs the two files as a model, as `packaging.log_model` does with code and signature around them."""
+    done = packaging._logged(dataset, run)
+    if done is not None:
+        return done
+    experiment = tracking.experiment_id(dataset.name)
+    logged = client().create_logged_model(experiment, source_run_id=run_id, tags={"digest": run.digest})
+    for name in (CONFIG, WEIGHTS):
+        client().log_model_artifact(logged.model_id, str(run.path / name), "artifacts")
+    client().finalize_logged_model(logged.model_id, "READY")
+    return str(logged.model_id)
+
+
+@pytest.fixture
+def evaluated(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """An evaluated run, with the upload of code and the drawing of plots left out."""
+    monkeypatch.setattr(packaging, "log_model", upload)
+    monkeypatch.setattr(run_record, "figures", lambda *_: {})
+    run = make_run(DAYS[1], DAYS[:1])
+    evaluation = {"candidate": {"digest": run.digest, "ctr_auc": 0.7, "ctcvr_gauc": None, "ctr_gauc": 0.6}}
+    (run.path / "evaluation.json").write_text(json.dumps(evaluation))
+    return run
+
+
+def test_a_version_says_what_it_was_made_of(evaluated: Run) -> None:
+    version, is_new = register.register(FOODLOG, evaluated)
+    assert is_new
+    assert (version.model, version.version, version.status) == ("mtgr-foodlog", 1, "READY")
+    assert (version.preset, version.ds, version.samples_version) == ("tiny", DAYS[1], 7)
+    assert version.seen_days == {"2026-03-01": 7}
+    assert version.tags["ctr_auc"] == "0.7"
+    assert "ctcvr_gauc" not in version.tags
+    assert len(version.tags["git_sha"]) >= 7
+    run = client().get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["ctr_auc"] == 0.7
+    assert run.data.params["model.d_model"] == "64"
+    entry = client().get_model_version("mtgr-foodlog", "1")
+    assert entry.description.startswith("tiny of 2026-03-02: trained on 1 days up to 2026-03-01")
+    found = registry.aliased("foodlog", registry.CANDIDATE)
+    assert found is not None
+    assert found.version == 1
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_at_any_phase_and_run_again_there_is_one_version(
+    evaluated: Run, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    def reach(name: str) -> None:
+        if name == f"register:{phase}":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(register, "reach", reach)
+        with pytest.raises(Killed):
+            register.register(FOODLOG, evaluated)
+    version, _ = register.register(FOODLOG, evaluated)
+    assert register.register(FOODLOG, evaluated) == (version, False)
+    assert [v.version for v in registry.versions("foodlog")] == [1]
+    experiment = tracking.experiment_id("foodlog")
+    assert len(client().search_runs([experiment])) == 1
+    assert len(client().search_logged_models([experiment])) == 1
+
+
+def test_an_answer_that_was_lost_does_not_make_a_second_version(
+    evaluated: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server made the version, the client saw an error."""
+    made = type(client()).create_model_version
+
+    def lost(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made(self, *args, **kwargs)
+        raise ConnectionError("the answer was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(client()), "create_model_version", lost)
+        with pytest.raises(ConnectionError):
+            register.register(FOODLOG, evaluated)
+    assert register.register(FOODLOG, evaluated)[1] is False
+    assert len(registry.versions("foodlog")) == 1
+
+
+def test_half_an_upload_is_deleted_and_made_again(evaluated: Run) -> None:
+    experiment = tracking.experiment_id("foodlog")
+    half = client().create_logged_model(experiment, tags={"digest": evaluated.digest})
+    client().log_model_artifact(half.model_id, str(evaluated.path / CONFIG), "artifacts")
+    version, _ = register.register(FOODLOG, evaluated)
+    assert version.model_id != half.model_id
+    assert [m.model_id for m in client().search_logged_models([experiment])] == [version.model_id]
+
+
+def _files_of(version: Version) -> Path:
+    place = client().get_logged_model(version.model_id).artifact_location
+    return Path(str(place).removeprefix("file://"), "artifacts")
+
+
+def test_a_version_whose_files_were_damaged_is_replaced_unless_it_serves(evaluated: Run) -> None:
+    version, _ = register.register(FOODLOG, evaluated)
+    (_files_of(version) / WEIGHTS).write_bytes(b"half")
+    with pytest.raises(RegistryError, match=r"is candidate and stays"):
+        register.register(FOODLOG, evaluated)
+    client().delete_registered_model_alias("mtgr-foodlog", registry.CANDIDATE)
+    again, is_new = register.register(FOODLOG, evaluated)
+    assert is_new
+    assert [v.version for v in registry.versions("foodlog")] == [again.version]
+    assert registry.fetch(again).joinpath(WEIGHTS).read_bytes() == (evaluated.path / WEIGHTS).read_bytes()
+
+
+def test_fetch_checks_what_it_kept(evaluated: Run) -> None:
+    version, _ = register.register(FOODLOG, evaluated)
+    kept = registry.fetch(version)
+    (kept / WEIGHTS).write_bytes(b"changed on disk")
+    assert registry.fetch(version) == kept
+    assert (kept / WEIGHTS).read_bytes() == (evaluated.path / WEIGHTS).read_bytes()
+
+
+def test_a_run_that_was_not_evaluated_is_refused(make_run: Callable[..., Run]) -> None:
+    with pytest.raises(RunError, match=r"evaluate it: python -m model.evaluate"):
+        register.register(FOODLOG, make_run(DAYS[1], DAYS[:1]))
+
+
+@pytest.mark.usefixtures("var")
+def test_the_command_says_wrong_usage_and_missing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert register.main(["--dataset", "nosuch", "--ds", DAYS[0]]) == 2
+    assert register.main(["--dataset", "foodlog", "--ds", "yesterday"]) == 2
+    assert register.main(["--dataset", "foodlog", "--ds", DAYS[0]]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_pruning_frees_the_bytes_of_old_versions_and_spares_those_in_use(
+    var: Path, make_version: Callable[..., tuple[Run, Version]]
+) -> None:
+    made = [make_version(DAYS[place], DAYS[:place], preset="tiny") for place in (1, 2, 3)]
+    made += [make_version(DAYS[3], DAYS[:3], preset="small")]
+    with registry.exclusive("foodlog", "test"):
+        registry.set_champion("foodlog", made[0][1])
+    artifacts = var / "mlflow" / "artifacts"
+    gone = made[1][1]
+    size = _bytes(_files_of(gone))
+    assert size > 0
+    before = _bytes(artifacts)
+    assert [v.version for v in prune.superfluous("foodlog", 2)] == [gone.version]
+    assert prune.prune("foodlog", 2) == [gone.version]
+    assert _bytes(artifacts) <= before - size
+    assert [v.version for v in registry.versions("foodlog")] == [1, 3, 4]
+    assert prune.superfluous("foodlog", 2) == []
+    champion = registry.champion("foodlog")
+    assert champion is not None
+    assert champion.version == 1
+
+
+def test_pruning_through_a_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert prune.main(["--dataset", "foodlog", "--keep", "3"]) == 1
+    assert prune.main(["--dataset", "foodlog", "--keep", "0"]) == 2

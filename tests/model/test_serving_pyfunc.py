@@ -1,0 +1,214 @@
+"""The registered model in a fresh process: scores of evaluation, and errors for rows that are not right."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from deltalake import write_deltalake
+from mlflow.exceptions import MlflowException
+
+from model import evaluate, promote, register, registry
+from model.config import preset_named
+from model.network import build_ranker
+from model.runs import CONFIG, WEIGHTS, Run, load_run, partial_path, publish, run_path, write_text
+from model.synthetic import random_samples
+from spark_jobs import locations
+from spark_jobs.datasets import FOODLOG
+
+DS = "2026-03-02"
+LOAD = """
+import json, sys
+import mlflow
+import pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/mtgr-foodlog@champion")
+rows = pd.read_pickle(sys.argv[2])
+found = {state: model.predict(rows, params={"state": state}).to_dict("list") for state in ("live", "frozen")}
+import model as ours
+print(json.dumps({"scores": found, "code": ours.__file__}))
+"""
+
+
+@pytest.fixture
+def evaluated(var: Path) -> Run:
+    """A run of an untrained tiny ranker, evaluated on a day of random samples."""
+    from safetensors.torch import save_file
+
+    samples = random_samples(FOODLOG, 60, ds=DS, max_candidates=8)
+    write_deltalake(locations.table("foodlog", "samples"), samples, partition_by=["ds"])
+    config = preset_named("tiny")
+    partial = partial_path(run_path("foodlog", "tiny", DS))
+    partial.mkdir(parents=True)
+    write_text(partial / CONFIG, config.to_json(dataset="foodlog"))
+    save_file(dict(build_ranker(FOODLOG, config).state_dict()), partial / WEIGHTS)
+    run = publish(
+        partial,
+        {
+            "ds": DS,
+            "dataset": "foodlog",
+            "preset": "tiny",
+            "seen_days": {"2026-03-01": 0},
+            "samples_version": 0,
+            "losses": [["2026-03-01/0/0", 0.7], ["2026-03-01/0/1", 0.6]],
+            "loss_by_day": {"2026-03-01": 0.65},
+        },
+    )
+    evaluate.evaluate(FOODLOG, run)
+    return run
+
+
+@pytest.mark.slow
+def test_a_fresh_process_elsewhere_scores_as_evaluation_did(evaluated: Run, tmp_path: Path) -> None:
+    version, is_new = register.register(FOODLOG, evaluated)
+    assert is_new
+    assert register.register(FOODLOG, load_run("foodlog", "tiny", DS)) == (version, False)
+    with registry.exclusive("foodlog", "test"):
+        registry.set_champion("foodlog", version)  # an untrained model is no champion by the rules
+    rows = random_samples(FOODLOG, 60, ds=DS, max_candidates=8).to_pandas()
+    rows.to_pickle(tmp_path / "rows.pkl")
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MTGR_VAR")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, locations.tracking_uri(), str(tmp_path / "rows.pkl")],
+        cwd=tmp_path,
+        env=environment | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["code"].startswith(str(locations.var()))  # the code that was registered, not the checkout
+    seen = pq.read_table(evaluated.path / "scores_candidate.parquet").to_pandas()
+    expected = {(i, u): row for i, u, row in zip(seen.impression_id, seen.user_id, seen.to_dict("records"),
+                strict=True)}  # fmt: skip
+    assert len(expected) == len(seen)
+    worst = 0.0
+    for at, (user, ids) in enumerate(zip(rows.user_id, rows.candidate_impression_id, strict=True)):
+        for place, impression in enumerate(ids):
+            for state in ("live", "frozen"):
+                for task in ("ctr", "ctcvr"):
+                    score = answer["scores"][state][task][at][place]
+                    worst = max(worst, abs(score - expected[impression, user][f"{task}_{state}"]))
+    assert worst <= 1e-6
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Any:
+    """The pyfunc with an untrained ranker, with MLflow's check of the signature before it."""
+    from mlflow.pyfunc import PyFuncModel  # noqa: F401  (the import of serving needs mlflow)
+
+    from model.scoring import Scorer
+    from model.serving import RowScorer
+
+    made = RowScorer()
+    config = preset_named("tiny")
+    made.scorer = Scorer(FOODLOG, config, build_ranker(FOODLOG, config))
+    return made
+
+
+def _rows() -> Any:
+    return random_samples(FOODLOG, 3, seed=4).to_pandas()
+
+
+def test_output_is_one_list_a_row_with_one_value_a_candidate(scorer: Any) -> None:
+    rows = _rows()
+    scores = scorer.predict(None, rows)
+    assert list(scores.columns) == ["ctr", "ctcvr"]
+    for column in scores.columns:
+        assert [len(v) for v in scores[column]] == [len(v) for v in rows["candidate_item_id"]]
+        assert all(0 < value < 1 for values in scores[column] for value in values)
+
+
+def test_no_rows_give_no_rows(scorer: Any) -> None:
+    assert scorer.predict(None, _rows().iloc[:0]).empty
+
+
+def test_labels_and_ids_are_not_read(scorer: Any) -> None:
+    rows = _rows()
+    unread = ["label_click", "label_conversion", "candidate_request_id", "candidate_impression_id"]
+    assert scorer.predict(None, rows.drop(columns=unread)).equals(scorer.predict(None, rows))
+
+
+def test_live_and_frozen_differ_where_there_is_realtime_state(scorer: Any) -> None:
+    live, frozen = (scorer.predict(None, _rows(), {"state": state}) for state in ("live", "frozen"))
+    assert not live.equals(frozen)
+
+
+def _set(column: str, value: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def change(rows: Any) -> None:
+        rows.at[1, column] = value(rows.at[1, column])
+
+    return change
+
+
+def _without_candidates(rows: Any) -> None:
+    for column in rows.columns:
+        if column.startswith(("candidate_", "label_")):
+            rows.at[1, column] = rows.at[1, column][:0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("candidate_price", lambda v: v * float("nan")), "candidate_price.*nan"),
+        (_set("candidate_price", lambda v: v * float("inf")), "candidate_price.*inf"),
+        (_set("candidate_price", lambda v: v[:-1]), "candidate_price has"),
+        (_set("candidate_price", lambda v: ["dear"] * len(v)), "candidate_price is not"),
+        (_set("candidate_price", lambda v: None), "candidate_price, row 1: is null"),
+        (_set("candidate_cuisine", lambda v: v * 0 + 99), "candidate_cuisine.*99"),
+        (_set("candidate_visible", lambda v: v * 0 + 50), "candidate_visible.*50"),
+        (_set("profile_registered_days", lambda v: float("nan")), "profile_registered_days, row 1"),
+        (_without_candidates, "no candidate"),
+        (lambda rows: rows.drop(columns="candidate_price", inplace=True), "candidate_price"),
+        (lambda rows: rows.drop(columns="candidate_visible", inplace=True), "candidate_visible"),
+    ],
+)
+def test_rows_that_are_not_right_are_refused_by_name(
+    scorer: Any, change: Callable[[Any], None], message: str
+) -> None:
+    rows = _rows()
+    change(rows)
+    with pytest.raises(ValueError, match=message):
+        scorer.predict(None, rows)
+
+
+def test_an_unknown_state_is_refused(scorer: Any) -> None:
+    with pytest.raises(ValueError, match="'thawed'; use one of live, frozen"):
+        scorer.predict(None, _rows(), {"state": "thawed"})
+
+
+def test_the_signature_takes_samples_and_json_and_refuses_other_columns_and_types() -> None:
+    from mlflow.models.utils import _enforce_schema
+
+    from model.packaging import signature_of
+
+    schema = signature_of(FOODLOG).inputs
+    rows = _rows().drop(columns=["label_click", "label_conversion"])
+    assert len(_enforce_schema(rows, schema)) == 3
+    lists = rows.map(lambda value: value.tolist() if hasattr(value, "tolist") else value)
+    assert len(_enforce_schema(lists, schema)) == 3
+    assert len(_enforce_schema(rows.drop(columns="candidate_request_id"), schema)) == 3
+    with pytest.raises(MlflowException, match="missing inputs"):
+        _enforce_schema(rows.drop(columns="candidate_price"), schema)
+    with pytest.raises(MlflowException, match="Failed to convert column"):
+        _enforce_schema(rows.assign(candidate_price=[["a"], ["b"], ["c"]]), schema)
+
+
+def test_requirements_are_those_of_the_lock() -> None:
+    from model.packaging import requirements
+
+    lock = (Path(__file__).parents[2] / "requirements.txt").read_text()
+    pinned = {line.split(" ;")[0].strip() for line in lock.splitlines()}
+    assert set(requirements()) <= pinned
+
+
+def test_promotion_reads_the_same_evaluation(evaluated: Run) -> None:
+    assert promote.read_evaluation(evaluated)["candidate"]["digest"] == evaluated.digest
