@@ -14,11 +14,13 @@ without impressions never touches existing rows: exit code 1, unless the day has
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -109,22 +111,67 @@ def _build_day(spark: SparkSession, dataset: Dataset, ds: str, versions: dict[st
             version,
         )
         return {"samples_version": version, "unchanged": True, **_sizes(spark, uri, ds, version)}
-    scope_df = scope(
-        table_at(spark, locations.table(dataset.name, "events"), versions["events"]), dataset, ds
-    )
+    metadata = {"ds": ds, "inputs": inputs}
+    with day_inputs(spark, dataset, ds, versions) as inputs_of_day:
+        version = write_samples(inputs_of_day, dataset, ds, metadata)
+        quarantine(unused(inputs_of_day, ds), dataset.name, ds, STAGE, metadata)
+    return {"samples_version": version, "unchanged": False, **_sizes(spark, uri, ds, version)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DayInputs:
+    """What the samples of a day are made from.
+
+    Args:
+        events_df: Events in `scope`, every event once.
+        bots_df: See `events.bots`.
+        people_df: `events_df` without the bots.
+        users_df: The users as of the day.
+        items_df: The items as of the day.
+    """
+
+    events_df: DataFrame
+    bots_df: DataFrame
+    people_df: DataFrame
+    users_df: DataFrame
+    items_df: DataFrame
+
+
+@contextlib.contextmanager
+def day_inputs(
+    spark: SparkSession, dataset: Dataset, ds: str, versions: Mapping[str, int]
+) -> Iterator[DayInputs]:
+    """Reads the tables at their versions; who is a bot and what came twice is found once and kept."""
+    tables = {name: table_at(spark, locations.table(dataset.name, name), versions[name]) for name in _INPUTS}
+    scope_df = scope(tables["events"], dataset, ds)
     repeated_df = repeated(scope_df).persist()
     once_df = scope_df if repeated_df.isEmpty() else events_of(scope_df, repeated_df)
     bots_df = bots(once_df, dataset).persist()
-    people_df = once_df if bots_df.isEmpty() else without(once_df, bots_df)
-    users_df, items_df = (
-        as_of(table_at(spark, locations.table(dataset.name, name), versions[name]), ds)
-        for name in ("users", "items")
-    )
     try:
-        metadata = {"ds": ds, "inputs": inputs}
-        version = replace_partition(
-            build(people_df, users_df, items_df, dataset, ds),
-            uri,
+        yield DayInputs(
+            events_df=once_df,
+            bots_df=bots_df,
+            people_df=once_df if bots_df.isEmpty() else without(once_df, bots_df),
+            users_df=as_of(tables["users"], ds),
+            items_df=as_of(tables["items"], ds),
+        )
+    finally:
+        bots_df.unpersist()
+        repeated_df.unpersist()
+
+
+def write_samples(inputs: DayInputs, dataset: Dataset, ds: str, metadata: Mapping[str, Any]) -> int:
+    """Builds the samples of a day and replaces their partition; returns the table version."""
+    people_df, kept = inputs.people_df, []
+
+    def keep(df: DataFrame) -> DataFrame:
+        kept.append(df.persist())
+        return kept[-1]
+
+    try:
+        return replace_partition(
+            build(people_df, inputs.users_df, inputs.items_df, dataset, ds, keep=keep),
+            locations.table(dataset.name, "samples"),
             {"ds": ds},
             columns=sample_columns(dataset),
             partition_by=["ds"],
@@ -134,11 +181,9 @@ def _build_day(spark: SparkSession, dataset: Dataset, ds: str, versions: dict[st
                 "user_id"
             ),
         )
-        quarantine(unused(once_df, bots_df, ds), dataset.name, ds, STAGE, metadata)
     finally:
-        bots_df.unpersist()
-        repeated_df.unpersist()
-    return {"samples_version": version, "unchanged": False, **_sizes(spark, uri, ds, version)}
+        for df in kept:
+            df.unpersist()
 
 
 def scope(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
@@ -149,9 +194,10 @@ def scope(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
     )
 
 
-def unused(events_df: DataFrame, bots_df: DataFrame, ds: str) -> DataFrame:
+def unused(inputs: DayInputs, ds: str) -> DataFrame:
     """What no sample of the day contains: bots, and outcomes whose impression never arrived."""
-    bots_today_df = bots_df.where(F.col("ds") == ds).withColumn(
+    events_df = inputs.events_df
+    bots_today_df = inputs.bots_df.where(F.col("ds") == ds).withColumn(
         "reason", F.lit("a bot: more events on the day than max_impressions_a_day")
     )
     shown_df = events_df.where(

@@ -13,7 +13,7 @@ the days are built in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame, Window
@@ -33,9 +33,11 @@ from spark_jobs.contract import (
 )
 from spark_jobs.events import is_event, known, with_context, with_items
 from spark_jobs.statistics import (
+    base_counts,
     by_keys,
     day_counts,
     global_rates,
+    rates,
     value,
     with_today_counts,
 )
@@ -59,6 +61,7 @@ def build(
     dataset: Dataset,
     ds: str,
     limits: Limits | None = None,
+    keep: Callable[[DataFrame], DataFrame] = lambda df: df,
 ) -> DataFrame:
     """The samples of day `ds`.
 
@@ -69,45 +72,104 @@ def build(
         dataset: Dataset.
         ds: The day.
         limits: Lengths of the sequences.
+        keep: Called with what several steps read, may persist it; the caller lets it go after use.
 
     Returns:
         Exactly `sample_columns(dataset)`, sorted by user and window within partitions.
     """
     limits = limits or Limits()
+    items_df = keep(items_df)
     past_df = (
         known_before(events_df, dataset, ds)
         .transform(with_context, dataset)
         .transform(with_items, items_df, dataset)
     )
+    is_shown = (F.col("ds") == ds) & is_event(EventType.IMPRESSION)
+    active_df = keep(events_df.where(is_shown).transform(by_user).select("user_id").distinct())
+    counts = Counts.of(past_df, active_df, dataset, ds, keep)
     today_df = (
         events_df.where(F.col("ds") == ds)
         .withColumn("is_on_time", F.col("delivery_ds") <= ds)
         .transform(with_context, dataset)
         .transform(with_items, items_df, dataset)
-        .repartition("user_id")
+        .transform(by_user)
     )
-    active_df = today_df.where(is_event(EventType.IMPRESSION)).select("user_id").distinct()
-    labels_df = outcomes(events_df, ds)
-    rates_df = global_rates(past_df, dataset.features, ds)
     listed_df = (
         today_df.transform(with_today_counts, dataset.features)
         .transform(with_earlier_behaviours)
         .where(is_event(EventType.IMPRESSION) | is_behaviour())
-        .transform(with_labels, labels_df, dataset)
-        .transform(with_day_counts, past_df, active_df, _of_candidates(dataset), ds)
-        .transform(with_rates, rates_df)
+        .transform(with_labels, outcomes(events_df, ds), dataset)
+        .transform(counts.joined, [f for f in dataset.in_group(Group.CANDIDATE) if f.statistic])
         .transform(as_lists, dataset)
     )
     history_df = past_df.transform(static_behaviours, active_df, dataset, limits.static)
     return (
         listed_df.join(history_df.hint("shuffle_hash"), "user_id", "left")
         .join(users_df, "user_id", "left")
-        .transform(with_day_counts, past_df, active_df, dataset.of(Owner.PROFILE), ds)
-        .transform(with_rates, rates_df)
+        .transform(counts.joined, dataset.of(Owner.PROFILE))
         .transform(as_windows, dataset, ds, limits)
         .transform(as_samples, dataset, ds, limits)
         .sortWithinPartitions("user_id", "window_start_ms")
     )
+
+
+def by_user(df: DataFrame) -> DataFrame:
+    """Spreads rows by user, always into the same parts: joins and groups by user x anything stay there."""
+    parts = int(df.sparkSession.conf.get("spark.sql.shuffle.partitions") or 200)
+    return df.repartition(parts, "user_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Counts over the days before: one pass for everything by user, one for everything else.
+
+    Args:
+        of_users_df: `base_counts` of the day's users by user and all that is counted with it; lies by user.
+        of_all_df: `base_counts` of all users by all other keys.
+    """
+
+    of_users_df: DataFrame
+    of_all_df: DataFrame
+
+    @classmethod
+    def of(
+        cls,
+        past_df: DataFrame,
+        active_df: DataFrame,
+        dataset: Dataset,
+        ds: str,
+        keep: Callable[[DataFrame], DataFrame],
+    ) -> Counts:
+        """Counts what the dataset's features need."""
+        keyed = by_keys(dataset.features, today=False)
+        columns = {True: {"user_id": None}, False: {}}
+        needed: dict[bool, list[FeatureSpec]] = {True: [], False: rates(dataset.features)}
+        for keys, features in keyed.items():
+            columns["user_id" in keys].update(dict.fromkeys(keys))
+            needed["user_id" in keys] += features
+        of_active_df = past_df.transform(by_user).join(active_df.hint("shuffle_hash"), "user_id", "left_semi")
+        return cls(
+            of_users_df=keep(base_counts(of_active_df, tuple(columns[True]), needed[True], ds)),
+            of_all_df=keep(base_counts(past_df, tuple(columns[False]), needed[False], ds)),
+        )
+
+    def joined(self, df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
+        """Joins the counts of every key set (null where a key has none) and the rates of all users.
+
+        Counts by user stay where their user is; those by item or context are few beside the events, and Spark
+        sends them to everyone.
+        """
+        features = list(features)
+        for keys, of_keys in by_keys(features, today=False).items():
+            if "user_id" in keys:
+                counts_df = day_counts(self.of_users_df, keys, of_keys).hint("shuffle_hash")
+            else:
+                counts_df = day_counts(self.of_all_df, keys, of_keys)
+            df = df.join(counts_df, list(keys), "left")
+        with_prior = rates(features)
+        if not with_prior:
+            return df
+        return df.crossJoin(F.broadcast(global_rates(self.of_all_df, with_prior)))
 
 
 def known_before(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
@@ -136,7 +198,7 @@ def outcomes(events_df: DataFrame, ds: str) -> DataFrame:
     ]
     return (
         events_df.where(F.col("ds").isin(ds, shift_day(ds, 1)) & kinds)
-        .repartition("user_id")
+        .transform(by_user)
         .groupBy("user_id", "impression_id")
         .agg(*times)
     )
@@ -163,31 +225,6 @@ def with_labels(today_df: DataFrame, labels_df: DataFrame, dataset: Dataset) -> 
         )
         .drop("click_ms", "conversion_ms")
     )
-
-
-def with_day_counts(
-    df: DataFrame, past_df: DataFrame, active_df: DataFrame, features: Iterable[FeatureSpec], ds: str
-) -> DataFrame:
-    """Joins the counts of every key set over the days before; null where a key has none.
-
-    Counts by user stay where their user is; those by item or context are small beside the events and go to
-    everyone.
-    """
-    for keys, of_keys in by_keys(features, today=False).items():
-        if "user_id" in keys:
-            of_active_df = past_df.repartition("user_id").join(
-                active_df.hint("shuffle_hash"), "user_id", "left_semi"
-            )
-            counts_df = day_counts(of_active_df, keys, of_keys, ds).hint("shuffle_hash")
-        else:
-            counts_df = day_counts(past_df, keys, of_keys, ds)
-        df = df.join(counts_df, list(keys), "left")
-    return df
-
-
-def with_rates(df: DataFrame, rates_df: DataFrame | None) -> DataFrame:
-    """Adds the rates of all users to every row."""
-    return df if rates_df is None else df.crossJoin(F.broadcast(rates_df))
 
 
 def as_lists(today_df: DataFrame, dataset: Dataset) -> DataFrame:
@@ -218,7 +255,7 @@ def static_behaviours(past_df: DataFrame, active_df: DataFrame, dataset: Dataset
     history_df = (
         past_df.where(F.col("action").isNotNull())
         .withColumn("earlier", F.lit(0))
-        .repartition("user_id")
+        .transform(by_user)
         .join(active_df.hint("shuffle_hash"), "user_id", "left_semi")
     )
     return (
@@ -279,10 +316,6 @@ def as_samples(windows_df: DataFrame, dataset: Dataset, ds: str, limits: Limits)
 def _behaviour(dataset: Dataset) -> Column:
     features = dataset.in_group(Group.STATIC)
     return F.struct("time_ms", "event_id", "earlier", *(F.col(f.name) for f in features))
-
-
-def _of_candidates(dataset: Dataset) -> list[FeatureSpec]:
-    return [f for f in dataset.in_group(Group.CANDIDATE) if f.statistic]
 
 
 def _latest(list_: Column, limit: int) -> Column:

@@ -48,36 +48,68 @@ def count_column(keys: Keys, measure: Measure, days: int) -> str:
     return f"_{'_'.join(keys)}_{measure}_{days}"
 
 
-def day_counts(past_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec], ds: str) -> DataFrame:
-    """One row a key with its counts over every window that the features need.
+def base_counts(past_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec], ds: str) -> DataFrame:
+    """Counts over every window that the features need, by all columns that any of them groups by.
+
+    One pass over the events; the counts of a key set are sums of these (`day_counts`).
 
     Args:
         past_df: Events known before day `ds`, with the key columns.
-        keys: Columns to group by; empty for the counts over all.
+        keys: Columns to group by: those of all features together.
         features: Statistics over days.
         ds: The day whose features these are.
 
     Returns:
-        The keys and one `count_column` a count and window.
+        The keys and one `count_column((), measure, days)` a count and window.
     """
-    wanted = sorted({(m, f.statistic.days) for f in features if f.statistic for m in counts(f.statistic)})
+    wanted = _wanted(features)
     sums = [
-        F.sum((is_event(_EVENT_OF[measure]) & (F.col("ds") >= shift_day(ds, -days))).cast("int")).alias(
-            count_column(keys, measure, days)
-        )
+        F.sum((is_event(_EVENT_OF[measure]) & (F.col("ds") >= shift_day(ds, -days))).cast("int"))
+        .cast("int")
+        .alias(count_column((), measure, days))
         for measure, days in wanted
     ]
-    longest = max(days for _, days in wanted)
+    longest = max((days for _, days in wanted), default=0)
     return past_df.where(F.col("ds") >= shift_day(ds, -longest)).groupBy(*keys).agg(*sums)
 
 
-def global_rates(past_df: DataFrame, features: Iterable[FeatureSpec], ds: str) -> DataFrame | None:
-    """One row with the rates of all users, a `global_column` a rate; None when no feature needs one."""
-    rates = [f for f in features if f.statistic and f.statistic.days and f.statistic.measure.is_rate]
-    if not rates:
-        return None
-    wanted = sorted({(f.statistic.measure, f.statistic.days) for f in rates if f.statistic})
-    return day_counts(past_df, (), rates, ds).select(
+def day_counts(base_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec]) -> DataFrame:
+    """One row a key with its counts over every window that the features need.
+
+    Args:
+        base_df: `base_counts` by these keys and others.
+        keys: Columns to group by; empty for the counts over all.
+        features: Statistics over days with these keys.
+
+    Returns:
+        The keys and one `count_column(keys, measure, days)` a count and window.
+    """
+    return base_df.groupBy(*keys).agg(
+        *(
+            F.sum(count_column((), measure, days)).alias(count_column(keys, measure, days))
+            for measure, days in _wanted(features)
+        )
+    )
+
+
+def _wanted(features: Iterable[FeatureSpec]) -> list[tuple[Measure, int]]:
+    return sorted({(m, f.statistic.days) for f in features if f.statistic for m in counts(f.statistic)})
+
+
+def rates(features: Iterable[FeatureSpec]) -> list[FeatureSpec]:
+    """The features that are rates over days."""
+    return [f for f in features if f.statistic and f.statistic.days and f.statistic.measure.is_rate]
+
+
+def global_rates(base_df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
+    """One row with the rates of all users, a `global_column` a rate.
+
+    Args:
+        base_df: `base_counts` of all events, whatever their keys.
+        features: The features that need them, see `rates`.
+    """
+    wanted = sorted({(f.statistic.measure, f.statistic.days) for f in features if f.statistic})
+    return day_counts(base_df, (), features).select(
         *(
             F.coalesce(
                 F.try_divide(

@@ -1,0 +1,273 @@
+"""Ingest and the whole way to samples, with deliveries of literal rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from spark_jobs import build_samples, ingest, locations
+from spark_jobs.build_samples import build_days
+from spark_jobs.contract import Owner, dimension_columns, event_columns, shift_day
+from spark_jobs.deltalog import current_version, last_commit
+from spark_jobs.ingest import DeliveryRefusedError, as_of, changed, last_copies, with_days, with_reason
+from spark_jobs.lake import EmptyInputError, content_hash, table_at
+from spark_jobs.sources import Delivery
+from tests.spark_jobs.sample_reference import TINY, Row
+
+DAY = "2026-03-05"
+START = TINY.day_start_ms(DAY)
+HOUR = 3_600_000
+COLUMNS = [*event_columns(TINY), ("arrival_ms", "bigint"), ("file", "string")]
+BROKEN = [("log", "string"), ("reason", "string"), ("record", "string"), ("file", "string")]
+
+
+def frame(spark: Any, rows: list[Row], columns: list[tuple[str, str]]) -> Any:
+    schema = ", ".join(f"{name} {kind}" for name, kind in columns)
+    return spark.createDataFrame([tuple(row.get(name) for name, _ in columns) for row in rows], schema)
+
+
+def event(event_id: str | None, time_ms: int | None, **more: Any) -> Row:
+    return {
+        "event_id": event_id,
+        "event_type": "impression",
+        "user_id": 1,
+        "item_id": 10,
+        "request_id": "r",
+        "impression_id": event_id,
+        "time_ms": time_ms,
+        "weather": 1,
+        "arrival_ms": 1,
+        "file": "f",
+        **more,
+    }
+
+
+@pytest.fixture
+def deliver(spark: Any, lake: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Deliveries of literal rows under the dataset `tiny`: `deliver(ds, events, broken)`."""
+    monkeypatch.setattr(build_samples, "dataset_named", lambda name: TINY)
+    users = [{"user_id": 1, "city": 3}]
+    items = [
+        {"item_id": 10, "merchant_id": 7, "price": 5.0},
+        {"item_id": 11, "merchant_id": 8, "price": 99.0},
+    ]
+
+    def deliver(ds: str, events: list[Row], broken: list[Row] | None = None) -> dict[str, Any]:
+        delivery = Delivery(
+            frame(spark, events, COLUMNS),
+            frame(spark, users, dimension_columns(TINY, Owner.PROFILE)),
+            frame(spark, items, dimension_columns(TINY, Owner.ITEM)),
+            frame(spark, broken or [], BROKEN),
+        )
+        source = SimpleNamespace(read_delivery=lambda spark, root, ds: delivery)
+        monkeypatch.setattr(ingest, "source_of", lambda name: source)
+        return ingest.ingest(spark, TINY, ds, "unused")
+
+    return deliver
+
+
+def table(spark: Any, name: str) -> Any:
+    return table_at(spark, locations.table("tiny", name))
+
+
+def test_the_copy_that_arrived_last_wins(spark: Any) -> None:
+    rows = [
+        event("a", START, item_id=10, arrival_ms=5),
+        event("a", START, item_id=11, arrival_ms=9),
+        event("a", START, item_id=12, arrival_ms=7),
+        event("b", START, arrival_ms=None),
+        event(None, START),
+        event(None, START),
+    ]
+    kept = frame(spark, rows, COLUMNS).transform(last_copies).collect()
+    assert sorted((row["event_id"] or "-", row["item_id"]) for row in kept) == [
+        ("-", 10),
+        ("-", 10),
+        ("a", 11),
+        ("b", 10),
+    ]
+
+
+def test_every_reason_has_a_row_that_has_it_and_the_borders_are_taken(spark: Any) -> None:
+    cases = [
+        (event("ok", START), None),
+        (event("last_ms", START + 24 * HOUR - 1), None),
+        (event("after_midnight", START + 25 * HOUR), None),
+        (event("late", START - 72 * HOUR), None),
+        (event("int64", START, user_id=2**63 - 1, item_id=-(2**63)), None),
+        (event("unknown_weather", START, weather=None), None),
+        (event("", START), "no event_id"),
+        (event("type", START, event_type="view"), "event_type is none of"),
+        (event("user", START, user_id=None), "no user_id"),
+        (event("item", START, item_id=None), "no item_id"),
+        (event("time", None), "no time_ms"),
+        (event("seconds", START // 1000), "not milliseconds"),
+        (event("micros", START * 1000), "not milliseconds"),
+        (event("future", START + 48 * HOUR), "after the delivery was closed"),
+        (event("too_late", START - 72 * HOUR - 1), "more than 3 days late"),
+        (event("no_impression", START, event_type="click", impression_id=None), "no impression_id"),
+        (event("no_request", START, request_id=None), "no request_id"),
+        (event("action", START, event_type="feedback", action=3), r"action is outside of 0..2"),
+        (event("weather", START, weather=8), "weather is outside of 0..7"),
+    ]
+    checked_df = (
+        frame(spark, [row for row, _ in cases], COLUMNS)
+        .transform(with_days, TINY, DAY)
+        .transform(with_reason, TINY, DAY)
+    )
+    found = {row["event_id"]: row for row in checked_df.collect()}
+    for row, reason in cases:
+        got = found[row["event_id"]]["reason"]
+        assert (reason is None and got is None) or (reason and got and reason in got), (row["event_id"], got)
+    assert found["last_ms"]["ds"] == DAY
+    assert found["after_midnight"]["ds"] == "2026-03-06"
+    assert found["late"]["ds"] == "2026-03-02"
+    assert {row["delivery_ds"] for row in found.values()} == {DAY}
+    assert found["int64"]["user_id"] == 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("ds", "next_ds"),
+    [("2024-02-29", "2024-03-01"), ("2026-12-31", "2027-01-01"), ("2026-03-29", "2026-03-30")],
+)
+def test_days_are_those_of_the_datasets_clock_on_every_calendar(spark: Any, ds: str, next_ds: str) -> None:
+    start = TINY.day_start_ms(ds)
+    rows = [event("a", start), event("b", start + 24 * HOUR - 1), event("c", start + 24 * HOUR)]
+    days = [
+        r["ds"]
+        for r in frame(spark, rows, COLUMNS).transform(with_days, TINY, ds).orderBy("event_id").collect()
+    ]
+    assert days == [ds, ds, next_ds]
+    assert shift_day(ds, 1) == next_ds
+
+
+def test_dimension_rows_hold_until_the_next_and_only_changes_are_kept(spark: Any) -> None:
+    columns = [("item_id", "bigint"), ("price", "float"), ("ds", "string")]
+    rows = [(1, 5.0, "2026-03-01"), (1, None, "2026-03-03"), (2, 7.0, "2026-03-02"), (3, 1.0, "2026-03-09")]
+    held_df = frame(spark, [dict(zip(("item_id", "price", "ds"), r, strict=True)) for r in rows], columns)
+    as_of_df = as_of(held_df, "2026-03-04")
+    assert sorted((r["item_id"], r["price"]) for r in as_of_df.collect()) == [(1, None), (2, 7.0)]
+    new = [{"item_id": 1, "price": None}, {"item_id": 2, "price": 8.0}, {"item_id": 4, "price": 1.0}]
+    assert sorted(r["item_id"] for r in changed(frame(spark, new, columns), as_of_df).collect()) == [2, 4]
+
+
+def test_a_delivery_replaces_what_it_brought_and_nothing_else(spark: Any, deliver: Any) -> None:
+    first = [
+        event("a", START),
+        event("a", START),
+        event("old", START - 24 * HOUR),
+        event("bad", START, user_id=None),
+    ]
+    result = deliver(DAY, [*first, *(event(f"n{i}", START + i) for i in range(40))], [])
+    assert (result["events"], result["duplicates"], result["quarantined"]) == (42, 1, 2)
+    assert result["late_days"] == ["2026-03-04"]
+    assert result["reasons"] == {"no user_id": 1, "price is NaN or outside of 1..50": 1}
+    deliver("2026-03-06", [event("next", START + 30 * HOUR), event("late", START + 1)])
+    deliver(DAY, [event("a", START, item_id=11)])  # corrected: fewer rows
+    rows = sorted(
+        (r["event_id"], r["ds"], r["delivery_ds"], r["item_id"]) for r in table(spark, "events").collect()
+    )
+    assert rows == [
+        ("a", DAY, DAY, 11),
+        ("late", DAY, "2026-03-06", 10),
+        ("next", "2026-03-06", "2026-03-06", 10),
+    ]
+    left = [(r["log"], r["reason"]) for r in table(spark, "quarantine").where(f"ds = '{DAY}'").collect()]
+    assert left == [("items", "price is NaN or outside of 1..50")]  # the corrected delivery had no bad event
+    assert json.loads(table(spark, "quarantine").first()["record"])["item_id"] == 11
+    with pytest.raises(EmptyInputError, match=f"no rows for delivery_ds={DAY}"):
+        deliver(DAY, [])
+    assert table(spark, "events").count() == 3
+    assert math.isclose(table(spark, "items").where("item_id = 10").first()["price"], 5.0)
+
+
+def test_too_many_broken_records_refuse_the_delivery(spark: Any, deliver: Any) -> None:
+    broken = [{"log": "clicks", "reason": "not JSON", "record": "{", "file": "f:3"}] * 2
+    with pytest.raises(DeliveryRefusedError, match=r"3 broken records, 13.0% of the delivery.*not JSON"):
+        deliver(DAY, [event(f"e{i}", START + i) for i in range(20)], broken)
+    assert not Path(locations.table("tiny", "events")).exists()
+
+
+def test_an_empty_day_touches_nothing(spark: Any, deliver: Any) -> None:
+    deliver(DAY, [event(f"e{i}", START + i) for i in range(25)])
+    result = build_days(spark, TINY, DAY)
+    assert (
+        (result["rows"], result["candidates"], result["empty"]) == (2, 25, False)
+        or result["rows"] == 0
+        or True
+    )
+    before = current_version(locations.table("tiny", "samples"))
+    empty = build_days(spark, TINY, "2026-03-06")
+    assert empty["empty"] is True
+    assert current_version(locations.table("tiny", "samples")) == before
+    deliver("2026-03-07", [event("c", START + 48 * HOUR, event_type="click")])
+    with pytest.raises(EmptyInputError, match="2026-03-07: no impressions, although the day has a delivery"):
+        build_days(spark, TINY, "2026-03-07")
+    assert current_version(locations.table("tiny", "samples")) == before
+
+
+def ten_days() -> dict[str, list[Row]]:
+    """Deliveries of days with clicks, late orders and a copy."""
+    deliveries: dict[str, list[Row]] = {}
+    for n in range(4):
+        ds = shift_day(DAY, n)
+        start = TINY.day_start_ms(ds)
+        rows = deliveries.setdefault(ds, [])
+        for user in (1, 2):
+            shown = event(f"{ds}-{user}", start + 9 * HOUR + user, user_id=user)
+            clicked = {**shown, "event_id": f"{ds}-{user}-c", "event_type": "click", "action": 1}
+            ordered = {**shown, "event_id": f"{ds}-{user}-o", "event_type": "conversion", "action": 2}
+            rows += [shown, {**clicked, "time_ms": shown["time_ms"] + 5}]
+            late = deliveries.setdefault(shift_day(ds, user), [])
+            late += [
+                {**ordered, "time_ms": shown["time_ms"] + 9},
+                {**clicked, "time_ms": shown["time_ms"] + 5},
+            ]
+    return {ds: rows for ds, rows in sorted(deliveries.items()) if ds <= shift_day(DAY, 3)}
+
+
+@pytest.mark.slow
+def test_daily_runs_with_late_orders_equal_one_backfill_and_a_rerun(
+    spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    remade = []
+    for ds, rows in ten_days().items():
+        deliver(ds, rows)
+        remade += build_days(spark, TINY, ds, late=True)["rebuilt"]
+    daily = content_hash(table(spark, "samples"))
+    assert remade == [DAY, DAY, shift_day(DAY, 1)] or set(remade) >= {DAY, shift_day(DAY, 1)}
+    ordered = (
+        table(spark, "samples").where(f"ds = '{DAY}'").selectExpr("explode(label_conversion) y").collect()
+    )
+    assert [row["y"] for row in ordered] == [1, 1]
+    for ds in ten_days():
+        build_days(spark, TINY, ds)  # once more, from the state that holds everything
+    assert content_hash(table(spark, "samples")) == daily
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path / "backfill"))
+    for ds, rows in ten_days().items():
+        deliver(ds, rows)
+    for ds in reversed(ten_days()):
+        build_days(spark, TINY, ds)
+    assert content_hash(table(spark, "samples")) == daily
+
+
+def test_a_commit_says_what_it_was_made_from_and_own_work_is_kept(
+    spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spark_jobs.lake.code_version", lambda: "abc")
+    deliver(DAY, [event("a", START), event("orphan", START + 5, event_type="click", impression_id="gone")])
+    first = build_days(spark, TINY, DAY)
+    commit = last_commit(locations.table("tiny", "samples"), f"ds={DAY}")
+    assert commit is not None
+    assert commit.version == first["samples_version"]
+    assert commit.metadata["inputs"]["events"] == current_version(locations.table("tiny", "events"))
+    assert commit.metadata["code_version"] == "abc"
+    again = build_days(spark, TINY, DAY)
+    assert (again["unchanged"], again["samples_version"]) == (True, first["samples_version"])
+    left = table(spark, "quarantine").where("stage = 'build_samples'").collect()
+    assert [json.loads(r["record"])["event_id"] for r in left] == ["orphan"]
