@@ -5,8 +5,9 @@
     python -m hstu_ops.bench_tables cuda_ext/README.md cuda_ext/benchmarks
 
 All sides of a comparison run in one process, taking turns, so that a busy machine slows them alike. Times
-are medians with quartiles. TFLOP/s count visible pairs only: 4 x heads x head dim x pairs forward, 3.5 times
-that with the backward pass. The first side of every workload is what the others are held against.
+are medians with quartiles; on a GPU of CUDA graph replays, so without the cost of launching. TFLOP/s count
+visible pairs only: 4 x heads x head dim x pairs forward, 3.5 times that with the backward pass. The first
+side of every workload is what the others are held against.
 """
 
 import argparse

@@ -36,6 +36,11 @@ def visible_mask(visible_end_L: Tensor) -> Tensor:
     return (positions < visible_end_L.unsqueeze(-1)) | (positions == positions.unsqueeze(-1))
 
 
+def _rows(part_TND: Tensor, place_RL: Tensor) -> Tensor:
+    """Takes rows of equal length, `[R, L, N, D]`; its derivative adds by index, which is fast."""
+    return part_TND.index_select(0, place_RL.flatten()).unflatten(0, place_RL.shape)  # type: ignore[no-untyped-call,no-any-return]
+
+
 def mtgr_attention_reference(
     q_TND: Tensor,
     k_TND: Tensor,
@@ -60,14 +65,15 @@ def mtgr_attention_reference(
         for first in range(0, len(starts), rows_at_once):
             chunk = torch.tensor(starts[first : first + rows_at_once], device=q_TND.device)
             place_RL = chunk.unsqueeze(1) + within
-            scores = torch.einsum("rind,rjnd->rnij", q_TND[place_RL], k_TND[place_RL])
+            q, k, v = (_rows(part, place_RL) for part in (q_TND, k_TND, v_TND))
+            scores = torch.einsum("rind,rjnd->rnij", q, k)
             weights = F.silu(scores * alpha) * inv_n
             weights = weights.masked_fill(~visible_mask(visible_end_T[place_RL]).unsqueeze(1), 0)
-            out = torch.einsum("rnij,rjnd->rind", weights, v_TND[place_RL])
+            out = torch.einsum("rnij,rjnd->rind", weights, v)
             places.append(place_RL.flatten())
             outputs.append(out.flatten(0, 1))
     order = torch.cat(places).argsort()
-    return torch.cat(outputs)[order]
+    return torch.cat(outputs).index_select(0, order)
 
 
 def group_layer_norm_reference(
@@ -86,5 +92,7 @@ def group_layer_norm_reference(
     centered = z - z.mean(-1, keepdim=True)
     rstd = torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps)
     group = group_T.long()
-    y = centered * rstd * weight_GD.to(statistics)[group] + bias_GD.to(statistics)[group]
+    y = centered * rstd * F.embedding(group, weight_GD.to(statistics)) + F.embedding(
+        group, bias_GD.to(statistics)
+    )
     return y.to(x_TD.dtype)
