@@ -1,0 +1,207 @@
+"""The jobs in other places than a local session: Spark Connect, a standalone cluster, and what fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spark_jobs import locations, maintain, session
+from spark_jobs.deltalog import open_table
+from spark_jobs.lake import content_hash, replace_partition, table_at
+from spark_jobs.session import SparkUnavailableError
+
+REPOSITORY = Path(session.__file__).resolve().parents[1]
+DAYS = ("2026-03-01", "2026-03-02")
+_SMALL = "spark.sql.shuffle.partitions=3;spark.driver.memory=1g;spark.executor.memory=512m;spark.cores.max=2"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(module: str, *arguments: str, **environment: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env={**os.environ, **environment},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def wait_for_port(port: int, process: subprocess.Popen[Any]) -> None:
+    for _ in range(600):
+        assert process.poll() is None, "it has ended"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"nothing at port {port}")
+
+
+def test_an_unreachable_remote_or_master_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("SPARK_REMOTE", f"sc://127.0.0.1:{port}")
+    with pytest.raises(
+        SparkUnavailableError, match=re.escape(f"SPARK_REMOTE=sc://127.0.0.1:{port}: no answer")
+    ):
+        session.spark_session("x")
+
+
+def test_no_java_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(SparkUnavailableError, match="no Java found: install Java 17 or 21"):
+        session.require_java()
+
+
+def test_settings_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARK_CONF", "spark.driver.memory")
+    with pytest.raises(SparkUnavailableError, match="'spark.driver.memory' is not written key=value"):
+        session.settings(local=True)
+
+
+@pytest.mark.parametrize("module", ["spark_jobs.ingest", "spark_jobs.build_samples"])
+def test_wrong_usage_is_refused_before_spark_starts(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main = __import__(module, fromlist=["main"]).main
+    for arguments, message in (
+        (["--dataset", "nope", "--ds", DAYS[0]], "unknown dataset 'nope'; known: foodlog, kuairand"),
+        (["--dataset", "foodlog", "--ds", "2026-02-30"], "'2026-02-30' is not a day"),
+        (["--dataset", "foodlog"], "--ds"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_no_code_overwrites_a_schema_or_collects_by_rdd() -> None:
+    forbidden = re.compile(r"overwriteSchema|mergeSchema|\.rdd\b|\._jvm\b|\bpandas_udf\b|F\.udf\b")
+    for path in (REPOSITORY / "spark_jobs").rglob("*.py"):
+        assert not forbidden.search(path.read_text(encoding="utf-8")), path
+
+
+def test_maintenance_keeps_versions_and_refuses_a_short_retention(spark: Any, lake: Path) -> None:
+    uri = locations.table("foodlog", "samples")
+    for ds in DAYS:
+        df = spark.range(0, 40, 1, 6).selectExpr("id AS user_id", f"'{ds}' AS ds")
+        version = replace_partition(
+            df,
+            uri,
+            {"ds": ds},
+            columns=[("user_id", "bigint"), ("ds", "string")],
+            partition_by=["ds"],
+            stage="x",
+        )
+    before = content_hash(table_at(spark, uri, version))
+    done = maintain.maintain(spark, "foodlog")
+    assert done["samples"]["before"] > done["samples"]["after"] == len(DAYS)
+    assert content_hash(table_at(spark, uri)) == before
+    assert content_hash(table_at(spark, uri, version)) == before
+    with pytest.raises(ValueError, match="--retain-hours 1: at least 168"):
+        maintain.maintain(spark, "foodlog", 1)
+    assert open_table(uri, version).version() == version
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small days of foodlog's raw logs."""
+    root = tmp_path_factory.mktemp("raw")
+    arguments = ["--dataset", "foodlog", "--from", DAYS[0], "--to", DAYS[1]]
+    run("spark_jobs.simulate", *arguments, "--users", "60", "--impressions-a-day", "600", MTGR_VAR=str(root))
+    return root / "lake" / "foodlog" / "raw"
+
+
+def pipeline(var: Path, raw: Path, **environment: str) -> dict[str, str]:
+    """Ingests and builds both days; returns the hashes of the tables."""
+    places = {"MTGR_VAR": str(var), "MTGR_FOODLOG": str(raw), "SPARK_CONF": _SMALL, **environment}
+    for ds in DAYS:
+        for module in ("spark_jobs.ingest", "spark_jobs.build_samples"):
+            run(module, "--dataset", "foodlog", "--ds", ds, **places)
+    return {
+        name: str(var / "lake" / "foodlog" / name) for name in ("events", "samples", "users", "quarantine")
+    }
+
+
+@pytest.fixture(scope="module")
+def connect() -> Iterator[str]:
+    """A Spark Connect server as the embedded run starts it."""
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "spark_jobs.session", "serve", "--port", str(port)],
+        cwd=REPOSITORY,
+        env={**os.environ, "SPARK_CONF": _SMALL},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == f"ready sc://127.0.0.1:{port}\n"
+    yield f"sc://127.0.0.1:{port}"
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(timeout=60) == 0
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A standalone master with two workers, from the pip package."""
+    import pyspark
+
+    home, port, web = Path(pyspark.__file__).parent, free_port(), free_port()
+    work = tmp_path_factory.mktemp("work")
+    environment = {**os.environ, "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
+    environment["SPARK_WORKER_DIR"] = str(work)
+    base = [str(home / "bin" / "spark-class")]
+    master = [*base, "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", str(port)]
+    processes = [
+        subprocess.Popen([*master, "--webui-port", str(web)], env=environment, stderr=subprocess.DEVNULL)
+    ]
+    wait_for_port(port, processes[0])
+    url = f"spark://127.0.0.1:{port}"
+    for _ in range(2):
+        worker = [*base, "org.apache.spark.deploy.worker.Worker", "--host", "127.0.0.1", "--webui-port", "0"]
+        processes.append(
+            subprocess.Popen(
+                [*worker, "--cores", "1", "--memory", "700m", url], env=environment, stderr=subprocess.DEVNULL
+            )
+        )
+    yield url
+    for process in reversed(processes):
+        process.terminate()
+        process.wait(timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_connect_and_a_standalone_cluster_make_the_same_tables_as_local(
+    spark: Any, raw: Path, connect: str, cluster: str, tmp_path: Path
+) -> None:
+    made = {
+        "local": pipeline(tmp_path / "local", raw, SPARK_MASTER="local[2]"),
+        "connect": pipeline(tmp_path / "connect", raw, SPARK_REMOTE=connect),
+        "cluster": pipeline(tmp_path / "cluster", raw, SPARK_MASTER=cluster),
+    }
+    hashes = {
+        place: {name: content_hash(table_at(spark, uri)) for name, uri in tables.items()}
+        for place, tables in made.items()
+    }
+    assert not hashes["local"]["samples"].startswith("0:")
+    assert hashes["connect"] == hashes["local"]
+    assert hashes["cluster"] == hashes["local"]
