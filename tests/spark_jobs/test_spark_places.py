@@ -74,7 +74,7 @@ def test_no_java_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_settings_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARK_CONF", "spark.driver.memory")
-    with pytest.raises(SparkUnavailableError, match="'spark.driver.memory' is not written key=value"):
+    with pytest.raises(SparkUnavailableError, match=r"'spark\.driver\.memory' is not written"):
         session.settings(local=True)
 
 
