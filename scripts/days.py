@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 
 from scripts.components import python
 from scripts.settings import Settings, UsageError
 from spark_jobs.contract import days_between, parse_day, shift_day
 
-# First day and number of days when nothing else is asked for. kuairand: the day of the history, and the first
-# days of the log.
-_DEFAULTS = {"foodlog": ("2026-03-01", 4), "kuairand": ("2022-04-24", 4)}
+# First day and number of days when nothing else is asked for.
+_DEFAULTS = {"foodlog": ("2026-03-01", 4), "kuairand": ("2022-04-25", 4)}
 
 
 def days_from_environment(dataset: str, *, required: bool = False) -> list[str]:
@@ -41,6 +41,24 @@ def days_from_environment(dataset: str, *, required: bool = False) -> list[str]:
     if not days:
         raise UsageError(f"FROM={first} lies after TO={given['TO']}")
     return days
+
+
+def seed(settings: Settings, days: list[str]) -> dict[str, list[str]]:
+    """Command that takes in the history from before the log, by name; none where there is no such file.
+
+    KuaiRand's optional `user_history_before_YYYYMMDD.parquet` is the delivery of the day before that date:
+    events without impressions, which no gate would let pass. It is ingested once, before the first day.
+    """
+    if settings.data is None:
+        return {}
+    names = sorted(path.stem for path in settings.data.rglob("user_history_before_*.parquet"))
+    found = [re.fullmatch(r"user_history_before_(\d{4})(\d{2})(\d{2})", name) for name in names]
+    seeds = [shift_day("-".join(match.groups()), -1) for match in found if match]
+    return {
+        f"history of {ds}": python("spark_jobs.ingest", "--dataset", settings.dataset, "--ds", ds)
+        for ds in seeds
+        if ds < days[0]
+    }
 
 
 def simulation(settings: Settings, days: list[str]) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ there is a champion, nothing is done. One process for all: each would import PyT
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import sys
@@ -22,13 +23,11 @@ BASELINE = "user_tower"
 
 def steps(dataset: str, ds: str) -> int:
     """Trains, evaluates, registers and promotes the baseline; the first exit code that is not 0, or 0."""
-    from model import evaluate, promote, register, train
-
     arguments = ["--dataset", dataset, "--ds", ds, "--preset", BASELINE]
-    for module in (train, evaluate, register, promote):
-        code: int = module.main(arguments)
+    for name in ("train", "evaluate", "register", "promote"):
+        code: int = importlib.import_module(f"model.{name}").main(arguments)
         if code:
-            logger.error("%s of the baseline failed with exit code %d", module.__name__, code)
+            logger.error("%s of the baseline failed with exit code %d", name, code)
             return code
     return 0
 

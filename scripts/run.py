@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from scripts import report
 from scripts.components import DAGS, embedded
-from scripts.days import days_from_environment, simulation
+from scripts.days import days_from_environment, seed, simulation
 from scripts.processes import stop_on_signals
 from scripts.settings import RunError, Settings, UsageError, settings_from_environment
 from scripts.watch import Watch, print_line
@@ -36,6 +36,9 @@ def run(settings: Settings, days: list[str]) -> tuple[Mapping[str, float], Watch
     meanwhile = simulation(settings, days)
     print_line(f"{settings.dataset}, preset {settings.preset}, {days[0]} to {days[-1]}: starting components")
     with embedded(settings, "make run", afresh=True, meanwhile=meanwhile) as (processes, api):
+        for name, command in seed(settings, days).items():
+            print_line(f"ingesting the {name}")
+            processes.run(name.replace(" ", "-"), settings.with_spark(command))
         known = frozenset(found["dag_run_id"] for found in api.runs(CONSUMER))
         started = {day: api.trigger(PRODUCER, day) for day in days}
         watch = Watch(api, processes, settings, started, known)

@@ -96,6 +96,12 @@ class Settings:
         }
         return {**defaults, **os.environ, **given}
 
+    def with_spark(self, command: list[str]) -> list[str]:
+        """A step's command outside Airflow, on the run's own Spark Connect server."""
+        if not self.has_own_spark:
+            return command
+        return ["env", f"SPARK_REMOTE=sc://127.0.0.1:{self.spark_port}", *command]
+
     @property
     def has_own_spark(self) -> bool:
         """Whether the run starts a Spark Connect server of its own: no connection names another Spark."""

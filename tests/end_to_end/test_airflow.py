@@ -1,0 +1,165 @@
+"""The two DAGs in a real Airflow: a scheduled run, a run without a day, and a backfill with broken days.
+
+Every test starts the components as `make` does, in a folder and on ports of its own, and runs the real steps
+on a small simulated app. Minutes long: `make test-slow`.
+"""
+
+import gzip
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scripts import secrets_store
+from scripts.airflow_api import AirflowApi
+from spark_jobs.contract import shift_day
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+ROOT = Path(__file__).resolve().parents[2]
+DAYS = ["2026-03-01", "2026-03-02", "2026-03-03"]
+SMALL = ("--users", "200", "--impressions-a-day", "4000")
+
+
+def _free_ports(number: int) -> list[int]:
+    probes = [socket.socket() for _ in range(number)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture
+def environment(tmp_path):
+    names = ("AIRFLOW_PORT", "MLFLOW_PORT", "SPARK_PORT", "DOCS_PORT")
+    ports = dict(zip(names, map(str, _free_ports(4)), strict=True))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "MTGR_", "SPARK_"))}
+    return {**kept, **ports, "MTGR_VAR": str(tmp_path / "var"), "PYTHONPATH": str(ROOT)}
+
+
+def _python(environment, module, *arguments, **settings):
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env={**environment, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _simulate(environment, first, last, *options):
+    done = _python(environment, "spark_jobs.simulate", "--from", first, "--to", last, *SMALL, *options)
+    assert done.returncode == 0, done.stderr
+
+
+def _raw(environment, ds):
+    return sorted(Path(environment["MTGR_VAR"], "lake", "foodlog", "raw").glob(f"*/ds={ds}/*.jsonl.gz"))
+
+
+def _sample_days(environment):
+    code = "import sys; from spark_jobs.deltalog import partition_values as v; print(v(sys.argv[1], 'ds'))"
+    table = f"{environment['MTGR_VAR']}/lake/foodlog/samples"
+    done = subprocess.run(
+        [sys.executable, "-c", code, table], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return sorted(json.loads(done.stdout.replace("'", '"')))
+
+
+def test_a_backfill_with_an_empty_day_and_a_failing_gate(environment):
+    _simulate(environment, DAYS[0], DAYS[-1])
+    whole = {path: path.read_bytes() for path in _raw(environment, DAYS[2])}
+    for path in _raw(environment, DAYS[1]):
+        path.write_bytes(gzip.compress(b""))
+    for path in whole:  # the delivery breaks off in the morning
+        lines = gzip.decompress(whole[path]).splitlines(keepends=True)
+        if path.parts[-3] in ("impressions", "clicks", "orders"):
+            path.write_bytes(gzip.compress(b"".join(lines[: len(lines) // 4])))
+    window = {"FROM": DAYS[0], "TO": DAYS[-1]}
+
+    done = _python(environment, "scripts.backfill", **window)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"of {DAYS[1]}" in done.stderr
+    assert f"samples_daily.gate_events of {DAYS[2]}" in done.stderr
+    assert _sample_days(environment) == [DAYS[0]]
+    assert not Path(environment["MTGR_VAR"], "runs").exists()
+
+    for path, content in whole.items():
+        path.write_bytes(content)
+    done = _python(environment, "scripts.backfill", **window, REPROCESS="failed")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"{DAYS[0]}  samples_daily     has a run already" in done.stdout
+    assert DAYS[2] not in done.stderr
+    assert _sample_days(environment) == [DAYS[0], DAYS[2]]
+    record = Path(environment["MTGR_VAR"], "runs", "foodlog", "tiny", DAYS[2], "train.json")
+    assert list(json.loads(record.read_text())["seen_days"]) == [DAYS[0]]
+
+    done = _python(environment, "scripts.backfill", **window, REPROCESS="none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("has a run already") == 3
+
+
+def _wait_for(condition, what, seconds=900):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(2)
+    raise AssertionError(f"{what}: not within {seconds} s")
+
+
+def _ended(api, dag_id, run_type):
+    runs = [run for run in api.runs(dag_id) if run["run_type"] == run_type]
+    return next((run for run in runs if run["state"] in ("success", "failed")), None)
+
+
+def test_a_scheduled_run_and_a_run_without_a_day(environment, tmp_path):
+    tick = (datetime.now(UTC) + timedelta(minutes=4)).replace(second=0)
+    day = shift_day(tick.date().isoformat(), -1)
+    _simulate(environment, day, day, "--first-day", shift_day(day, -1))
+    settings = {"MTGR_SCHEDULE": f"{tick.minute} {tick.hour} * * *"}
+    with (tmp_path / "ui.log").open("w") as log:
+        ui = subprocess.Popen(
+            [sys.executable, "-m", "scripts.ui"],
+            cwd=ROOT,
+            env={**environment, **settings},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        home = Path(environment["MTGR_VAR"], "airflow")
+        _wait_for((home / "secrets" / "passwords.json").exists, "secrets", 120)
+        url = f"http://127.0.0.1:{environment['AIRFLOW_PORT']}"
+        api = AirflowApi(url, secrets_store.USER, secrets_store.password(home))
+        _wait_for(lambda: api.is_healthy("scheduler"), "scheduler", 180)
+        _wait_for(lambda: api.has_dag("samples_daily"), "DAGs", 120)
+
+        # Airflow accepts a run without a day; its first task refuses it: it never becomes today's run.
+        run_id = api.call("POST", "/dags/samples_daily/dagRuns", {"logical_date": None})["dag_run_id"]
+        _wait_for(lambda: api.run("samples_daily", run_id)["state"] == "failed", "failure", 120)
+        assert any("no partition key" in line for line in api.log("samples_daily", run_id, "ingest", 1))
+
+        run = _wait_for(lambda: _ended(api, "samples_daily", "scheduled"), "scheduled run")
+        assert (run["state"], run["partition_key"]) == ("success", day)
+        assert _sample_days(environment) == [day]
+        follower = _wait_for(lambda: _ended(api, "retraining_daily", "asset_triggered"), "retraining", 180)
+        assert (follower["state"], follower["partition_key"]) == ("success", day)
+        tasks = api.tasks("retraining_daily", follower["dag_run_id"])
+        assert {task["task_id"]: task["state"] for task in tasks}[
+            "train"
+        ] == "skipped"  # nothing before the day
+        started = psutil.Process(ui.pid).children(recursive=True)
+    finally:
+        ui.send_signal(signal.SIGTERM)
+        assert ui.wait(timeout=90) == 0
+    assert [process.pid for process in started if process.is_running()] == []
