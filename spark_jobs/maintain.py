@@ -47,7 +47,7 @@ def maintain(spark: SparkSession, dataset: str, retain_hours: int = LEAST_HOURS)
     """
     if retain_hours < LEAST_HOURS:
         raise ValueError(
-            f"--retain-hours {retain_hours}: at least {LEAST_HOURS}, so that no running reader loses its files"
+            f"--retain-hours {retain_hours}: at least {LEAST_HOURS}, or running readers lose their files"
         )
     done = {}
     for name in TABLES:

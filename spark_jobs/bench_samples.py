@@ -1,0 +1,229 @@
+"""How long it takes to build the samples of a day, against DuckDB, and how many bytes they are.
+
+    python -m spark_jobs.bench_samples --impressions 1e5 1e6 [--rounds 3] [--out FILE]
+
+Both sides read the same Parquet files of foodlog's tables (`spark_jobs/bench_events.py`), do the same
+joins and lists (`spark_jobs/bench_duckdb.py` has DuckDB's SQL) and write Parquet with zstd, by turns, in
+one process run, on two threads each. Beside wall time stands CPU time, which another load on the machine
+changes little; the ratio is given for both. Spark's session is up and has built a small day before; its time
+holds the Delta commit, the lease and all checks of the command. The results are compared column by
+column. The sizes are those of the samples and of one flat row an impression with the same features and
+sequences, in the order of time (as logs lie) and in the order of users (as it compresses best).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from spark_jobs import bench_duckdb, locations
+from spark_jobs.bench_events import BENCH_DS, write_tables
+from spark_jobs.build_samples import day_inputs, write_samples
+from spark_jobs.contract import sample_columns
+from spark_jobs.datasets import FOODLOG
+from spark_jobs.deltalog import code_version, current_version, open_table
+from spark_jobs.session import spark_session
+
+LOG = logging.getLogger(__name__)
+TABLES = ("events", "users", "items")
+FLAT_UP_TO = 1_000_000
+THREADS = 2
+
+
+def bench(spark: Any, impressions: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Times both sides at one size.
+
+    Args:
+        spark: Session.
+        impressions: Impressions on the day that is built.
+        rounds: How often each side builds it.
+        folder: Empty folder for everything.
+
+    Returns:
+        Seconds of each round, sizes in bytes, and the greatest difference of the results.
+    """
+    os.environ["MTGR_LAKE"] = str(folder)
+    write_tables(spark, str(folder / FOODLOG.name), impressions)
+    versions = {name: current_version(locations.table(FOODLOG.name, name)) for name in TABLES}
+    files = {name: open_table(locations.table(FOODLOG.name, name)).file_uris() for name in TABLES}
+    seconds: dict[str, list[float]] = {name: [] for name in ("spark", "spark_cpu", "duckdb", "duckdb_cpu")}
+    for number in range(rounds):
+        with _clock(seconds, "spark"), day_inputs(spark, FOODLOG, BENCH_DS, versions) as inputs:
+            write_samples(inputs, FOODLOG, BENCH_DS, {"round": number})
+        with _clock(seconds, "duckdb"), _duckdb(folder) as connection:
+            bench_duckdb.build(connection, files, FOODLOG, BENCH_DS, str(folder / "duckdb.parquet"))
+        LOG.info("%d impressions: %s", impressions, {name: round(s[-1], 1) for name, s in seconds.items()})
+    median = {name: statistics.median(s) for name, s in seconds.items()}
+    samples = open_table(locations.table(FOODLOG.name, "samples")).file_uris()
+    return {
+        "impressions": impressions,
+        "events": sum(
+            open_table(locations.table(FOODLOG.name, "events")).get_add_actions()["num_records"].to_pylist()
+        ),
+        "seconds": {name: [round(one, 2) for one in s] for name, s in seconds.items()},
+        "spark_over_duckdb": round(median["spark"] / median["duckdb"], 2),
+        "spark_over_duckdb_cpu": round(median["spark_cpu"] / median["duckdb_cpu"], 2),
+        **compare(samples, str(folder / "duckdb.parquet"), folder),
+        **sizes(samples, folder, impressions),
+    }
+
+
+def compare(samples: list[str], other: str, folder: Path) -> dict[str, Any]:
+    """Checks that both sides made the same rows.
+
+    Raises:
+        ValueError: They did not; names the columns.
+    """
+    with _duckdb(folder) as connection:
+        source = {"spark": f"read_parquet({samples})", "duckdb": f"read_parquet('{other}')"}
+        found = {}
+        for side, relation in source.items():
+            columns = ["count(*)"]
+            for name, kind in sample_columns(FOODLOG):
+                if name == "ds":
+                    continue
+                if "float" in kind:
+                    own = f"list_sum({name})" if kind.startswith("array") else name
+                    columns.append(f"sum(({own})::DOUBLE * (1 + user_id % 7))")
+                else:
+                    columns.append(f"sum(hash(user_id, {name})::HUGEINT)::VARCHAR")
+            found[side] = connection.execute(f"SELECT {', '.join(columns)} FROM {relation}").fetchone()
+    names = ["rows", *(name for name, _ in sample_columns(FOODLOG) if name != "ds")]
+    different = [
+        f"{name}: {one} != {other}"
+        for name, one, other in zip(names, found["spark"], found["duckdb"], strict=True)
+        if (abs(one - other) > 1e-6 * max(1.0, abs(other)) if isinstance(one, float) else one != other)
+    ]
+    if different:
+        raise ValueError(f"the two sides made different samples: {'; '.join(different)}")
+    return {"rows": found["spark"][0], "equal_columns": len(names) - 1}
+
+
+def sizes(samples: list[str], folder: Path, impressions: int) -> dict[str, Any]:
+    """Bytes of the samples and, up to `FLAT_UP_TO` impressions, of flat rows."""
+    own = sum(Path(file).stat().st_size for file in samples)
+    made: dict[str, Any] = {"samples_bytes_a_million": round(own / impressions * 1e6)}
+    if impressions > FLAT_UP_TO:
+        return made
+    lists = [n for n, kind in sample_columns(FOODLOG) if n.startswith(("candidate_", "label_"))]
+    rest = [n for n, _ in sample_columns(FOODLOG) if n not in lists and n != "ds"]
+    unnested = ", ".join(f"unnest({name}) AS {name}" for name in lists)
+    with _duckdb(folder) as connection:
+        lengths = connection.execute(
+            "SELECT avg(len(static_time_ms)), avg(len(realtime_time_ms)), avg(len(label_click)) "
+            f"FROM read_parquet({samples})"
+        ).fetchone()
+        made["mean_lengths"] = dict(
+            zip(("static", "realtime", "candidate"), map(float, lengths), strict=True)
+        )
+        for name, order in (("time", "candidate_time_ms, user_id"), ("user", "user_id, candidate_time_ms")):
+            out = folder / f"flat_{name}.parquet"
+            connection.execute(
+                f"COPY (SELECT {', '.join(rest)}, {unnested} FROM read_parquet({samples}) ORDER BY {order}) "
+                f"TO '{out}' (FORMAT parquet, COMPRESSION zstd)"
+            )
+            size = out.stat().st_size
+            made[f"flat_by_{name}_bytes_a_million"] = round(size / impressions * 1e6)
+            made[f"flat_by_{name}_over_samples"] = round(size / own, 1)
+            out.unlink()
+    return made
+
+
+def extrapolated(points: list[dict[str, Any]], to: int) -> dict[str, Any]:
+    """Spark's seconds at `to` impressions by the line through the last two sizes, when there are three."""
+    if len(points) < 3:
+        return {}
+    made: dict[str, Any] = {"impressions": to}
+    for name in ("spark", "spark_cpu"):
+        (n1, t1), (n2, t2) = ((p["impressions"], statistics.median(p["seconds"][name])) for p in points[-2:])
+        slope = (t2 - t1) / (n2 - n1)
+        made[f"{name}_seconds"] = round(t2 + slope * (to - n2))
+        made[f"{name}_microseconds_an_impression"] = round(slope * 1e6, 2)
+        made["how"] = f"line through {n1} and {n2} impressions"
+    return {"extrapolated": made}
+
+
+@contextlib.contextmanager
+def _clock(seconds: dict[str, list[float]], name: str) -> Iterator[None]:
+    wall, cpu = time.perf_counter(), _cpu_seconds()
+    yield
+    seconds[name].append(time.perf_counter() - wall)
+    seconds[f"{name}_cpu"].append(_cpu_seconds() - cpu)
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of the JVM that it started."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = stat.read_text(encoding="utf-8").rpartition(")")
+            fields = rest.split()
+            if "java" in name and int(fields[1]) == os.getpid():
+                ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _duckdb(folder: Path) -> Any:
+    import duckdb
+
+    connection = duckdb.connect()
+    connection.execute(f"SET threads = {THREADS}")
+    connection.execute("SET memory_limit = '4GB'")
+    connection.execute(f"SET temp_directory = '{folder / 'spill'}'")
+    return connection
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark and writes its JSON. Exit code 0 done, 1 failed, 2 wrong usage."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    parser = argparse.ArgumentParser(prog="python -m spark_jobs.bench_samples", description=__doc__)
+    parser.add_argument("--impressions", type=float, nargs="+", default=[1e5, 1e6])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", default="docs/results/bench_samples.json")
+    arguments = parser.parse_args(argv)
+    os.environ["SPARK_MASTER"] = f"local[{THREADS}]"
+    os.environ.setdefault("SPARK_CONF", "spark.driver.memory=4g;spark.sql.shuffle.partitions=32")
+    spark = spark_session("bench_samples")
+    points = []
+    root = Path(tempfile.mkdtemp(prefix="bench_samples_"))
+    try:
+        bench(spark, 20_000, 1, root / "warm")
+        for impressions in sorted(int(n) for n in arguments.impressions):
+            points.append(bench(spark, impressions, arguments.rounds, root / str(impressions)))
+            shutil.rmtree(root / str(impressions))
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+        spark.stop()
+    result = {
+        "points": points,
+        **extrapolated(points, 10**8),
+        "threads": THREADS,
+        "load_average_at_end": [round(load, 1) for load in os.getloadavg()],
+        "versions": {name: version(name) for name in ("pyspark", "delta-spark", "duckdb")},
+        "python": platform.python_version(),
+        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}",
+        "spark_conf": os.environ["SPARK_CONF"],
+        "commit": code_version(),
+    }
+    Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(arguments.out).write_text(json.dumps(result, indent=2) + "\n", encoding="ascii")
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
