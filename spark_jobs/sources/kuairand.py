@@ -2,8 +2,8 @@
 
 `root` is the folder with `log_standard_*.csv`, `user_features_*.csv` and `video_features_basic_*.csv`, or the
 unpacked download around it. The log has no deliveries of its own: the delivery of a day is what `time_ms`
-places in that day of China's clock (the log's own `date` is the hour at which a batch was cut and may lie
-later).
+places in that day of China's clock (the log's own `date` may be a day later
+just after midnight).
 
 A line of the log becomes an impression; a click when `is_click`; a conversion when the click came with a
 `long_view` (conversion A of the log's description; `is_engaged` is conversion B); and always a FEEDBACK event
@@ -92,6 +92,7 @@ LOG_TYPES = {
     "is_rand": "int",
     "tab": "int",
 }
+_LOG_FILES = "log_standard_*.csv"
 _BANDS = {
     "follow_band": ("follow_user_num", FOLLOW_BAND),
     "fans_band": ("fans_user_num", FANS_BAND),
@@ -109,15 +110,16 @@ def read_delivery(spark: SparkSession, root: str, ds: str) -> Delivery:
         FileNotFoundError: A file is missing, or the log has no line of that day; names the day and the path.
     """
     log_df = _read_log(spark, root, ds)
-    first_ds, lines = log_df.agg(F.min("log_ds"), F.sum((F.col("day") == ds).cast("int"))).first() or (
-        None,
-        0,
-    )
+    first_ds, lines, lines_of_day = log_df.agg(
+        F.min("log_ds"), F.count("*"), F.sum((F.col("day") == ds).cast("int"))
+    ).first() or (None, 0, 0)
+    if not lines:
+        raise FileNotFoundError(_absent(root, _LOG_FILES, ds))
     history = _history_file(spark, root, ds, first_ds)
-    if not lines and history is None:
+    if not lines_of_day and history is None:
         raise FileNotFoundError(
-            f"kuairand: no delivery of {ds}: no line of that day in {root}/**/log_standard_*.csv "
-            f"(the log starts on {first_ds})"
+            f"kuairand: no delivery of {ds}: no line of that day in {_LOG_FILES} below {root}; "
+            f"the log starts on {first_ds}"
         )
     day_df = log_df.where(F.coalesce("day", F.lit(first_ds)) == ds)
     is_broken = F.col("is_broken") | F.col("day").isNull()
@@ -148,9 +150,8 @@ def is_engaged() -> Column:
 
 def _read_log(spark: SparkSession, root: str, ds: str) -> DataFrame:
     """The log's lines with `day` (of `time_ms`, China's clock), `log_ds` (its own date) and `file`."""
-    reader = spark.read.option("recursiveFileLookup", True).option("pathGlobFilter", "log_standard_*.csv")
-    what = _absent(root, "log_standard_*.csv", ds)
-    log_df = not_empty(read_csv(reader, root, LOG_TYPES, what), what)
+    reader = spark.read.option("recursiveFileLookup", True).option("pathGlobFilter", _LOG_FILES)
+    log_df = read_csv(reader, root, LOG_TYPES, _absent(root, _LOG_FILES, ds))
     return log_df.select(
         "*",
         day_of(F.col("time_ms"), KUAIRAND.utc_offset_hours).alias("day"),
