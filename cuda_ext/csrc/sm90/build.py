@@ -5,8 +5,8 @@ packages, and the headers of CUTLASS, from CUTLASS_PATH or PyPI's nvidia-cutlass
 
     pip install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-cccl==13.0.85 nvidia-cutlass==4.2.0.0
 
-Each pass of each head dim and dtype is a source of its own, written into the build folder, so that they compile
-side by side: 12 units of 10 to 20 seconds and under 1.5 GB each.
+Each pass of each head dim and dtype is a source of its own, written into the build folder, so that they
+compile side by side: 12 units of 10 to 20 seconds and under 1.5 GB each.
 """
 
 import importlib.util
@@ -101,7 +101,11 @@ def _nvcc_major(nvcc: Path) -> int:
 
 
 def find_toolkit() -> Toolkit | None:
-    """Finds what the library needs, or None with the reason logged; SystemExit if HSTU_OPS_CUDA=1 asks for it."""
+    """Finds what the library needs, or None with the reason logged.
+
+    Raises:
+        SystemExit: It is not there, and HSTU_OPS_CUDA=1 asks for it; with the reason.
+    """
     home = next((home for home in _homes() if (home / "bin" / "nvcc").exists()), None)
     cutlass = _cutlass()
     if _cuda_major() == 0:
@@ -133,7 +137,7 @@ def instance_source(part: str, head_dim: int, dtype: str) -> str:
 
 
 def _write_instances(folder: Path) -> list[str]:
-    """Writes the sources of all instances, leaving those that have not changed so that they are not rebuilt."""
+    """Writes the sources of all instances; one that has not changed is left, so that it is not rebuilt."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for part in PASSES:
@@ -153,7 +157,7 @@ def extension(toolkit: Toolkit) -> Any:
     root = HERE.parent.parent
     sources = [str((HERE / name).relative_to(root)) for name in ("binding.cpp", "api.cu")]
     sources += _write_instances(root / "build" / "sm90")
-    return cpp_extension.CppExtension(
+    return cpp_extension.CppExtension(  # type: ignore[no-untyped-call]
         "hstu_ops._sm90",
         sources,
         include_dirs=[str(HERE), *toolkit.include],

@@ -1,0 +1,72 @@
+"""The sm90a kernels compile without a GPU, and the compiler keeps their matrix products asynchronous.
+
+Needs an nvcc of PyTorch's CUDA and CUTLASS's headers, from PyPI or a system toolkit; skipped without them. Of
+each pass one head dim and dtype is compiled here; `HSTU_OPS_CUDA=1 pip install ./cuda_ext` compiles all twelve.
+"""
+
+import importlib.util
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SM90 = Path(__file__).parents[2] / "cuda_ext" / "csrc" / "sm90"
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hstu_ops_sm90_build", SM90 / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_pass_compiles(build, part, tmp_path):
+    toolkit = build.find_toolkit()
+    if toolkit is None:
+        pytest.skip("no CUDA toolkit or CUTLASS headers: see cuda_ext/csrc/sm90/build.py")
+    source = tmp_path / f"{part}.cu"
+    source.write_text(build.instance_source(part, 256, "kBFloat16"))
+    command = [
+        toolkit.home / "bin" / "nvcc",
+        *build.NVCC_FLAGS,
+        "-Xptxas=-v",
+        "-c",
+        source,
+        "-o",
+        tmp_path / "o.o",
+    ]
+    includes = [f"-I{folder}" for folder in (SM90, *toolkit.include)]
+    result = subprocess.run([*command, *includes], capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "sm_90a" in result.stderr
+    # C7510 to C7514: ptxas runs the wgmma instructions one by one, which costs a third of the speed.
+    assert "wgmma.mma_async instructions are serialized" not in result.stderr
+
+
+def test_every_pass_of_every_head_dim_and_dtype_is_built(build, tmp_path):
+    names = {Path(path).name for path in build._write_instances(tmp_path)}
+    assert names == {
+        f"{part}_{dim}_{dtype}.cu"
+        for part in ("forward", "backward")
+        for dim in (64, 128, 256)
+        for dtype in ("kBFloat16", "kFloat16")
+    }
+    text = (tmp_path / "backward_64_kFloat16.cu").read_text()
+    assert "HSTU_PASS backward" in text
+    assert "HSTU_HEAD_DIM 64" in text
+
+
+def test_a_toolkit_asked_for_and_not_there_is_an_error(build, monkeypatch):
+    monkeypatch.setenv("HSTU_OPS_CUDA", "1")
+    monkeypatch.setattr(build, "_homes", lambda: [Path("/nowhere")])
+    monkeypatch.setattr(build, "_cuda_major", lambda: 13)
+    with pytest.raises(SystemExit, match="no nvcc: set CUDA_HOME"):
+        build.find_toolkit()
+    monkeypatch.setenv("HSTU_OPS_CUDA", "auto")
+    assert build.find_toolkit() is None
