@@ -8,10 +8,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from scripts.settings import RunError
 
+_PAGE = 100  # the most runs that an answer holds
 RETRIED_S = 20.0  # how long a call that gets no answer is tried again: SQLite may be busy
 
 
@@ -91,10 +93,16 @@ class AirflowApi:
         body = {"logical_date": None, "partition_key": day}
         return str(self.call("POST", f"/dags/{dag_id}/dagRuns", body)["dag_run_id"])
 
-    def runs(self, dag_id: str) -> list[dict[str, Any]]:
-        """The newest hundred runs, oldest first."""
-        found = self.call("GET", f"/dags/{dag_id}/dagRuns", limit=100, order_by="-id")["dag_runs"]
-        return list(reversed(found))
+    def runs(self, dag_id: str, since: datetime) -> list[dict[str, Any]]:
+        """Runs that were queued at `since` or later, oldest first."""
+        found: list[dict[str, Any]] = []
+        while True:
+            query = {"limit": _PAGE, "offset": len(found), "order_by": "-id"}
+            page = self.call("GET", f"/dags/{dag_id}/dagRuns", **query)["dag_runs"]
+            recent = [run for run in page if datetime.fromisoformat(run["queued_at"]) >= since]
+            found += recent
+            if len(recent) < _PAGE:
+                return found[::-1]
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """One run."""

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from datetime import UTC, datetime
 
 from scripts.airflow_api import AirflowApi
 from scripts.components import DAGS, embedded
@@ -24,7 +24,7 @@ from scripts.settings import RunError, Settings, UsageError, settings_from_envir
 from scripts.watch import Watch, print_line
 
 logger = logging.getLogger(__name__)
-PRODUCER, CONSUMER = DAGS
+PRODUCER = DAGS[0]
 REPROCESS = ("none", "failed", "completed")
 _CREATED_S = 60.0
 
@@ -41,13 +41,13 @@ def backfill(settings: Settings, days: list[str], reprocess: str) -> tuple[Mappi
     meanwhile = simulation(settings, days) if os.environ.get("SIMULATE") == "1" else {}
     print_line(f"{settings.dataset}: backfill of {days[0]} to {days[-1]}, reprocess {reprocess}")
     with embedded(settings, "make backfill", afresh=True, meanwhile=meanwhile) as (processes, api):
-        known = frozenset(run["dag_run_id"] for run in api.runs(CONSUMER))
+        since = datetime.now(UTC)
         number = create(api, days, reprocess)
-        started = runs_of(api, processes, number, days)
+        started = runs_of(api, processes, number, days, since)
         for day in days:
             if day not in started:
                 print_line(f"{day}  {PRODUCER:<17} has a run already: left alone (REPROCESS={reprocess})")
-        watch = Watch(api, processes, settings, started, known)
+        watch = Watch(api, processes, settings, started, since)
         seconds = watch.wait()
         _wait_completed(api, processes, number)
         return seconds, watch
@@ -70,24 +70,21 @@ def create(api: AirflowApi, days: list[str], reprocess: str) -> int:
     return int(api.call("POST", "/backfills", body)["id"])
 
 
-def runs_of(api: AirflowApi, processes: Processes, number: int, days: list[str]) -> dict[str, str]:
+def runs_of(
+    api: AirflowApi, processes: Processes, number: int, days: list[str], since: datetime
+) -> dict[str, str]:
     """Ids of the runs that the backfill has made, by day, oldest first; without the days left alone."""
-    created = api.call("GET", f"/backfills/{number}")["created_at"]
     end = time.monotonic() + _CREATED_S
     while True:
         processes.check()
         found = {
             run["partition_key"]: run["dag_run_id"]
-            for run in api.runs(PRODUCER)
-            if run["run_type"] == "backfill" and _since(run, created)
+            for run in api.runs(PRODUCER, since)
+            if run["run_type"] == "backfill"
         }
         if len(found) == len(days) or time.monotonic() > end or _completed(api, number):
             return {day: found[day] for day in days if day in found}
         time.sleep(1)
-
-
-def _since(run: dict[str, Any], created: str) -> bool:
-    return str(run["queued_at"]) >= created
 
 
 def _completed(api: AirflowApi, number: int) -> bool:

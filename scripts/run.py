@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 
 from scripts import report
 from scripts.components import DAGS, embedded
@@ -21,7 +22,7 @@ from scripts.settings import RunError, Settings, UsageError, settings_from_envir
 from scripts.watch import Watch, print_line
 
 logger = logging.getLogger(__name__)
-PRODUCER, CONSUMER = DAGS
+PRODUCER = DAGS[0]
 
 
 def run(settings: Settings, days: list[str]) -> tuple[Mapping[str, float], Watch]:
@@ -39,9 +40,9 @@ def run(settings: Settings, days: list[str]) -> tuple[Mapping[str, float], Watch
         for name, command in seed(settings, days).items():
             print_line(f"ingesting the {name}")
             processes.run(name.replace(" ", "-"), settings.with_spark(command))
-        known = frozenset(found["dag_run_id"] for found in api.runs(CONSUMER))
+        since = datetime.now(UTC)
         started = {day: api.trigger(PRODUCER, day) for day in days}
-        watch = Watch(api, processes, settings, started, known)
+        watch = Watch(api, processes, settings, started, since)
         return watch.wait(), watch
 
 

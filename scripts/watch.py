@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 PRODUCER, CONSUMER = DAGS
 PUBLISHES = "gate_samples"  # the task of the producer that publishes the asset
 _ENDED = ("success", "failed")
-_POLL_S = 1.0
+_POLL_S = 2.0  # an answer costs Airflow tens of milliseconds of a core that steps could use
 _HANDOVER_S = 120.0  # how long the asset may take to start its run
 
 
@@ -41,15 +41,16 @@ class Watch:
         processes: The components, checked while waiting.
         settings: Settings of the run.
         producers: Run ids of `samples_daily` by day, in the order in which they are to be reported.
-        known: Ids of runs of `retraining_daily` from before: not the ones to wait for.
+        since: When they were started: earlier runs are not the ones to wait for.
     """
 
     api: AirflowApi
     processes: Processes
     settings: Settings
     producers: Mapping[str, str]
-    known: frozenset[str]
+    since: datetime
     _told: set[tuple[str, str, str]] = field(default_factory=set)
+    _published: dict[str, bool] = field(default_factory=dict)
     _published_at: dict[str, float] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
 
@@ -65,10 +66,11 @@ class Watch:
         seconds: dict[str, float] = {}
         while len(seconds) < len(self.producers):
             self.processes.check()
-            consumers = self._consumers()
+            runs = {run["dag_run_id"]: run for run in self.api.runs(PRODUCER, self.since)}
+            consumers = {run["partition_key"]: run for run in self.api.runs(CONSUMER, self.since)}
             for day, run_id in self.producers.items():
                 if day not in seconds:
-                    taken = self._look(day, run_id, consumers.get(day))
+                    taken = self._look(day, runs[run_id], consumers.get(day))
                     if taken is not None:
                         seconds[day] = taken
             time.sleep(_POLL_S)
@@ -82,20 +84,18 @@ class Watch:
                 "See docs/operations.md, when a step fails"
             )
 
-    def _consumers(self) -> dict[str, dict[str, Any]]:
-        runs = self.api.runs(CONSUMER)
-        return {run["partition_key"]: run for run in runs if run["dag_run_id"] not in self.known}
-
-    def _look(self, day: str, run_id: str, consumer: dict[str, Any] | None) -> float | None:
+    def _look(self, day: str, producer: dict[str, Any], consumer: dict[str, Any] | None) -> float | None:
         """Tells what is new of a day; seconds when it is through, else None."""
-        producer = self.api.run(PRODUCER, run_id)
         if producer["state"] == "queued":
             return None
-        tasks = self._tell(day, producer)
-        if producer["state"] not in _ENDED:
-            return None
+        if day not in self._published:
+            tasks = self._tell(day, producer)
+            if producer["state"] not in _ENDED:
+                return None
+            done = (task["task_id"] == PUBLISHES and task["state"] == "success" for task in tasks)
+            self._published[day] = any(done)
         taken = _seconds(producer)
-        if not any(task["task_id"] == PUBLISHES and task["state"] == "success" for task in tasks):
+        if not self._published[day]:
             return taken
         if consumer is None:
             published = self._published_at.setdefault(day, time.monotonic())

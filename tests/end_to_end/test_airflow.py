@@ -119,7 +119,7 @@ def _wait_for(condition, what, seconds=900):
 
 
 def _ended(api, dag_id, run_type):
-    runs = [run for run in api.runs(dag_id) if run["run_type"] == run_type]
+    runs = [run for run in api.runs(dag_id, datetime(2026, 1, 1, tzinfo=UTC)) if run["run_type"] == run_type]
     return next((run for run in runs if run["state"] in ("success", "failed")), None)
 
 
