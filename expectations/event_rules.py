@@ -10,6 +10,7 @@ events and quarantine.
 from __future__ import annotations
 
 from expectations import sql
+from expectations.event_row_rules import event_row_rules
 from expectations.limits import Limits
 from expectations.rules import Fact, Rule, Suite, Trailing, schema_facts, schema_rules
 from spark_jobs.contract import (
@@ -37,8 +38,7 @@ def events_suite(dataset: Dataset, limits: Limits) -> Suite:
             *schema_rules(),
             *_volume_rules(limits),
             *_reference_rules(limits),
-            *_row_rules(dataset),
-            *(_context_rule(feature) for feature in context),
+            *event_row_rules(dataset, context),
             *_null_rules(context, limits),
             *_shift_rules(context, limits),
         ),
@@ -195,91 +195,6 @@ def _reference_rules(limits: Limits) -> tuple[Rule, ...]:
             )
         )
     return tuple(rules)
-
-
-def _row_rules(dataset: Dataset) -> tuple[Rule, ...]:
-    types = ", ".join(f"'{kind}'" for kind in EventType)
-    labels = f"event_type IN ('{EventType.IMPRESSION}', '{EventType.CLICK}', '{EventType.CONVERSION}')"
-    missing = (
-        ("event_id", "event_id IS NULL", "every event has an id", ()),
-        ("user_id", "user_id IS NULL", "every event has a user", ()),
-        ("item_id", "item_id IS NULL", "every event has an item", ()),
-        ("time_ms", "time_ms IS NULL", "every event has a time", ()),
-        (
-            "impression_id",
-            f"impression_id IS NULL AND coalesce({labels}, false)",
-            "every impression, click and conversion names its impression",
-            ("event_type",),
-        ),
-        (
-            "request_id",
-            f"request_id IS NULL AND coalesce(event_type = '{EventType.IMPRESSION}', false)",
-            "every impression names its request",
-            ("event_type",),
-        ),
-    )
-    return (
-        *(
-            Rule(
-                name=f"{column}_present",
-                column=column,
-                description=text,
-                broken=broken,
-                needs=(column, *more),
-                high=0,
-            )
-            for column, broken, text, more in missing
-        ),
-        Rule(
-            name="event_type_known",
-            column="event_type",
-            description="every event is of a known type",
-            broken=f"event_type NOT IN ({types})",
-            needs=("event_type",),
-            high=0,
-        ),
-        Rule(
-            name="time_in_ds",
-            column="time_ms",
-            description="an event's day is the day of its time in the dataset's clock",
-            broken=f"time_ms IS NOT NULL AND NOT (ds <=> {sql.day_of('time_ms', dataset)})",
-            needs=("time_ms", "ds"),
-            high=0,
-        ),
-        Rule(
-            name="ds_of_delivery",
-            column="ds",
-            description=f"an event is at most {dataset.late_days} days older than its delivery, and at most"
-            " one newer: times in seconds or microseconds land years away",
-            broken="NOT (datediff(try_cast(ds AS DATE), try_cast(delivery_ds AS DATE))"
-            f" BETWEEN {-dataset.late_days} AND 1)",
-            needs=("ds", "delivery_ds"),
-            high=0,
-        ),
-        Rule(
-            name="action_values",
-            column="action",
-            description=f"an action is null or 0 (unknown) to {len(dataset.actions)} ({dataset.actions[-1]})",
-            broken=f"coalesce(action NOT BETWEEN 0 AND {len(dataset.actions)}, false)",
-            needs=("action",),
-            high=0,
-        ),
-    )
-
-
-def _context_rule(feature: FeatureSpec) -> Rule:
-    limits = sql.bounds(feature)
-    text = "any" if limits is None else f"null or finite in [{feature.low:g}, {feature.high:g}]"
-    if feature.kind is Kind.CATEGORY:
-        text = f"null or in [0, {feature.cardinality})"
-    return Rule(
-        name=f"{feature.name}_values",
-        column=feature.name,
-        description=f"{feature.description}: {text}",
-        broken=f"coalesce({sql.scalar_out_of_bounds(feature.name, feature)}, false)",
-        needs=(feature.name,),
-        high=0,
-    )
 
 
 def _null_rules(context: list[FeatureSpec], limits: Limits) -> list[Rule]:

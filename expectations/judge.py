@@ -48,7 +48,7 @@ def judge(
     left_out: dict[str, str] = {}
     for rule in suite.rules:
         trailing = [day[rule.fact] for day in baseline.values() if day.get(rule.fact) is not None]
-        if not is_present and rule.name not in _PRESENCE:
+        if not is_present and (rule.name not in _PRESENCE or rule.fact not in facts):
             left_out[rule.name] = "there are no rows"
         elif rule.requires and rule.requires not in there:
             left_out[rule.name] = f"there is no {rule.requires}"

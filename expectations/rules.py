@@ -152,6 +152,11 @@ class Suite:
         return (*(fact for fact in self.facts if fact.sql), *counts)
 
 
+def row_rule(name: str, column: str, description: str, broken: str, *needs: str) -> Rule:
+    """A rule that single rows break; `needs` are the columns that `broken` reads."""
+    return Rule(name=name, column=column, description=description, broken=broken, needs=needs, high=0)
+
+
 def schema_facts() -> tuple[Fact, ...]:
     """Facts of a table's columns against the declared ones."""
     return tuple(Fact(name=f"schema_{what}") for what in ("missing", "retyped", "unexpected"))

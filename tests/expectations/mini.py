@@ -73,12 +73,13 @@ def event(event_id: str, event_type: str, minutes: float, impression: str, **val
 
 
 def valid_events() -> list[dict[str, Any]]:
-    """Three impressions in two hours after noon, one with a click and an order."""
+    """Three impressions in two hours after noon, one with a click and an order; closed at half past three."""
     return [
         event("a", "impression", 13 * 60, "a"),
         event("b", "impression", 13 * 60, "b", item_id=11),
         event("a-c", "click", 13 * 60 + 1, "a"),
         event("a-o", "conversion", 13 * 60 + 9, "a"),
+        event("a-f", "feedback", 15 * 60 + 30, "a"),
         event("c", "impression", 14 * 60, "c", user_id=2, request_id="r2", weather=2),
     ]
 

@@ -98,7 +98,7 @@ def test_every_row_rule_has_a_row_that_breaks_it() -> None:
 def test_facts_of_a_valid_delivery(counts: dict[str, dict[str, Any]]) -> None:
     facts = counts["fine 0"]
     expected = {
-        "rows": 5,
+        "rows": 6,
         "impressions": 3,
         "users": 2,
         "clicks": 1,
@@ -108,7 +108,7 @@ def test_facts_of_a_valid_delivery(counts: dict[str, dict[str, Any]]) -> None:
     }
     assert {name: facts[name] for name in expected} == expected
     assert facts["idle_hours"] == 10
-    assert facts["last_time_ms"] == START + 14 * HOUR
+    assert facts["last_time_ms"] == START + 15 * HOUR + 30 * MINUTE
     assert facts["distance_quantiles"] == [2.5] * 19
 
 
