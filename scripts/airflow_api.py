@@ -97,7 +97,7 @@ class AirflowApi:
         """Runs that were queued at `since` or later, oldest first."""
         found: list[dict[str, Any]] = []
         while True:
-            query = {"limit": _PAGE, "offset": len(found), "order_by": "-id"}
+            query: dict[str, Any] = {"limit": _PAGE, "offset": len(found), "order_by": "-id"}
             page = self.call("GET", f"/dags/{dag_id}/dagRuns", **query)["dag_runs"]
             recent = [run for run in page if datetime.fromisoformat(run["queued_at"]) >= since]
             found += recent
