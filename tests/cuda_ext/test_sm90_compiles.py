@@ -1,7 +1,7 @@
 """The sm90a kernels compile without a GPU, and the compiler keeps their matrix products asynchronous.
 
 Needs an nvcc of PyTorch's CUDA and CUTLASS's headers, from PyPI or a system toolkit; skipped without them. Of
-each pass one head dim and dtype is compiled here; `HSTU_OPS_CUDA=1 pip install ./cuda_ext` compiles all twelve.
+each pass one head dim and dtype is compiled here; `HSTU_OPS_CUDA=1 pip install ./cuda_ext` compiles all.
 """
 
 import importlib.util
