@@ -107,6 +107,18 @@ def test_a_folder_that_cannot_be_made_is_named(var: Path, monkeypatch: pytest.Mo
         start()
 
 
+def test_a_locked_database_names_the_remedy(var: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def locked(*_: object, **__: object) -> None:
+        raise MlflowException("(sqlite3.OperationalError) database is locked")
+
+    run_id = start()
+    monkeypatch.setattr(type(client()), "set_terminated", locked)
+    with pytest.raises(TrackingError, match=r"database is locked; SQLite serves one host.*Postgres"):
+        tracking.finish_run(run_id)
+
+
 def test_messages_show_no_password() -> None:
     assert safe_uri("postgresql://user:secret@host/db") == "postgresql://user:***@host/db"
 
