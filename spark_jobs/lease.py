@@ -74,7 +74,7 @@ class Lease:
         if self._renewing:
             self._renewing.join()
         if not self._lost:
-            self._commit(released=True)
+            self._commit_if_possible(released=True)
 
     def acquire(self) -> int:
         """Takes the lease and returns its token."""
@@ -103,7 +103,18 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._done.wait(LEASE_MS / _RENEWALS_A_LEASE / 1000) and not self._lost:
-            self._commit(released=False)
+            self._commit_if_possible(released=False)
+
+    def _commit_if_possible(self, *, released: bool) -> None:
+        """A store that fails here only lets the lease run out; what the holder writes stays fenced."""
+        from deltalake.exceptions import DeltaError
+
+        try:
+            self._commit(released=released)
+        except (DeltaError, OSError) as error:
+            LOG.warning(
+                "%s: the lease could not be %s: %s", self.subject, ("renewed", "given back")[released], error
+            )
 
     def _commit(self, *, released: bool) -> None:
         """Writes the record as the next version; another's commit in between means that the lease is lost."""

@@ -126,7 +126,7 @@ def test_a_writer_that_was_overtaken_is_fenced(spark: Any, uri: str, monkeypatch
             overtaken.append(write(rows(spark, [2]), uri))
 
     monkeypatch.setattr("spark_jobs.lake.reach", overtake)
-    with pytest.raises(FencedError, match=r"token \d+ was dropped|newer run"):
+    with pytest.raises(FencedError, match=r"newer run"):
         write(rows(spark, [1]), uri)
     assert content(spark, uri) == [(DAY, 2)]
     assert current_version(uri) == overtaken[1]
