@@ -2,8 +2,8 @@
 
 `root` is the folder with `log_standard_*.csv`, `user_features_*.csv` and `video_features_basic_*.csv`, or the
 unpacked download around it. The log has no deliveries of its own: the delivery of a day is what `time_ms`
-places in that day of China's clock (the log's own `date` may be a day later
-just after midnight).
+places in that day of China's clock (the log's own `date` lags: a view just before
+midnight may carry the next day's).
 
 A line of the log becomes an impression; a click when `is_click`; a conversion when the click came with a
 `long_view` (conversion A of the log's description; `is_engaged` is conversion B); and always a FEEDBACK event
@@ -25,47 +25,16 @@ from spark_jobs.contract import EventType, Owner, dimension_columns, event_colum
 from spark_jobs.datasets import KUAIRAND
 from spark_jobs.sources import Delivery, code_of, day_of, typed
 from spark_jobs.sources.files import not_empty, present, read_csv
+from spark_jobs.sources.kuairand_names import (
+    ACTIVE_DEGREE,
+    FANS_BAND,
+    FOLLOW_BAND,
+    FRIEND_BAND,
+    REGISTER_BAND,
+    UPLOAD_TYPE,
+    VIDEO_TYPE,
+)
 
-ACTIVE_DEGREE = (
-    "full_active",
-    "high_active",
-    "middle_active",
-    "low_active",
-    "single_low_active",
-    "30day_retention",
-    "2_14_day_new",
-    "day_new",
-)
-FOLLOW_BAND = ("0", "(0,10]", "(10,50]", "(50,100]", "(100,150]", "(150,250]", "(250,500]", "500+")
-FANS_BAND = (
-    "0",
-    "[1,10)",
-    "[10,100)",
-    "[100,1k)",
-    "[1k,5k)",
-    "[5k,1w)",
-    "[1w,10w)",
-    "[10w,100w)",
-    "[100w,1000w)",
-)
-FRIEND_BAND = ("0", "[1,5)", "[5,30)", "[30,60)", "[60,120)", "[120,250)", "250+")
-REGISTER_BAND = ("8-14", "15-30", "31-60", "61-90", "91-180", "181-365", "366-730", "730+")
-VIDEO_TYPE = ("NORMAL", "AD")
-UPLOAD_TYPE = (
-    "LongImport",
-    "ShortImport",
-    "Kmovie",
-    "Web",
-    "LongPicture",
-    "PictureSet",
-    "ShortCamera",
-    "LongCamera",
-    "ShareFromOtherApp",
-    "FollowShoot",
-    "PhotoCopy",
-    "AiCutVideo",
-    "LipsSync",
-)
 FLAGS = (
     "is_click",
     "is_like",
