@@ -146,7 +146,8 @@ def broken_rows(
         `partition_df` with `reasons` (array of rule names), broken rows only, in the order of the key.
     """
     rules = [rule for rule in suite.row_rules if counts.get(rule.name)]
-    reasons = F.array_compact(F.array(*(_when_broken(rule.name, rule.broken) for rule in rules)))
+    reasons = F.array(*(_when_broken(rule.name, rule.broken) for rule in rules)).cast("array<string>")
+    reasons = F.array_compact(reasons)
     return partition_df.withColumn("reasons", reasons).where(F.size("reasons") > 0).orderBy(*key)
 
 

@@ -73,6 +73,7 @@ def quarantined() -> list[dict[str, Any]]:
     return [row for row in rows if row["stage"] == "gate_events"]
 
 
+@pytest.mark.timeout(1200)  # two Delta writes: minutes on a machine that does much else
 def test_a_broken_row_stops_the_run_and_goes_to_quarantine_until_repaired(
     mini: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
