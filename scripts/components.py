@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from scripts import ports, secrets_store
+from scripts import doctor, ports, secrets_store
 from scripts.airflow_api import AirflowApi
 from scripts.processes import Processes, exclusive
 from scripts.settings import RunError, Settings
@@ -53,6 +53,9 @@ def embedded(
     environment = settings.environment()
     logs = settings.home / "logs" / "components"
     with exclusive(settings.home / "running", what), Processes(environment, logs) as processes:
+        problems = doctor.blocking(settings)
+        if problems:
+            raise RunError("\n".join(problems))
         _require_free_ports(settings, ui=ui)
         secrets_store.generate(settings.home)
         started = time.monotonic()

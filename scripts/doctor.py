@@ -26,7 +26,7 @@ from scripts.settings import REPOSITORY, Settings, UsageError, settings_from_env
 from spark_jobs import locations
 
 MEMORY_GB = 6.0
-DISK_GB = 5.0
+DISK_GB = 3.0
 _DIRECT = (
     "apache-airflow",
     "pyspark",
@@ -236,6 +236,15 @@ def findings(settings: Settings) -> list[Finding]:
         check_gpu,
     ]
     return [finding for check in checks for finding in check()]
+
+
+def blocking(settings: Settings) -> list[str]:
+    """What would stop a run that is about to start, each with its fix: disk and Java, cheap to check."""
+    checks = [check_disk(locations.var())]
+    if settings.has_own_spark:
+        checks.append(check_java())
+    found = [finding for check in checks for finding in check]
+    return [f"{f.subject}: {f.text}; {f.fix}" for f in found if f.level is Level.BLOCKS]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -81,7 +81,6 @@ class Settings:
             "MTGR_VAR": str(locations.var()),
             "MTGR_DATASET": self.dataset,
             "MTGR_PRESET": self.preset,
-            "MTGR_PYTHON": sys.executable,
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": str(os.cpu_count() or 1),
             "TZ": "UTC",
@@ -90,6 +89,7 @@ class Settings:
             given["MTGR_KUAIRAND"] = str(self.data)
         defaults = {
             "AIRFLOW_CONN_SPARK_DEFAULT": f"spark-connect://127.0.0.1:{self.spark_port}",
+            "MTGR_PYTHON": sys.executable,
             "MTGR_RETRIES": "1",
             "MTGR_RETRY_SECONDS": "5",
             "SPARK_CONF_DIR": str(REPOSITORY / "spark_jobs"),  # log4j2.properties: warnings only

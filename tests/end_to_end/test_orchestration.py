@@ -1,0 +1,150 @@
+"""What Airflow does with the DAGs, whatever the steps do: order, backlog, retries, gates, alerts.
+
+A real Airflow with the real DAG files; the steps are replaced by a program that notes what it was asked to do
+and ends as the test says (`MTGR_PYTHON`), so that this takes a minute or two and no Spark. `make test-slow`.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+ROOT = Path(__file__).resolve().parents[2]
+# Called as `<step> -m <module> --dataset foodlog [...] --ds <day> ...`. A file `<module>.<day>` in the folder
+# holds the exit codes of its next calls, one a line.
+STEP = """#!{python}
+import json, os, sys
+from pathlib import Path
+words = sys.argv[1:]
+module, ds = words[1], words[words.index("--ds") + 1]
+suite = words[words.index("--suite") + 1] if "--suite" in words else ""
+name = ".".join(part for part in (module.split(".")[-1], suite, ds) if part)
+folder = Path({folder!r})
+with (folder / "calls").open("a") as file:
+    file.write(name + "\\n")
+codes = (folder / name).read_text().split() if (folder / name).exists() else []
+if codes:
+    (folder / name).write_text(" ".join(codes[1:]))
+    if codes[0] != "0":
+        print("refused on purpose")
+        sys.exit(int(codes[0]))
+empty = (folder / f"empty.{{ds}}").exists()
+if module.endswith("build_samples") and not empty:
+    import pyarrow
+    from deltalake import write_deltalake
+    table = os.environ["MTGR_VAR"] + "/lake/foodlog/samples"
+    write_deltalake(table, pyarrow.table({{"user_id": [1], "ds": [ds]}}), partition_by=["ds"], mode="append")
+print(json.dumps({{"ds": ds, "rebuilt": [], "empty": empty}}))
+"""
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    step = tmp_path / "step"
+    step.write_text(STEP.format(python=sys.executable, folder=str(tmp_path)))
+    step.chmod(0o755)
+    return tmp_path
+
+
+def _call(folder, module, **settings):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "MTGR_", "SPARK_"))}
+    environment = {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "MTGR_VAR": str(folder / "var"),
+        "MTGR_PYTHON": str(folder / "step"),
+        "MTGR_RETRY_SECONDS": "1",
+        "AIRFLOW_PORT": _free_port(),
+        "AIRFLOW_CONN_SPARK_DEFAULT": "spark-connect://127.0.0.1:1",
+        "SIMULATE": "0",
+        **settings,
+    }
+    return subprocess.run(
+        [sys.executable, "-m", module], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def _calls(folder):
+    path = folder / "calls"
+    calls = path.read_text().split() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return calls
+
+
+def _samples_of(ds):
+    return [f"ingest.{ds}", f"gate.events.{ds}", f"build_samples.{ds}", f"gate.samples.{ds}"]
+
+
+def _training_of(ds):
+    return [
+        f"first_champion.{ds}",
+        *(f"{name}.{ds}" for name in ("train", "evaluate")),
+        f"gate.evaluation.{ds}",
+        *(f"{name}.{ds}" for name in ("register", "promote")),
+    ]
+
+
+def test_days_in_order_a_retry_an_empty_day_and_a_failed_gate(folder):
+    first, empty, bad, last = (f"2026-03-0{number}" for number in (1, 2, 3, 4))
+    (folder / f"empty.{empty}").write_text("")
+    (folder / f"gate.samples.{bad}").write_text("99")  # Airflow's code for "skipped"
+    (folder / f"ingest.{last}").write_text("1")
+
+    done = _call(folder, "scripts.run", FROM=first, TO=last)
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    calls = _calls(folder)
+    data = [
+        call for call in calls if call in {c for ds in (first, empty, bad, last) for c in _samples_of(ds)}
+    ]
+    assert data == [
+        *_samples_of(first),
+        *_samples_of(empty)[:3],
+        *_samples_of(bad),
+        f"ingest.{last}",
+        *_samples_of(last),
+    ]
+    # The first day has no history; the empty and the bad day published nothing.
+    assert [call for call in calls if call not in data] == _training_of(last)
+    assert f"samples_daily.gate_samples of {bad}" in done.stderr
+    assert "refused on purpose" in done.stdout
+    alerts = [json.loads(line) for line in (folder / "var" / "alerts.jsonl").read_text().splitlines()]
+    assert [(a["kind"], last in a["text"], bad in a["text"]) for a in alerts if a["kind"] == "retried"] == [
+        ("retried", True, False)
+    ]
+    assert any(a["kind"] == "failed" and bad in a["text"] for a in alerts)
+
+
+def test_a_backfill_repeats_what_it_is_asked_to(folder):
+    days = ["2026-03-01", "2026-03-02"]
+    window = {"FROM": days[0], "TO": days[1]}
+    (folder / f"ingest.{days[1]}").write_text("1 1")  # its retry fails, too
+    done = _call(folder, "scripts.backfill", **window)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert _calls(folder) == [*_samples_of(days[0]), f"ingest.{days[1]}", f"ingest.{days[1]}"]
+
+    done = _call(folder, "scripts.backfill", **window, REPROCESS="failed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{days[0]}  samples_daily     has a run already" in done.stdout
+    assert _calls(folder) == [*_samples_of(days[1]), *_training_of(days[1])]
+
+    done = _call(folder, "scripts.backfill", **window, REPROCESS="none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _calls(folder) == []
+
+    done = _call(folder, "scripts.backfill", **window, REPROCESS="completed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = _calls(folder)
+    assert [call for call in calls if call.split(".")[0] == "ingest"] == [f"ingest.{ds}" for ds in days]
+    assert f"promote.{days[1]}" in calls
