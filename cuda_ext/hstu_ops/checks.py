@@ -1,8 +1,8 @@
 """Argument checks, done before any kernel starts: shapes, dtypes, devices and strides; values in debug mode.
 
 Shape checks read no tensor, so they cost no synchronisation and trace under `torch.compile`; messages are
-built only when a check fails. Value checks (offsets ascending, `visible_end` inside its row, groups in
-range) read the tensors: set `HSTU_OPS_DEBUG=1`, or `hstu_ops.checks.debug = True`, to have them; compiled graphs leave
+built only when a check fails. Value checks (offsets ascending, `visible_end` inside its row, groups in range)
+read the tensors: `HSTU_OPS_DEBUG=1`, or `hstu_ops.checks.debug = True`, turns them on; compiled graphs leave
 them out.
 """
 

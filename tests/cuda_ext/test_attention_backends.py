@@ -35,7 +35,7 @@ def test_gradcheck(backend):
 
 def test_row_longer_than_a_block_of_keys(backend):
     check_attention(
-        backend, Jagged.random(static=[1060], realtime=[20], candidates=[30]), 1, 16, torch.float32
+        backend, Jagged.random(static=[1060], realtime=[20], candidates=[30]), 2, 16, torch.float32
     )
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernels compile, for Ampere and for Hopper, on a machine without a GPU: so that they cannot rot in CI."""
+"""The Triton kernels compile, for Ampere and for Hopper, without a GPU: so that they cannot rot in CI."""
 
 import pytest
 
@@ -35,8 +35,15 @@ def compile_kernel(kernel, constants: dict[str, object], capability: int, warps:
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-@pytest.mark.parametrize(("capability", "table", "shared_memory"), [(80, "_SMALL", 99), (90, "_HOPPER", 227)])
-@pytest.mark.parametrize("launch", ["forward", "backward_k", "backward_q"])
+@pytest.mark.parametrize(
+    ("capability", "table", "shared_memory", "launch"),
+    [
+        (80, "_SMALL", 99, "forward"),
+        (90, "_HOPPER", 227, "forward"),
+        (90, "_HOPPER", 227, "backward_k"),
+        (90, "_HOPPER", 227, "backward_q"),
+    ],
+)
 def test_attention_kernels_compile_and_fit(capability, table, shared_memory, launch):
     tile = getattr(getattr(configs, table)[HEAD_DIM], launch)
     kernel = {
@@ -52,6 +59,5 @@ def test_attention_kernels_compile_and_fit(capability, table, shared_memory, lau
     assert ("wgmma" in compiled.asm["ptx"]) == (capability == 90)
 
 
-@pytest.mark.parametrize("kernel", [group_layer_norm._forward_kernel, group_layer_norm._backward_kernel])
-def test_norm_kernels_compile(kernel):
-    compile_kernel(kernel, {"GATED": True, "ROWS": 4, "WIDTH": 128}, 80, 4, 3)
+def test_norm_backward_compiles():
+    compile_kernel(group_layer_norm._backward_kernel, {"GATED": True, "ROWS": 4, "WIDTH": 128}, 80, 4, 3)

@@ -1,0 +1,86 @@
+"""The benchmarks: the padded side computes the same, the JSON is complete, the tables follow from it."""
+
+import json
+import subprocess
+import sys
+
+import torch
+from hstu_ops import bench, bench_tables, mtgr_attention
+from hstu_ops.padded import PaddedAttention
+from hstu_ops.shapes import WORKLOADS, Workload, build
+from hstu_ops.testing import batch
+
+TINY = Workload(
+    name="tiny", num_rows=3, static=(2, 9), realtime=(0, 3), candidates=(1, 4), num_heads=2, head_dim=4
+)
+
+
+def test_padded_attention_is_the_reference():
+    rows = batch("mixed")
+    q, k, v = torch.randn(3, rows.num_tokens, 2, 8, dtype=torch.float64).unbind(0)
+    expected = mtgr_attention(q, k, v, rows.offsets, rows.visible_end, 0.3, 0.1, backend="reference")
+    torch.testing.assert_close(PaddedAttention(rows)(q, k, v, 0.3, 0.1), expected)
+
+
+def test_shape_p_is_the_published_one():
+    rows = build(WORKLOADS["P"])
+    assert (rows.num_tokens, rows.offsets.numel() - 1) == (71_544, 96)
+    assert 46.0e6 < rows.visible_pairs < 46.3e6
+
+
+def test_visible_pairs_counts_each_token_itself_once():
+    rows = batch("mixed")
+    starts = torch.repeat_interleave(rows.offsets[:-1], rows.offsets.diff())
+    position = torch.arange(rows.num_tokens) - starts
+    expected = sum(
+        len({*range(end), here})
+        for end, here in zip(rows.visible_end.tolist(), position.tolist(), strict=True)
+    )
+    assert rows.visible_pairs == expected
+
+
+def test_bench_writes_json_and_tables_follow(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "WORKLOADS", {"tiny": TINY})
+    out = tmp_path / "cpu.json"
+    assert bench.main(["--device", "cpu", "--out", str(out), "--workloads", "tiny", "--repeats", "2"]) == 0
+    report = json.loads(out.read_text())
+    assert {"commit", "date", "python", "torch", "threads"} <= report["environment"].keys()
+    sides = {(line["operator"], line["side"], line["passes"]) for line in report["results"]}
+    assert ("mtgr_attention", "padded PyTorch", "forward + backward") in sides
+    assert ("block", "cpu", "forward") in sides
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- benchmark cpu -->\nold numbers\n<!-- end -->\nafter\n")
+    assert bench_tables.main([str(readme), str(tmp_path)]) == 0
+    text = readme.read_text()
+    assert "old numbers" not in text
+    assert "| mtgr_attention | tiny | cpu |" in text
+    assert text.startswith("before\n")
+    assert text.endswith("<!-- end -->\nafter\n")
+
+
+def test_tables_refuse_a_marker_without_measurements(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- benchmark h200 -->\n1.0 ms\n<!-- end -->\n")
+    assert bench_tables.main([str(readme), str(tmp_path)]) == 1
+    assert "1.0 ms" in readme.read_text()
+
+
+MEMORY = """
+import resource, torch
+from hstu_ops import mtgr_attention
+T = 12_000
+q, k, v = (torch.ones(T, 1, 4, requires_grad=True) for _ in range(3))
+offsets, end = torch.tensor([0, T], dtype=torch.int32), torch.full((T,), T, dtype=torch.int32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+mtgr_attention(q, k, v, offsets, end, 0.1, 0.1, backend="cpu").sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_cpu_memory_is_linear_in_the_tokens_of_a_row():
+    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True, check=True
+    )
+    grown_mib = int(run.stdout) / 1024
+    assert grown_mib < 100  # one N x N matrix of this row alone would be 549 MiB
