@@ -6,6 +6,7 @@ display (`Figure` alone, no pyplot), so that figures neither pile up nor depend 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,8 +44,9 @@ def loss(losses: Sequence[tuple[str, float]], title: str) -> Figure:
     figure, (axes,) = _axes(f"Training loss, {title}", width=8.0)
     values = np.array([value for _, value in losses])
     days = [name.split("/")[0] for name, _ in losses]
-    axes.plot(values, color=_COLOURS["candidate"], alpha=0.3, linewidth=0.8, label="step")
     window = max(1, len(values) // 50)
+    pale = 0.3 if window > 1 else 1.0
+    axes.plot(values, color=_COLOURS["candidate"], alpha=pale, linewidth=0.8, label="step")
     if len(values) >= window > 1:
         mean = np.convolve(values, np.ones(window) / window, "valid")
         axes.plot(
@@ -121,7 +123,7 @@ def gauc_by_segment(segments: Mapping[str, Mapping[str, Mapping[str, Any]]], tit
         title: Names the run and the champion.
     """
     figure, panels = _axes(f"GAUC by segment, {title}", num=2, width=10.0)
-    names = list(segments.get("candidate", {}))
+    names = sorted(segments.get("candidate", {}), key=_place_of)
     bars = [who for who in ("candidate", "champion") if segments.get(who)]
     for axes, (task, label) in zip(panels, _TASKS.items(), strict=True):
         for place, who in enumerate(bars):
@@ -161,9 +163,16 @@ def sequence_lengths(lengths: Mapping[str, Array], title: str) -> Figure:
                 axes.axvline(value, color="black", linestyle=style, linewidth=1, label=f"{name} {value:.0f}")
             axes.legend(fontsize=8)
         axes.set(title=f"{group} (greatest {greatest})", xlabel="tokens", ylabel="rows")
+        axes.margins(y=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
+
+
+def _place_of(segment: str) -> tuple[int, str]:
+    """Segments in the order of the first number in their names; those without one come first."""
+    numbers = re.findall(r"\d+", segment)
+    return (int(numbers[0]) if numbers else -1, segment)
 
 
 def _or_nan(value: Any) -> float:

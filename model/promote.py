@@ -166,8 +166,7 @@ def describe(case: Case, version: Version, decision: Decision) -> str:
         else f"The champion was version {case.champion.version} ({case.champion.preset})"
     )
     verdict = "Promoted to champion" if decision.promoted else "Not promoted"
-    broken = [finding.reason for finding in decision.findings if not finding.holds]
-    why = "every rule holds" if decision.promoted else "; ".join(broken)
+    why = "; ".join([*decision.reasons(), *(["every rule holds"] if decision.promoted else [])])
     lines = [
         f"**{verdict}**: {why}." + (" **Alarm: somebody has to look.**" if decision.is_alarm else ""),
         "",

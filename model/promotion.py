@@ -86,12 +86,14 @@ class Finding:
         holds: Whether it holds.
         is_alarm: Whether somebody has to look when it does not.
         reason: With the numbers, for people.
+        is_deciding: Whether it speaks for a promotion, rather than only not against it.
     """
 
     rule: str
     holds: bool
     is_alarm: bool
     reason: str
+    is_deciding: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,9 @@ class Decision:
 
     def reasons(self) -> list[str]:
         """Why not, or, when promoted, what spoke for it."""
-        return [finding.reason for finding in self.findings if finding.holds == self.promoted]
+        if self.promoted:
+            return [finding.reason for finding in self.findings if finding.is_deciding]
+        return [finding.reason for finding in self.findings if not finding.holds]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,10 @@ def _judgement(rule: str, holds: bool, reason: str) -> Finding:
     return Finding(rule=rule, holds=holds, is_alarm=False, reason=reason)
 
 
+def _deciding(rule: str, holds: bool, reason: str) -> Finding:
+    return Finding(rule=rule, holds=holds, is_alarm=False, reason=reason, is_deciding=True)
+
+
 def right_objects(case: Case) -> Iterator[Finding]:
     """The evaluation is of this day, this candidate and this champion, which are two models."""
     found = case.evaluation
@@ -86,7 +90,7 @@ def newer_data(case: Case) -> Iterator[Finding]:
     if case.champion is not None:
         known = case.champion.seen_days
         is_newer = bool(seen) and (not known or (max(seen) >= max(known) and len(seen) >= len(known)))
-        yield _judgement(
+        yield _deciding(
             "newer_data", is_newer, f"the candidate has seen {_days(seen)}, the champion {_days(known)}"
         )
         yield _judgement(
@@ -161,13 +165,13 @@ def better(case: Case) -> Iterator[Finding]:
     if case.champion is None:
         for name in (settings.primary, settings.secondary):
             value = case.metric("candidate", name)
-            yield _judgement(name, math.isfinite(value), f"{name} {value:.4f}, with no champion to beat")
+            yield _deciding(name, math.isfinite(value), f"{name} {value:.4f}, with no champion to beat")
         return
     same = case.candidate.preset == case.champion.preset
     least = -settings.max_loss if same else settings.min_gain_of_new_preset
     for name, bound in ((settings.primary, least), (settings.secondary, -settings.max_loss_secondary)):
         value, other = case.metric("candidate", name), case.metric("champion", name)
-        yield _judgement(
+        yield _deciding(
             name,
             value - other >= bound,
             f"{name} {value:.4f} against {other:.4f} of version {case.champion.version} "

@@ -54,8 +54,8 @@ def test_a_promotion_is_written_down_in_words_and_once(first: tuple[Any, Version
     run, version = first
     assert champion_number() == version.version
     entry = client().get_model_version(version.model, str(version.version))
-    assert entry.description.startswith("**Promoted to champion**: every rule holds.")
-    assert "ctcvr_gauc 0.6700, with no champion to beat" in entry.description
+    expected = "**Promoted to champion**: ctcvr_gauc 0.6700, with no champion to beat; ctr_gauc 0.6200"
+    assert entry.description.startswith(expected)
     assert json.loads((run.path / "promotion.json").read_text())["promoted"] is True
     before = entry.last_updated_timestamp
     again = promote.promote(FOODLOG, run)
