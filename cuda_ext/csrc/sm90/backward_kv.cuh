@@ -137,11 +137,11 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kv_kernel(__grid_constan
   if (threadIdx.x == 0) {
     s.k_full.init(1);
     s.v_full.init(1);
-    s.k_empty.init(2 * kWarpsPerGroup);
-    s.v_empty.init(2 * kWarpsPerGroup);
+    s.k_empty.init(2 * kArrivalsPerGroup);
+    s.v_empty.init(2 * kArrivalsPerGroup);
     for (int i = 0; i < Traits::kStages; ++i) {
       s.full[i].init(1);
-      s.empty[i].init(2 * kWarpsPerGroup);
+      s.empty[i].init(2 * kArrivalsPerGroup);
     }
     cutlass::arch::fence_barrier_init();
   }

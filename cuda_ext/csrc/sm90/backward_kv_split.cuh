@@ -174,15 +174,15 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kv_split_kernel(__grid_c
   if (threadIdx.x == 0) {
     s.k_full.init(1);
     s.v_full.init(1);
-    s.k_empty.init(kWarpsPerGroup);
-    s.v_empty.init(kWarpsPerGroup);
+    s.k_empty.init(kArrivalsPerGroup);
+    s.v_empty.init(kArrivalsPerGroup);
     for (int i = 0; i < Traits::kStages; ++i) {
       s.full[i].init(1);
-      s.empty[i].init(2 * kWarpsPerGroup);
+      s.empty[i].init(2 * kArrivalsPerGroup);
     }
     for (int i = 0; i < 2; ++i) {
-      s.slope_full[i].init(kWarpsPerGroup);
-      s.slope_empty[i].init(kWarpsPerGroup);
+      s.slope_full[i].init(kArrivalsPerGroup);
+      s.slope_empty[i].init(kArrivalsPerGroup);
     }
     cutlass::arch::fence_barrier_init();
   }

@@ -37,6 +37,7 @@ NVCC_FLAGS = (
     "-diag-suppress=177",
     "-lineinfo",
     "-t1",
+    *os.environ.get("HSTU_OPS_NVCC_FLAGS", "").split(),
 )
 
 

@@ -235,12 +235,12 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(__grid_constant__ 
   if (threadIdx.x == 0) {
     s.q_full[0].init(1);
     s.q_full[1].init(1);
-    s.q_empty.init(2 * kWarpsPerGroup);
+    s.q_empty.init(2 * kArrivalsPerGroup);
     for (int i = 0; i < Traits::kStages; ++i) {
       s.k_full[i].init(1);
       s.v_full[i].init(1);
-      s.k_empty[i].init(2 * kWarpsPerGroup);
-      s.v_empty[i].init(2 * kWarpsPerGroup);
+      s.k_empty[i].init(2 * kArrivalsPerGroup);
+      s.v_empty[i].init(2 * kArrivalsPerGroup);
     }
     cutlass::arch::fence_barrier_init();
   }
