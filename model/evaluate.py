@@ -28,7 +28,9 @@ import pyarrow.parquet as pq
 from model import registry
 from model.baselines import item_baselines, oracle
 from model.metrics import group_ids, task_metrics
+from model.mlflow_store import TrackingError
 from model.reader import SamplesTable, SamplesUnavailableError
+from model.registry import RegistryError
 from model.runs import Run, RunError, load_run, write_text
 from model.scoring import SCORES, Scorer, candidate_frame
 from model.settings import configure_logging, device_of
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 EVALUATION = "evaluation.json"
 Array = npt.NDArray[Any]
+_FAILURES = (RunError, SamplesUnavailableError, RegistryError, TrackingError, ValueError, OSError)
 _LABELS = {"ctr": "label_click", "ctcvr": "label_conversion"}
 # Bands of static history by which users are told apart: name, least and greatest length.
 _HISTORY_BANDS = (("none", 0, 0), ("1_to_9", 1, 9), ("10_to_49", 10, 49), ("50_and_more", 50, 1 << 30))
@@ -194,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run = load_run(dataset.name, arguments.preset, arguments.ds)
         evaluation = _without_nan(evaluate(dataset, run, str(device)))
-    except (RunError, SamplesUnavailableError, ValueError, OSError) as error:
+    except _FAILURES as error:
         logger.error("%s", error)
         return 1
     names = ("ctr_auc", "ctr_gauc", "ctcvr_auc", "ctcvr_gauc")

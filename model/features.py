@@ -6,7 +6,8 @@
 |---|---|
 | id | `mix64(id) % cardinality`, a row of its embedding table |
 | category | itself; a value outside [0, cardinality) is refused |
-| rate (smoothed click or conversion rate) | its logit; 0, "nothing known", becomes NaN |
+| rate over days (smoothed towards all users') | its logit; 0, "nothing known", becomes NaN |
+| rate of today (smoothed towards 0) | itself |
 | count, and any number that cannot be negative | `log1p` |
 | other number | itself |
 | `recency` (of behaviours, from their times) | `+-log1p(minutes between window start and event)` |
@@ -77,17 +78,19 @@ def number_names(dataset: Dataset, group: Group) -> tuple[str, ...]:
     return (*names, RECENCY) if group in _BEHAVIOURS else names
 
 
-def _is_rate(feature: FeatureSpec) -> bool:
-    return feature.statistic is not None and feature.statistic.measure.is_rate
+def _is_rate_over_days(feature: FeatureSpec) -> bool:
+    statistic = feature.statistic
+    return statistic is not None and statistic.measure.is_rate and statistic.days > 0
 
 
 def transform_number(feature: FeatureSpec, values: Array) -> Array:
     """Transforms a number's raw values, float32 of any shape, as the module's table says."""
-    if _is_rate(feature):
+    if _is_rate_over_days(feature):
         clipped = np.clip(values, _RATE_MARGIN, 1 - _RATE_MARGIN)
         logit: Array = np.where(values == 0, np.float32(np.nan), np.log(clipped / (1 - clipped)))
         return logit
-    return np.log1p(values) if feature.low >= 0 else values
+    is_rate = feature.statistic is not None and feature.statistic.measure.is_rate
+    return values if is_rate or feature.low < 0 else np.log1p(values)
 
 
 class SampleEncoder:

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from model import tracking
 from model.config import Config, preset_named
 from model.features import SampleEncoder
+from model.mlflow_store import TrackingError
 from model.reader import SamplesTable, SamplesUnavailableError, steps_of
 from model.runs import (
     CHECKPOINT,
@@ -193,7 +194,7 @@ def _make(
         return None
     (partial / _PROGRESS).unlink(missing_ok=True)
     write_text(partial / CONFIG, config.to_json(dataset=dataset.name))
-    save_file(state["weights"], partial / WEIGHTS)
+    save_file(trainer.published(state), partial / WEIGHTS)
     torch.save(state, partial / CHECKPOINT)
     reach("train:weights_saved")
     record = {
@@ -242,7 +243,7 @@ def _fit_numbers(trainer: Trainer, table: SamplesTable, encoder: SampleEncoder, 
 
 def _progress(trainer: Trainer, plan: Plan, config: Config, partial: Path) -> dict[str, Any]:
     """The checkpoint of an interrupted run of the same plan, or a fresh start."""
-    fresh = {"version": plan.version, "state": None, "done_steps": 0, "losses": []}
+    fresh: dict[str, Any] = {"version": plan.version, "state": None, "done_steps": 0, "losses": []}
     if not (partial / _PROGRESS).exists():
         return fresh
     saved: dict[str, Any] = torch.load(partial / _PROGRESS, weights_only=True)
@@ -345,7 +346,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         result = train(dataset, config, arguments.ds, device)
-    except (RunError, SamplesUnavailableError, NonFiniteLossError, ValueError, OSError) as error:
+    except (
+        RunError,
+        SamplesUnavailableError,
+        NonFiniteLossError,
+        TrackingError,
+        ValueError,
+        OSError,
+    ) as error:
         logger.error("%s", error)
         return 1
     if os.environ.get("RANK", "0") == "0":

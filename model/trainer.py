@@ -26,11 +26,17 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from model.config import Config
-from model.network import build_ranker
+from model.embeddings import NumberScaler
+from model.network import Ranker, build_ranker
 from model.reader import Step
 from spark_jobs.contract import Dataset
 
 logger = logging.getLogger(__name__)
+
+_AVERAGE_STEPS = 10  # steps between two updates of the averaged weights
+_AVERAGE_DECAY = 0.98  # of one update: a window of some 500 steps, shorter early on
+_SMALL_TABLE = 1 << 18  # elements up to which an embedding table is averaged, too
+_CONSTANTS = "inputs.scaler."  # fitted once, not trained
 
 
 class NonFiniteLossError(RuntimeError):
@@ -44,7 +50,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     if "RANK" in os.environ:
         dist.init_process_group(backend)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         yield
     finally:
@@ -64,23 +70,25 @@ class Trainer:
         self.config = config
         self.device = device
         ranker = build_ranker(dataset, config).to(device)
-        self.scaler = ranker.inputs.scaler  # type: ignore[union-attr]
-        tables = ranker.inputs.embeddings.tables  # type: ignore[union-attr]
+        self.scaler: NumberScaler = ranker.inputs.scaler
+        tables = ranker.inputs.embeddings.tables
         in_tables = {id(parameter) for parameter in tables.parameters()}
         dense = {n: p for n, p in ranker.named_parameters() if id(p) not in in_tables}
         self.model = _distribute(ranker, list(tables.parameters()), config.train.sparse_lr, device)
         self.dense_names = sorted(dense)
         self.dense = [dense[name] for name in self.dense_names]
         decayed = {id(m.weight) for m in ranker.modules() if isinstance(m, nn.Linear)}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.dense if id(p) in decayed]},
+            {"params": [p for p in self.dense if id(p) not in decayed], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in self.dense if id(p) in decayed]},
-                {"params": [p for p in self.dense if id(p) not in decayed], "weight_decay": 0.0},
-            ],
+            groups,
             lr=config.train.dense_lr,
             weight_decay=config.train.weight_decay,
         )
         self.num_steps = 0
+        self._averaged = {name: part.clone() for name, part in self._averaged_parts()}
         self._pending: list[tuple[str, Tensor, Tensor]] = []
 
     def step(self, step: Step) -> None:
@@ -95,10 +103,12 @@ class Trainer:
         loss = total / step.num_candidates
         self.optimizer.zero_grad()
         # Both DDP and the row-wise exchange divide gradients by the number of ranks.
-        (loss * dist.get_world_size()).backward()
+        (loss * dist.get_world_size()).backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.dense, train.clip_norm)
         self.optimizer.step()
         self.num_steps += 1
+        if self.num_steps % _AVERAGE_STEPS == 0 or self.num_steps < 5 * _AVERAGE_STEPS:
+            self._average()
         self._pending.append((step.name, loss.detach(), norm.detach()))
 
     @property
@@ -125,21 +135,67 @@ class Trainer:
                 )
         return [(name, loss) for (name, _, _), (loss, _) in zip(pending, values.tolist(), strict=True)]
 
-    def weights(self) -> dict[str, Tensor] | None:
-        """All weights with whole tables, on the CPU: on rank 0, None elsewhere. Every rank must call it."""
-        whole = _gathered(self.model.state_dict())
-        return None if dist.get_rank() else whole
+    def published(self, state: dict[str, Any]) -> dict[str, Tensor]:
+        """The model to publish of a `state`: its weights, averaged over the last steps.
+
+        A constant learning rate leaves the noise of the last batches in the weights; their moving average has
+        not got it. Large tables stay as they are: a row changes rarely, and ever less under Adagrad.
+        """
+        return {**state["weights"], **state["averaged"]}
+
+    def _averaged_names(self) -> list[str]:
+        own = self.model.state_dict()
+        return [
+            name
+            for name, tensor in own.items()
+            if not name.startswith(_CONSTANTS)
+            and (not hasattr(tensor, "local_shards") or tensor.size().numel() <= _SMALL_TABLE)
+        ]
+
+    def _averaged_parts(self) -> list[tuple[str, Tensor]]:
+        """What is averaged over steps: weights outside the tables, and this rank's part of small tables."""
+        own = self.model.state_dict()
+        parts = []
+        for name in self._averaged_names():
+            is_sharded = hasattr(own[name], "local_shards")
+            tensors = [shard.tensor for shard in own[name].local_shards()] if is_sharded else [own[name]]
+            parts += [(name, tensor.detach()) for tensor in tensors]
+        return parts
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(_AVERAGE_DECAY, self.num_steps / (self.num_steps + 5 * _AVERAGE_STEPS))
+        for name, part in self._averaged_parts():
+            self._averaged[name].lerp_(part, 1 - decay)
+
+    @torch.no_grad()
+    def _swap_averaged(self) -> None:
+        """Exchanges the weights with their averages; done twice, nothing has changed."""
+        for name, part in self._averaged_parts():
+            latest = part.clone()
+            part.copy_(self._averaged[name])
+            self._averaged[name].copy_(latest)
 
     def state(self) -> dict[str, Any] | None:
-        """Weights, optimizer states and step count; on rank 0, None elsewhere. Every rank must call it."""
-        weights = self.weights()
-        sparse = {}
+        """All that training needs to go on, on the CPU with whole tables; every rank must call it.
+
+        Returns:
+            On rank 0 `weights`, `averaged` (of those that are averaged), optimizer states, step count; None
+            elsewhere.
+        """
+        own = self.model.state_dict()
+        weights = _gathered(own)
+        self._swap_averaged()
+        averaged = _gathered({name: own[name] for name in self._averaged_names()})
+        self._swap_averaged()
+        sparse: dict[str, Tensor] = {}
         for name, state in self.model.fused_optimizer.state_dict()["state"].items():
             sparse |= {f"{name}/{key}": value for key, value in _gathered(state).items()}
-        if weights is None:
+        if dist.get_rank():
             return None
         return {
             "weights": weights,
+            "averaged": averaged,
             "sparse": sparse,
             "dense": copy.deepcopy(self.optimizer.state_dict()),
             "num_steps": self.num_steps,
@@ -158,6 +214,9 @@ class Trainer:
             raise ValueError(
                 "the state has other weights than this model; it is of another config or dataset"
             )
+        _scatter(state["averaged"], {name: own[name] for name in state["averaged"]})
+        for name, part in self._averaged_parts():
+            self._averaged[name].copy_(part)
         _scatter(state["weights"], own)
         for name, values in self.model.fused_optimizer.state_dict()["state"].items():
             _scatter({key: state["sparse"][f"{name}/{key}"] for key in values}, values)
@@ -166,16 +225,12 @@ class Trainer:
 
 
 def _distribute(
-    ranker: nn.Module, tables: list[nn.Parameter], sparse_lr: float, device: torch.device
+    ranker: Ranker, tables: list[nn.Parameter], sparse_lr: float, device: torch.device
 ) -> DistributedModelParallel:
     apply_optimizer_in_backward(RowWiseAdagrad, tables, {"lr": sparse_lr, "eps": 1e-8})
     sharder = EmbeddingCollectionSharder()
     constraint = ParameterConstraints(sharding_types=["row_wise"], compute_kernels=["fused"])
-    names = [
-        config.name
-        for collection in ranker.inputs.embeddings.tables.values()  # type: ignore[union-attr,operator]
-        for config in collection.embedding_configs()
-    ]
+    names = list(ranker.inputs.embeddings.width)
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=dist.get_world_size(), compute_device=device.type),
         constraints=dict.fromkeys(names, constraint),
