@@ -101,7 +101,7 @@ def with_reason(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
         (time.between(end + DAY_MS, end + 366 * DAY_MS), "time_ms is after the delivery was closed"),
         (
             time.between(start - 366 * DAY_MS, start - dataset.late_days * DAY_MS - 1),
-            f"arrived more than {dataset.late_days} days late",
+            _late_reason(dataset),
         ),
         (
             F.col("event_type").isin(*_NEEDS_IMPRESSION) & F.col("impression_id").isNull(),
@@ -120,6 +120,10 @@ def with_reason(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
         (_is_invalid(f), f"{f.name} {_allowed(f)}") for f in dataset.of(Owner.CONTEXT) if f.name in names
     ]
     return events_df.withColumn("reason", _first_reason(checks))
+
+
+def _late_reason(dataset: Dataset) -> str:
+    return f"arrived more than {dataset.late_days} days late"
 
 
 def _is_invalid(feature: FeatureSpec) -> Column:
@@ -213,7 +217,7 @@ def _write(
         .unionByName(as_quarantined(users_df.where("reason IS NOT NULL"), "users"))
         .unionByName(as_quarantined(items_df.where("reason IS NOT NULL"), "items"))
     )
-    counts = _counts(delivery, checked_df, quarantined_df, ds)
+    counts = _counts(dataset, ds, delivery, checked_df, quarantined_df)
     _refuse_when_broken(dataset, ds, counts)
     metadata = {"ds": ds, "inputs": {"delivery": ds}}
     versions = {"quarantine": quarantine(quarantined_df, dataset.name, ds, "ingest", metadata)}
@@ -263,31 +267,37 @@ def _write_dimension(
     )
 
 
-def _counts(delivery: Delivery, checked_df: DataFrame, quarantined_df: DataFrame, ds: str) -> dict[str, Any]:
-    """Counts of a delivery; days are few, so their list comes to the driver."""
+def _counts(
+    dataset: Dataset, ds: str, delivery: Delivery, checked_df: DataFrame, quarantined_df: DataFrame
+) -> dict[str, Any]:
+    """Counts of a delivery; days and reasons are few and come to the driver.
+
+    `broken` counts event records alone, without those that are only late.
+    """
     records = delivery.events_df.count()
     rows = (
         checked_df.groupBy("ds", F.col("reason").isNull().alias("good"))
         .agg(F.count("*").alias("n"))
         .collect()
     )
-    broken = {
-        str(row["reason"]): int(row["n"])
-        for row in quarantined_df.groupBy("reason").agg(F.count("*").alias("n")).collect()
-    }
+    found = quarantined_df.groupBy("log", "reason").agg(F.count("*").alias("n")).collect()
+    reasons: dict[str, int] = {}
+    for row in found:
+        reasons[row["reason"]] = reasons.get(row["reason"], 0) + int(row["n"])
+    broken = sum(row["n"] for row in found if row["log"] not in ("users", "items"))
     return {
         "records": records,
         "events": sum(row["n"] for row in rows if row["good"]),
         "duplicates": records - sum(row["n"] for row in rows),
         "late_days": sorted(row["ds"] for row in rows if row["good"] and row["ds"] < ds),
-        "quarantined": sum(broken.values()),
-        "reasons": dict(sorted(broken.items())),
+        "broken": broken - reasons.get(_late_reason(dataset), 0),
+        "quarantined": sum(reasons.values()),
+        "reasons": dict(sorted(reasons.items())),
     }
 
 
 def _refuse_when_broken(dataset: Dataset, ds: str, counts: dict[str, Any]) -> None:
-    late = f"arrived more than {dataset.late_days} days late"
-    broken = sum(n for reason, n in counts["reasons"].items() if reason != late)
+    broken = counts["broken"]
     share = broken / max(1, broken + counts["events"] + counts["duplicates"])
     if share > MAX_BROKEN_SHARE:
         raise DeliveryRefusedError(

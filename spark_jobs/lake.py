@@ -237,6 +237,6 @@ def _own_version(uri: str, name: str, token: int, before: int, *, allow_empty: b
             LOG.info("%s: %s replaced by %d rows, version %d", uri, name, rows, commit.version)
             return commit.version
     raise FencedError(
-        f"{uri}: {name} was written by a newer run, the write with token {token} was dropped. (Without another "
-        "run: the table's folder in _leases was removed; it must be kept with the table)"
+        f"{uri}: {name} was written by a newer run, the write with token {token} was dropped. "
+        "(Without another run: the table's folder in _leases was removed; keep it with the table)"
     )

@@ -162,7 +162,9 @@ class Counts:
         features = list(features)
         for keys, of_keys in by_keys(features, today=False).items():
             if "user_id" in keys:
-                counts_df = day_counts(self.of_users_df, keys, of_keys).hint("shuffle_hash")
+                counts_df = day_counts(self.of_users_df.transform(by_user), keys, of_keys).hint(
+                    "shuffle_hash"
+                )
             else:
                 counts_df = day_counts(self.of_all_df, keys, of_keys)
             df = df.join(counts_df, list(keys), "left")
