@@ -18,8 +18,9 @@ char const* run(Pass const (&passes)[3][2], Problem const& problem, cudaStream_t
 }
 
 constexpr DType kBF = DType::kBFloat16, kHF = DType::kFloat16;
-constexpr Pass kForward[3][2] = {
-    {forward<64, kBF>, forward<64, kHF>}, {forward<128, kBF>, forward<128, kHF>}, {forward<256, kBF>, forward<256, kHF>}};
+constexpr Pass kForward[3][2] = {{forward<64, kBF>, forward<64, kHF>},
+                                 {forward<128, kBF>, forward<128, kHF>},
+                                 {forward<256, kBF>, forward<256, kHF>}};
 constexpr Pass kBackward[3][2] = {{backward<64, kBF>, backward<64, kHF>},
                                   {backward<128, kBF>, backward<128, kHF>},
                                   {backward<256, kBF>, backward<256, kHF>}};

@@ -61,9 +61,10 @@ __device__ __forceinline__ void backward_kv_split_values(BackwardKVParams const&
       int const stage = step % kStages, buffer = step % 2;
       s.full[stage].wait(step / kStages & 1);
       int const query = s.query[stage];
-      issue<true>(mma_scores, k,
-                  thread_scores.partition_fragment_B(
-                      make_tensor(make_smem_ptr(s.q[stage]), typename Traits::QLayout{})), scores);
+      issue<true>(
+          mma_scores, k,
+          thread_scores.partition_fragment_B(make_tensor(make_smem_ptr(s.q[stage]), typename Traits::QLayout{})),
+          scores);
       finish<0>(scores);
       if (i == count - 1) warp_arrive(s.k_empty);
       s.slope_empty[buffer].wait((step / 2 & 1) ^ 1);
@@ -94,14 +95,14 @@ __device__ __forceinline__ void backward_kv_split_values(BackwardKVParams const&
       }
       CUTE_UNROLL
       for (int w = 0; w < Traits::kExchange / 2; ++w) {
-        s.slope[buffer][w][thread] =
-            make_uint4(slope[4 * w], slope[4 * w + 1], slope[4 * w + 2], slope[4 * w + 3]);
+        s.slope[buffer][w][thread] = make_uint4(slope[4 * w], slope[4 * w + 1], slope[4 * w + 2], slope[4 * w + 3]);
       }
       warp_arrive(s.slope_full[buffer]);
       to_operand<Element>(scores, weights);
-      issue<false>(mma_grad, weights,
-                   thread_grad.partition_fragment_B(
-                       make_tensor(make_smem_ptr(s.grad_out[stage]), typename Traits::QtLayout{})), grad_v);
+      issue<false>(
+          mma_grad, weights,
+          thread_grad.partition_fragment_B(make_tensor(make_smem_ptr(s.grad_out[stage]), typename Traits::QtLayout{})),
+          grad_v);
       finish<0>(grad_v);
       warp_arrive(s.empty[stage]);
     }
@@ -136,9 +137,10 @@ __device__ __forceinline__ void backward_kv_split_keys(BackwardKVParams const& p
     for (int i = 0; i < count; ++i, ++step) {
       int const stage = step % kStages, buffer = step % 2;
       s.full[stage].wait(step / kStages & 1);
-      issue<true>(mma_scores, v,
-                  thread_scores.partition_fragment_B(
-                      make_tensor(make_smem_ptr(s.grad_out[stage]), typename Traits::QLayout{})), grad_weights);
+      issue<true>(
+          mma_scores, v,
+          thread_scores.partition_fragment_B(make_tensor(make_smem_ptr(s.grad_out[stage]), typename Traits::QLayout{})),
+          grad_weights);
       s.slope_full[buffer].wait(step / 2 & 1);
       finish<0>(grad_weights);
       if (i == count - 1) warp_arrive(s.v_empty);
@@ -155,9 +157,10 @@ __device__ __forceinline__ void backward_kv_split_keys(BackwardKVParams const& p
       }
       warp_arrive(s.slope_empty[buffer]);
       to_operand<Element>(grad_weights, grad_scores);
-      issue<false>(mma_grad, grad_scores,
-                   thread_grad.partition_fragment_B(
-                       make_tensor(make_smem_ptr(s.q[stage]), typename Traits::QtLayout{})), grad_k);
+      issue<false>(
+          mma_grad, grad_scores,
+          thread_grad.partition_fragment_B(make_tensor(make_smem_ptr(s.q[stage]), typename Traits::QtLayout{})),
+          grad_k);
       finish<0>(grad_k);
       warp_arrive(s.empty[stage]);
     }

@@ -1,7 +1,8 @@
 // The backward kernel of queries: grad_q of one tile of 128 query tokens of a head at a time.
 //
 // The forward's items with three products a key tile: S = Q K^T, dP = grad_out V^T, grad_q += dS K. Each warpgroup does
-// them in turn; the other's fill the gaps. It starts while the last CTAs of the kernel of keys still run. Nothing is accumulated across CTAs, so the result is the same every time.
+// them in turn; the other's fill the gaps. It starts while the last CTAs of the kernel of keys still run. Nothing is
+// accumulated across CTAs, so the result is the same every time.
 #pragma once
 
 #include "forward.cuh"

@@ -34,9 +34,9 @@ void check_input(char const* name, at::Tensor const& x, at::Tensor const& q) {
   TORCH_CHECK_VALUE(x.dim() == 3 && x.sizes() == q.sizes() && x.scalar_type() == q.scalar_type(), name,
                     " must have the shape and dtype of q, ", q.sizes(), " ", q.scalar_type(), "; got ", x.sizes(), " ",
                     x.scalar_type());
-  TORCH_CHECK_VALUE(loadable(x), name, " must start at a multiple of 16 bytes, have stride 1 in its last dimension and ",
-                    "strides that are multiples of 8 elements in the others; got strides ", x.strides(),
-                    ": call .contiguous()");
+  TORCH_CHECK_VALUE(
+      loadable(x), name, " must start at a multiple of 16 bytes, have stride 1 in its last dimension and ",
+      "strides that are multiples of 8 elements in the others; got strides ", x.strides(), ": call .contiguous()");
 }
 
 void check(at::Tensor const& q, at::Tensor const& k, at::Tensor const& v, at::Tensor const& offsets,

@@ -3,7 +3,8 @@
 A toolkit is an nvcc of PyTorch's own CUDA major version, from CUDA_HOME, the PATH, /usr/local/cuda or PyPI's
 packages, and the headers of CUTLASS, from CUTLASS_PATH or PyPI's nvidia-cutlass. Without a system toolkit:
 
-    pip install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-cccl==13.0.85 nvidia-cutlass==4.2.0.0
+    pip install nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88
+    pip install nvidia-cuda-cccl==13.0.85 nvidia-cutlass==4.2.0.0
 
 Each pass of each head dim and dtype is a source of its own, written into the build folder, so that they
 compile side by side: 12 units of 10 to 20 seconds and under 1.5 GB each.

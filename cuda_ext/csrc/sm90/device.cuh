@@ -3,11 +3,11 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-
-#include <cute/tensor.hpp>
 #include <cutlass/arch/barrier.h>
 #include <cutlass/arch/reg_reconfig.h>
 #include <cutlass/numeric_types.h>
+
+#include <cute/tensor.hpp>
 
 #include "params.h"
 
@@ -19,8 +19,8 @@ using Barrier = cutlass::arch::ClusterTransactionBarrier;
 constexpr int kWarpgroup = 128;
 constexpr int kThreads = 3 * kWarpgroup;  // one producer and two consumer warpgroups
 
-// Arrivals of a warpgroup at a barrier: one lane a warp, after __syncwarp. compute-sanitizer's racecheck orders only the
-// lanes that arrive themselves: for it, build with HSTU_SM90_EVERY_LANE_ARRIVES.
+// Arrivals of a warpgroup at a barrier: one lane a warp, after __syncwarp. compute-sanitizer's racecheck orders only
+// the lanes that arrive themselves: for it, build with HSTU_SM90_EVERY_LANE_ARRIVES.
 #ifdef HSTU_SM90_EVERY_LANE_ARRIVES
 constexpr int kArrivalsPerGroup = kWarpgroup;
 #else
@@ -74,7 +74,9 @@ __device__ __forceinline__ void finish(C& c) {
 __device__ __forceinline__ void wait_for_kernel_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // Lets the next kernel's CTAs start where this one's have ended, once all of this one's have said so.
-__device__ __forceinline__ void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void let_next_kernel_start() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
 
 // A warp's part of its warpgroup's arrivals.
 __device__ __forceinline__ void warp_arrive(Barrier& barrier) {
@@ -84,8 +86,8 @@ __device__ __forceinline__ void warp_arrive(Barrier& barrier) {
 
 // Loads a box of rows starting at `token` of `head`; the map's dims are (64, T, D / 64, N).
 __device__ __forceinline__ void load_rows(const CUtensorMap& map, Barrier& full, void* to, int token, int head) {
-  SM90_TMA_LOAD_4D::copy(&map, reinterpret_cast<uint64_t*>(&full), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL),
-                         to, 0, token, 0, head);
+  SM90_TMA_LOAD_4D::copy(&map, reinterpret_cast<uint64_t*>(&full),
+                         static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL), to, 0, token, 0, head);
 }
 
 __device__ __forceinline__ float tanh_approx(float x) {
@@ -122,9 +124,7 @@ __device__ __forceinline__ auto make_operand() {
 
 // Position of a warpgroup's thread in a 64 x N accumulator: element i of it is at
 // row() + 8 * ((i / 2) % 2), column(i).
-__device__ __forceinline__ int fragment_row() {
-  return (threadIdx.x % kWarpgroup) / 32 * 16 + (threadIdx.x % 32) / 4;
-}
+__device__ __forceinline__ int fragment_row() { return (threadIdx.x % kWarpgroup) / 32 * 16 + (threadIdx.x % 32) / 4; }
 __device__ __forceinline__ int fragment_column(int i) { return i / 4 * 8 + (threadIdx.x % 4) * 2 + i % 2; }
 
 // Stores rows [0, rows) of a 64 x D accumulator, scaled, 16 bytes a thread: four threads that share a row exchange

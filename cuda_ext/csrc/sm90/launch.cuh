@@ -8,10 +8,10 @@
 
 namespace hstu_sm90 {
 
-#define HSTU_SM90_CHECK(expression)                                        \
-  do {                                                                     \
-    cudaError_t const error_ = (expression);                               \
-    if (error_ != cudaSuccess) return cudaGetErrorString(error_);          \
+#define HSTU_SM90_CHECK(expression)                               \
+  do {                                                            \
+    cudaError_t const error_ = (expression);                      \
+    if (error_ != cudaSuccess) return cudaGetErrorString(error_); \
   } while (0)
 
 using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
@@ -23,7 +23,8 @@ inline EncodeTiled encode_tiled() {
     cudaDriverEntryPointQueryResult result;
     cudaError_t const error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<EncodeTiled>(found) : nullptr;
+    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<EncodeTiled>(found)
+                                                                         : nullptr;
   }();
   return function;
 }
@@ -44,7 +45,9 @@ inline char const* encode(CUtensorMap& map, Matrix const& matrix, Problem const&
   CUresult const result =
       encode(&map, type, 4, matrix.data, dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? nullptr : "cuTensorMapEncodeTiled refused a tensor: pointer and strides must be multiples of 16 bytes";
+  return result == CUDA_SUCCESS
+             ? nullptr
+             : "cuTensorMapEncodeTiled refused a tensor: pointer and strides must be multiples of 16 bytes";
 }
 
 template <class Params>
@@ -78,8 +81,8 @@ char const* launch(void (*kernel)(Params), Params const& params, cudaStream_t st
   return nullptr;
 }
 
-#define HSTU_SM90_TRY(expression)                              \
-  do {                                                         \
+#define HSTU_SM90_TRY(expression)                                   \
+  do {                                                              \
     if (char const* const message_ = (expression)) return message_; \
   } while (0)
 

@@ -16,12 +16,12 @@ constexpr int kHalf = 64;
 
 // A tile of a row; all tiles of a row stand together, rows sorted by length, longest first.
 struct alignas(16) TileInfo {
-  int row_start;   // token where the row starts
-  int first;       // position in the row of the tile's first token
-  int length;      // tokens of the row
-  int row_tile;    // index of the row's first tile in the list
-  int most[2];     // largest visible_end of each half, 0 for an empty half
-  int least[2];    // smallest visible_end of each half, INT_MAX for an empty half
+  int row_start;  // token where the row starts
+  int first;      // position in the row of the tile's first token
+  int length;     // tokens of the row
+  int row_tile;   // index of the row's first tile in the list
+  int most[2];    // largest visible_end of each half, 0 for an empty half
+  int least[2];   // smallest visible_end of each half, INT_MAX for an empty half
 };
 
 // The head of the workspace; TileInfo[] follows.
@@ -40,11 +40,11 @@ struct Matrix {
 enum class DType : int { kBFloat16 = 0, kFloat16 = 1 };
 
 struct Problem {
-  Matrix q, k, v, out;               // forward
+  Matrix q, k, v, out;                      // forward
   Matrix grad_out, grad_q, grad_k, grad_v;  // backward; out is not read
-  const int* offsets;                // [B + 1]
-  const int* visible_end;            // [T]
-  void* workspace;                   // workspace_bytes(T, B), contents need not be kept
+  const int* offsets;                       // [B + 1]
+  const int* visible_end;                   // [T]
+  void* workspace;                          // workspace_bytes(T, B), contents need not be kept
   int64_t num_tokens;
   int num_rows;
   int num_heads;
