@@ -113,13 +113,16 @@ class Watch:
         tasks = self.api.tasks(dag_id, run_id)
         for task in sorted(tasks, key=lambda task: str(task["end_date"])):
             key = (run_id, task["task_id"], f"{task['state']} {task['try_number']}")
-            if task["state"] in ("success", "failed", "skipped", "up_for_retry") and key not in self._told:
+            if task["state"] in ("success", "failed", "up_for_retry") and key not in self._told:
                 self._told.add(key)
                 seconds = f"{task['duration'] or 0:5.1f} s"
                 print_line(f"{day}  {dag_id:<17} {task['task_id']:<16} {task['state']:<12} {seconds}")
                 if task["state"] == "failed":
                     self.failed.append(f"{dag_id}.{task['task_id']} of {day}")
                     print_line(self._failure(day, dag_id, run_id, task))
+        skipped = [task["task_id"] for task in tasks if task["state"] == "skipped"]
+        if skipped and run["state"] in _ENDED:
+            print_line(f"{day}  {dag_id:<17} skipped: {', '.join(skipped)}")
         return tasks
 
     def _failure(self, day: str, dag_id: str, run_id: str, task: dict[str, Any]) -> str:
