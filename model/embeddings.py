@@ -76,12 +76,15 @@ class FeatureEmbeddings(nn.Module):
         """Embeddings by group: one `[tokens, width]` for each id feature, in token order."""
         found: dict[str, Tensor] = {}
         ones_B = torch.ones_like(batch.lengths[Group.CANDIDATE])
+        lengths = {group: batch.lengths.get(group, ones_B) for group in Group}
+        if not batch.num_rows:  # TorchRec needs a row: one without ids stands for none
+            lengths = dict.fromkeys(Group, ones_B.new_zeros(1))
         for name, tables in self.tables.items():
             places = [self.place[key] for key in self.keys[name]]
             ids = KeyedJaggedTensor(
                 keys=self.keys[name],
                 values=torch.cat([batch.ids[group][index] for group, index in places]),
-                lengths=torch.cat([batch.lengths.get(group, ones_B) for group, _ in places]),
+                lengths=torch.cat([lengths[group] for group, _ in places]),
             )
             found |= {key: jagged.values() for key, jagged in tables(ids).items()}
         return {

@@ -146,10 +146,12 @@ def _done_or_plan(dataset: Dataset, config: Config, ds: str, path: Path) -> Run 
         wanted = {*plan.days, *plan.seen_days}
         run = finish(partial, wanted)
         if run is not None:
+            (run.path / _PROGRESS).unlink(missing_ok=True)
             return run
         existing = next((r for r in complete_runs(dataset.name, config.preset) if r.path == path), None)
         if existing is not None and set(existing.seen_days) == wanted:
             existing.verify()
+            (existing.path / _PROGRESS).unlink(missing_ok=True)
             return existing
         partial.mkdir(parents=True, exist_ok=True)
         (partial / RECORD).unlink(missing_ok=True)
@@ -192,7 +194,6 @@ def _make(
     state = trainer.state()
     if state is None:
         return None
-    (partial / _PROGRESS).unlink(missing_ok=True)
     write_text(partial / CONFIG, config.to_json(dataset=dataset.name))
     save_file(trainer.published(state), partial / WEIGHTS)
     torch.save(state, partial / CHECKPOINT)
@@ -217,6 +218,7 @@ def _make(
     reach("train:before_publish")
     run = publish(partial, record)
     reach("train:published")
+    (run.path / _PROGRESS).unlink(missing_ok=True)
     return run
 
 

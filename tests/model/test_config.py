@@ -1,0 +1,34 @@
+"""Presets are the paper's, and a config survives its own JSON."""
+
+import dataclasses
+import json
+
+import pytest
+
+from model.config import PRESETS, Config, ModelConfig, large, medium, preset_named, small, tiny, xl
+
+
+@pytest.mark.parametrize(("preset", "gflops"), [(small, 5.47), (medium, 18.59), (large, 55.76), (xl, 137.87)])
+def test_flops_are_the_papers(preset, gflops):
+    assert preset().model.flops(500) / 1e9 == pytest.approx(gflops, abs=0.006)
+    assert preset().model.head_dim == 256
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_config_round_trip(name):
+    config = preset_named(name)
+    assert config.preset == name
+    assert Config.from_dict(json.loads(config.to_json(dataset="foodlog"))) == config
+
+
+def test_refused_values_are_named():
+    with pytest.raises(ValueError, match="unknown preset 'huge'; known: tiny"):
+        preset_named("huge")
+    with pytest.raises(ValueError, match="d_model 64 is not a multiple of num_heads 3"):
+        dataclasses.replace(tiny().model, num_heads=3)
+    with pytest.raises(ValueError, match="frozen_share is 2"):
+        dataclasses.replace(tiny().train, frozen_share=2)
+    with pytest.raises(ValueError, match="architecture is 'rnn'"):
+        ModelConfig(architecture="rnn", num_blocks=1, d_model=8, num_heads=1, token_hidden=8, head_hidden=8)
+    with pytest.raises(ValueError, match="not a run's config"):
+        Config.from_dict({"preset": "tiny", "model": {"layers": 3}, "train": {}})

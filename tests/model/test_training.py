@@ -1,0 +1,245 @@
+"""Training over a small samples table: the chain of runs, interruption, divergence, ranks."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from deltalake import write_deltalake
+
+from model import evaluate as evaluation
+from model import train as training
+from model.config import tiny
+from model.features import SampleEncoder
+from model.network import build_ranker
+from model.reader import SamplesTable, SamplesUnavailableError, Step, steps_of, token_cuts
+from model.runs import Run, RunError, base_of, complete_runs, load_run
+from model.scoring import SCORES, Scorer
+from model.synthetic import random_batch, random_samples
+from model.trainer import NonFiniteLossError, Trainer, process_group
+from spark_jobs import locations
+from spark_jobs.datasets import FOODLOG
+
+CPU = torch.device("cpu")
+DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
+# Small tables, so that a state is small, and steps of a few rows.
+DATASET = dataclasses.replace(
+    FOODLOG,
+    features=tuple(
+        dataclasses.replace(f, cardinality=min(f.cardinality, 300), width=min(f.width, 8))
+        if f.cardinality
+        else f
+        for f in FOODLOG.features
+    ),
+)
+
+
+def config(**changes):
+    base = tiny()
+    model = dataclasses.replace(
+        base.model, d_model=16, token_hidden=16, head_hidden=8, ops_backend="reference"
+    )
+    defaults = {"batch_tokens": 400, "passes": 1, "checkpoint_steps": 3, "warmup_steps": 2}
+    train = dataclasses.replace(base.train, **(defaults | changes))
+    return dataclasses.replace(base, model=model, train=train)
+
+
+@pytest.fixture
+def lake(tmp_path, monkeypatch):
+    """Three days of samples; MLflow is not part of these tests."""
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path))
+    for name in ("MTGR_LAKE", "MTGR_RUNS", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(training, "_log", lambda *_: "mlflow-run")
+    monkeypatch.setattr("model.runs.dataset_named", lambda _: DATASET)
+    monkeypatch.setattr(evaluation.registry, "champion", lambda _: None)
+    for seed, ds in enumerate(DAYS):
+        add_day(ds, seed)
+    return tmp_path
+
+
+def add_day(ds, seed):
+    table = random_samples(DATASET, 40, seed=seed, ds=ds)
+    uri = locations.table(DATASET.name, "samples")
+    write_deltalake(uri, table, partition_by=["ds"], mode="overwrite", predicate=f"ds = '{ds}'")
+
+
+def losses(ds):
+    return load_run(DATASET.name, "tiny", ds).record["losses"]
+
+
+def test_a_day_at_a_time_is_all_days_at_once(lake, monkeypatch):
+    first = training.train(DATASET, config(), DAYS[1], CPU)
+    second = training.train(DATASET, config(), DAYS[2], CPU)
+    assert (first["trained_days"], second["trained_days"]) == ([DAYS[0]], [DAYS[1]])
+    assert second["base"] == DAYS[1]
+    assert load_run(DATASET.name, "tiny", DAYS[2]).seen_days == {DAYS[0]: 2, DAYS[1]: 2}
+    daily = losses(DAYS[1]) + losses(DAYS[2])
+    monkeypatch.setenv("MTGR_RUNS", str(lake / "other"))
+    at_once = training.train(DATASET, config(), DAYS[2], CPU)
+    assert losses(DAYS[2]) == daily
+    assert at_once["digest"] == second["digest"]
+    again = training.train(DATASET, config(), DAYS[2], CPU)
+    assert (again["changed"], again["digest"]) == (False, at_once["digest"])
+
+
+@pytest.mark.parametrize("phase", ["train:checkpoint_saved", "train:before_publish"])
+def test_a_killed_run_goes_on_with_the_same_losses(lake, monkeypatch, phase):
+    training.train(DATASET, config(), DAYS[2], CPU)
+    expected = load_run(DATASET.name, "tiny", DAYS[2])
+    monkeypatch.setenv("MTGR_RUNS", str(lake / "killed"))
+
+    class KilledError(Exception):
+        pass
+
+    def die(reached):
+        if reached == phase:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "reach", die)
+        with pytest.raises(KilledError):
+            training.train(DATASET, config(), DAYS[2], CPU)
+        assert complete_runs(DATASET.name, "tiny") == []
+    add_day("2026-03-09", 9)  # the table moves on; the run goes on with the version it began with
+    training.train(DATASET, config(), DAYS[2], CPU)
+    found = load_run(DATASET.name, "tiny", DAYS[2])
+    assert found.record["losses"] == expected.record["losses"]
+    assert found.digest == expected.digest
+    assert found.seen_days == expected.seen_days
+
+
+def test_a_loss_that_is_not_finite_makes_no_run(lake):
+    with pytest.raises(NonFiniteLossError, match=r"step 2026-03-0\d/0/\d+ \(day/pass/step\): loss"):
+        training.train(DATASET, config(dense_lr=1e30), DAYS[2], CPU)
+    assert complete_runs(DATASET.name, "tiny") == []
+
+
+def test_what_cannot_be_trained_is_refused_by_name(lake, monkeypatch):
+    with pytest.raises(RunError, match=f"no samples of a day before {DAYS[0]}"):
+        training.train(DATASET, config(), DAYS[0], CPU)
+    training.train(DATASET, config(), DAYS[1], CPU)
+    other = dataclasses.replace(config(), model=dataclasses.replace(config().model, d_model=32))
+    with pytest.raises(RunError, match="another model than preset tiny has now"):
+        training.train(DATASET, other, DAYS[2], CPU)
+    (load_run(DATASET.name, "tiny", DAYS[1]).path / "weights.safetensors").write_bytes(b"broken")
+    with pytest.raises(RunError, match="is damaged"):
+        training.train(DATASET, config(), DAYS[1], CPU)
+    monkeypatch.setenv("MTGR_LAKE", "/nowhere")
+    with pytest.raises(SamplesUnavailableError, match="no samples table at /nowhere/foodlog/samples"):
+        SamplesTable(DATASET)
+
+
+def test_command_refuses_wrong_usage(caplog):
+    assert training.main(["--dataset", "none", "--ds", DAYS[0]]) == 2
+    assert training.main(["--dataset", "foodlog", "--ds", "2026-13-01"]) == 2
+    assert training.main(["--dataset", "foodlog", "--ds", DAYS[0], "--preset", "huge"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("seen", "days", "expected"),
+    [
+        ([["1"], ["1", "2"]], ["1", "2", "3"], 1),  # the newest
+        ([["1"], ["1", "2"]], ["1", "2"], 1),  # nothing unseen
+        ([["1"], ["1", "3"]], ["1", "2", "3"], 0),  # day 2 was repaired late: rewinds to before it
+        ([["2"], ["2", "3"]], ["1", "2", "3"], None),  # the first day was repaired: from scratch
+        ([["1"], ["1", "2"]], ["1"], 0),  # an older day again: nothing from after it
+        ([], ["1"], None),
+    ],
+)
+def test_base_of_the_canonical_chain(tmp_path, seen, days, expected):
+    runs = [Run(path=tmp_path, record={"seen_days": dict.fromkeys(one, 0)}) for one in seen]
+    found = base_of(runs, days)
+    assert found is (None if expected is None else runs[expected])
+
+
+def test_evaluation_stands_beside_the_run(lake):
+    training.train(DATASET, config(), DAYS[2], CPU)
+    run = load_run(DATASET.name, "tiny", DAYS[2])
+    evaluation.evaluate(DATASET, run)
+    written = json.loads((run.path / "evaluation.json").read_text())
+    assert written["candidate"]["digest"] == run.digest
+    assert written["champion"] is None
+    assert written["samples_version"] == 2
+    assert 0 < written["candidate"]["ctr_gauc"] < 1
+    assert set(written["baselines"]) == {"item_mean"}
+    assert {"ctr_gauc_request", "ctcvr_gauc_mean", "ctcvr_copc"} <= set(written["candidate"])
+    scorer = Scorer.load(run.path)
+    day = random_samples(DATASET, 40, seed=2, ds=DAYS[2])
+    whole = scorer.score(day)
+    part = scorer.score(day.slice(0, 3).to_pylist())
+    for name in SCORES:
+        np.testing.assert_allclose(part[name], whole[name][: len(part[name])], atol=1e-6)
+
+
+def test_steps_cover_every_row_once_and_do_not_depend_on_ranks(lake):
+    table, encoder = SamplesTable(DATASET), SampleEncoder(DATASET)
+
+    def read(**ranks):
+        return list(steps_of(table, encoder, DAYS[0], pass_number=0, batch_tokens=300, seed=1, **ranks))
+
+    alone = read()
+    shared = [read(rank=rank, world_size=2) for rank in range(2)]
+    assert sum(step.batch.num_rows for step in alone) == 40
+    assert len({float(hash_) for step in alone for hash_ in step.row_hash}) == 40
+    for one, *parts in zip(alone, *shared, strict=True):
+        assert torch.equal(one.row_hash, torch.cat([part.row_hash for part in parts]))
+        assert {part.num_candidates for part in parts} == {one.num_candidates}
+    other = list(steps_of(table, encoder, DAYS[0], pass_number=1, batch_tokens=300, seed=1))
+    assert not torch.equal(other[0].batch.labels, alone[0].batch.labels)
+
+
+def test_token_cuts_are_nearest_the_target():
+    assert token_cuts(torch.tensor([4, 4, 4, 4]), 9) == [2, 4]
+    assert token_cuts(torch.tensor([4, 4, 4, 4]), 11) == [3, 4]
+    assert token_cuts(torch.tensor([100, 1, 1]), 10) == [1, 3]
+    assert token_cuts(torch.zeros(0, dtype=torch.int64), 10) == []
+
+
+def train_on_rank(rank, world_size, folder):
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    trainer, state = take_steps(rank, world_size)
+    if rank == 0:
+        torch.save({"losses": trainer, "state": state}, f"{folder}/two.pt")
+    dist.destroy_process_group()
+
+
+def take_steps(rank, world_size):
+    rows = random_batch(DATASET, 40, seed=3)
+    trainer = Trainer(DATASET, config(), CPU)
+    trainer.scaler.fit(rows)
+    for number in range(4):
+        step = torch.arange(10 * number, 10 * number + 10)
+        mine = step[:3] if rank == 0 else step[3:]
+        batch = rows.select(mine if world_size == 2 else step)
+        trainer.step(
+            Step(
+                name=str(number),
+                batch=batch,
+                num_candidates=rows.select(step).num_candidates,
+                num_tokens=0,
+                row_hash=torch.ones(batch.num_rows),
+            )
+        )
+    return trainer.losses(), trainer.state()
+
+
+def test_two_ranks_train_as_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    mp.spawn(train_on_rank, args=(2, str(tmp_path)), nprocs=2)
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    with process_group(CPU):
+        one_losses, one = take_steps(0, 1)
+    np.testing.assert_allclose([v for _, v in two["losses"]], [v for _, v in one_losses], rtol=1e-5)
+    rows = random_batch(DATASET, 10, seed=5)
+    scores = []
+    for state in (one, two["state"]):
+        ranker = build_ranker(DATASET, config())
+        ranker.load_state_dict({**state["weights"], **state["averaged"]})
+        scores.append(ranker(rows).detach())
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-5)
