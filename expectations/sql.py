@@ -119,7 +119,7 @@ LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
 def quantiles(value: str) -> str:
-    """The quantiles of a value at LEVELS; NaN is for the row rules and left out; null when there is no value."""
+    """Quantiles of a value at LEVELS; NaN is for the row rules and left out; null when there is no value."""
     levels = ", ".join(str(level) for level in LEVELS)
     known = f"nanvl(CAST({value} AS DOUBLE), CAST(NULL AS DOUBLE))"
     return f"percentile_approx({known}, array({levels}), 1000)"
