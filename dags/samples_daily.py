@@ -18,6 +18,7 @@ from dags.alerts import deadline_missed, run_failed
 from dags.steps import (
     DAY_ARGUMENT,
     DEFAULT_ARGUMENTS,
+    END_DATE,
     SAMPLES,
     SparkStepOperator,
     day,
@@ -32,6 +33,7 @@ _cron, _offset = schedule()
 with DAG(
     "samples_daily",
     schedule=CronPartitionTimetable(_cron, timezone="UTC", run_offset=_offset, key_format="%Y-%m-%d"),
+    end_date=END_DATE,
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULT_ARGUMENTS,

@@ -8,6 +8,7 @@ partition key and nothing else: a run without one fails with a message, it never
 | `MTGR_DATASET` | the dataset of this deployment | `foodlog` |
 | `MTGR_PRESET` | the model's preset | `tiny` |
 | `MTGR_SCHEDULE` | cron of `samples_daily`, UTC | 30 minutes after the day's attribution window |
+| `MTGR_SCHEDULED` | 0: no scheduled runs, only triggered ones and backfills | 1 |
 | `MTGR_PYTHON` | the interpreter that runs steps | the one that parses this file |
 | `MTGR_TRAIN_LAUNCHER` | runs `-m model.train`, e.g. `torchrun --nproc-per-node 8` | `MTGR_PYTHON` |
 | `MTGR_RETRIES`, `MTGR_RETRY_SECONDS` | retries of a step, and the pause before the first | 2, 60 |
@@ -22,7 +23,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ PRESET = os.environ.get("MTGR_PRESET") or "tiny"
 PYTHON = os.environ.get("MTGR_PYTHON") or sys.executable
 TRAIN_LAUNCHER = os.environ.get("MTGR_TRAIN_LAUNCHER") or PYTHON
 TRAINING_POOL = "training"
+# Past its end date a DAG makes no scheduled runs; what is triggered or backfilled has no such date and runs.
+# Without, Airflow would follow a backfill by a run of the newest day.
+END_DATE = datetime(2000, 1, 1, tzinfo=UTC) if os.environ.get("MTGR_SCHEDULED") == "0" else None
 SPARK_CONNECTION = "spark_default"
 SAMPLES = Asset(name="samples", uri=f"mtgr://{DATASET}/samples")
 DEFAULT_ARGUMENTS: dict[str, Any] = {

@@ -50,7 +50,7 @@ def embedded(
     Raises:
         RunError: Something is in the way, or a component did not come up.
     """
-    environment = settings.environment()
+    environment = settings.environment(scheduled=ui)
     logs = settings.home / "logs" / "components"
     with exclusive(settings.home / "running", what), Processes(environment, logs) as processes:
         problems = doctor.blocking(settings)

@@ -68,8 +68,12 @@ class Settings:
         name = "airflow" if self.dataset == "foodlog" else f"airflow-{self.dataset}"
         return self.home / f"{name}.db"
 
-    def environment(self) -> dict[str, str]:
-        """Environment of all components and, through them, of all steps."""
+    def environment(self, *, scheduled: bool = False) -> dict[str, str]:
+        """Environment of all components and, through them, of all steps.
+
+        Args:
+            scheduled: Whether Airflow also makes the daily runs of its schedule.
+        """
         given = {
             "AIRFLOW_CONFIG": str(REPOSITORY / "airflow.cfg"),
             "AIRFLOW_HOME": str(self.home),
@@ -89,6 +93,7 @@ class Settings:
             given["MTGR_KUAIRAND"] = str(self.data)
         defaults = {
             "AIRFLOW_CONN_SPARK_DEFAULT": f"spark-connect://127.0.0.1:{self.spark_port}",
+            "MTGR_SCHEDULED": str(int(scheduled)),
             "MTGR_PYTHON": sys.executable,
             "MTGR_RETRIES": "1",
             "MTGR_RETRY_SECONDS": "5",
