@@ -1,0 +1,36 @@
+"""DuckDB's SQL and Spark make the same samples of foodlog, feature by feature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spark_jobs.bench_samples import bench, compare, extrapolated
+from spark_jobs.contract import sample_columns
+from spark_jobs.datasets import FOODLOG
+
+
+@pytest.mark.slow
+def test_duckdb_makes_the_same_samples(
+    spark: Any, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTGR_LAKE", "set by bench")  # and set back after the test
+    point = bench(spark, 1_000, 1, tmp_path / "bench")
+    assert point["rows"] > 15
+    assert point["equal_columns"] == len(sample_columns(FOODLOG)) - 1
+    assert point["mean_lengths"]["static"] > 10
+    samples = str(next((tmp_path / "bench" / "foodlog" / "samples").rglob("*.parquet")))
+    with pytest.raises(ValueError, match="the two sides made different samples: rows:"):
+        compare([samples], str(tmp_path / "bench" / "duckdb.parquet"), tmp_path)
+
+
+def test_the_line_goes_through_the_last_two_of_three_sizes() -> None:
+    def point(impressions: int, seconds: float) -> dict[str, Any]:
+        return {"impressions": impressions, "seconds": {"spark": [seconds], "spark_cpu": [2 * seconds]}}
+
+    assert extrapolated([point(10, 1.0), point(20, 2.0)], 100) == {}
+    made = extrapolated([point(10, 9.0), point(20, 2.0), point(40, 4.0)], 100)["extrapolated"]
+    assert (made["spark_seconds"], made["spark_cpu_seconds"]) == (10, 20)
+    assert made["spark_microseconds_an_impression"] == 100_000.0
