@@ -86,6 +86,10 @@ class UserTowerRanker(nn.Module):
 
 def _attention(layer: nn.MultiheadAttention, query_BQD: Tensor, key_BLD: Tensor, sees_BQL: Tensor) -> Tensor:
     """Attends with a key of zeros in front, which stands for "nothing seen" and keeps the softmax finite."""
+    if not query_BQD.shape[0]:  # torch's layer needs a row; the weights must stay in the graph, for DDP
+        one = query_BQD.new_zeros(1, 1, query_BQD.shape[2])
+        nothing: Tensor = layer(one, one, one, need_weights=False)[0]
+        return nothing[:0].expand(0, query_BQD.shape[1], -1)
     key_BLD = nn.functional.pad(key_BLD, (0, 0, 1, 0))
     hidden_BQL = nn.functional.pad(~sees_BQL, (1, 0), value=False)
     hidden = hidden_BQL.repeat_interleave(layer.num_heads, dim=0)
