@@ -21,7 +21,6 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # build isolation hides this folder
 
 GIB_PER_CPU_JOB = 1.5
 
@@ -84,11 +83,15 @@ class Build(BuildExtension):
         if "MAX_JOBS" not in os.environ:
             free_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
             os.environ["MAX_JOBS"] = str(max(1, min(os.cpu_count() or 1, int(free_gib / GIB_PER_CPU_JOB))))
+        folder = (HERE if self.inplace else Path(self.build_lib)) / "hstu_ops"
+        record = folder / "_build.json"
+        if not record.exists() or json.loads(record.read_text())["torch"] != torch.__version__:
+            self.force = True  # what lies there was compiled for another PyTorch
         super().run()
-        folder = HERE if self.inplace else Path(self.build_lib)
         parts = [extension.name.rpartition("_")[2] for extension in self.extensions]
-        text = json.dumps({"torch": torch.__version__, "parts": parts})
-        (folder / "hstu_ops" / "_build.json").write_text(text)
+        for part in {"cpu", "sm90"}.difference(parts):
+            (folder / f"_{part}.so").unlink(missing_ok=True)  # left by an earlier build
+        record.write_text(json.dumps({"torch": torch.__version__, "parts": parts}))
 
 
 setup(

@@ -103,7 +103,7 @@ def _register(name: str) -> None:
     backward_operator = getattr(torch.ops.hstu_ops, name + "_backward")
 
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        if grad_out.stride(-1) != 1:  # an expanded gradient, as `out.sum()` sends
+        if grad_out.stride(-1) != 1 or grad_out.stride(0) == 0:  # expanded, as `out.sum()` sends it
             grad_out = grad_out.contiguous()
         grads = backward_operator(grad_out, *ctx.saved_tensors, ctx.alpha, ctx.inv_n, ctx.deterministic)
         return (*grads, None, None, None, None, None)

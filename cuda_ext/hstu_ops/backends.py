@@ -45,6 +45,8 @@ def missing(backend: str, device_type: str, dtype: torch.dtype, head_dim: int | 
         )
     if device_type != "cuda":
         return f"backend {backend!r} takes CUDA tensors, not {device_type}: use 'cpu' or 'reference'"
+    if not torch.cuda.is_available():
+        return f"backend {backend!r} needs an NVIDIA GPU, PyTorch sees none: use 'cpu' or 'reference'"
     capability = torch.cuda.get_device_capability()
     if backend == "cutlass" and head_dim is not None:
         if capability[0] != 9:

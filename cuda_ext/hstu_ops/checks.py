@@ -60,10 +60,10 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, visible_en
     if q.shape[0] >= 2**31:
         raise ValueError(f"offsets are int32: T must be below 2^31, got {q.shape[0]}")
     if debug and not torch.compiler.is_compiling():
-        _check_attention_values(offsets, visible_end)
+        _check_attention_values(q, offsets, visible_end)
 
 
-def _check_attention_values(offsets: Tensor, visible_end: Tensor) -> None:
+def _check_attention_values(q: Tensor, offsets: Tensor, visible_end: Tensor) -> None:
     lengths = offsets.diff()
     if int(offsets[0]) != 0:
         raise ValueError(f"offsets must start at 0, got {int(offsets[0])}")
@@ -72,6 +72,11 @@ def _check_attention_values(offsets: Tensor, visible_end: Tensor) -> None:
     if bool((lengths < 0).any()):
         row = int((lengths < 0).nonzero()[0])
         raise ValueError(f"offsets must ascend, row {row} has length {int(lengths[row])}")
+    longest = int(lengths.max()) if lengths.numel() else 0
+    if q.is_cuda and longest * q.stride(0) >= 2**31:  # inside a row the GPU kernels count in int32
+        raise ValueError(
+            f"a row's tokens times q's stride must stay below 2^31, got {longest} x {q.stride(0)}"
+        )
     length_of_token = torch.repeat_interleave(lengths, lengths)
     outside = (visible_end < 0) | (visible_end > length_of_token)
     if bool(outside.any()):

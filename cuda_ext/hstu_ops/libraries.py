@@ -36,7 +36,8 @@ def load() -> None:
         path = _FOLDER / f"_{part}.so"
         if not path.exists():
             continue
-        built_for = json.loads((_FOLDER / "_build.json").read_text())["torch"]
+        record = _FOLDER / "_build.json"
+        built_for = json.loads(record.read_text())["torch"] if record.exists() else "unknown"
         if built_for != torch.__version__:
             raise ImportError(
                 f"{path} was built for PyTorch {built_for}, this is PyTorch {torch.__version__}: {_REBUILD}"

@@ -86,7 +86,7 @@ def _register(name: str) -> None:
 
     def backward(ctx: Any, grad_y: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
         x, group, weight, mean, rstd, gate = ctx.saved_tensors
-        if grad_y.stride(-1) != 1:  # an expanded gradient, as `y.sum()` sends
+        if grad_y.stride(-1) != 1:  # expanded, as `y.sum()` sends it
             grad_y = grad_y.contiguous()
         grad_x, grad_weight, grad_bias, grad_gate = backward_operator(
             grad_y, x, group, weight, mean, rstd, gate

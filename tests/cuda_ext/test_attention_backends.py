@@ -33,6 +33,22 @@ def test_gradcheck(backend):
     assert torch.autograd.gradcheck(attention, (product,))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_expanded_inputs_and_gradients_are_read_as_they_are(backend, dtype):
+    rows = batch("mixed")
+    torch.manual_seed(0)
+    k = torch.randn(rows.num_tokens, 2, 8).to(dtype).requires_grad_()
+    row, weight = torch.randn(2, 1, 2, 8).to(dtype).unbind(0)
+    q = row.requires_grad_()
+
+    def run(name: str) -> tuple[torch.Tensor, ...]:
+        out = mtgr_attention(q.expand_as(k), k, k, rows.offsets, rows.visible_end, 0.3, 0.05, backend=name)
+        return torch.autograd.grad((out * weight).sum(0).sum(), (q, k))
+
+    for ours, expected in zip(run(backend), run("reference"), strict=True):
+        torch.testing.assert_close(ours, expected, atol=2e-5 if dtype == torch.float32 else 0.3, rtol=0.02)
+
+
 def test_row_longer_than_a_block_of_keys(backend):
     check_attention(
         backend, Jagged.random(static=[1060], realtime=[20], candidates=[30]), 2, 16, torch.float32

@@ -68,7 +68,7 @@ def test_tables_refuse_a_marker_without_measurements(tmp_path):
 MEMORY = """
 import resource, torch
 from hstu_ops import mtgr_attention
-T = 12_000
+T = 8_000
 q, k, v = (torch.ones(T, 1, 4, requires_grad=True) for _ in range(3))
 offsets, end = torch.tensor([0, T], dtype=torch.int32), torch.full((T,), T, dtype=torch.int32)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -83,4 +83,4 @@ def test_cpu_memory_is_linear_in_the_tokens_of_a_row():
         [sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True, check=True
     )
     grown_mib = int(run.stdout) / 1024
-    assert grown_mib < 100  # one N x N matrix of this row alone would be 549 MiB
+    assert grown_mib < 60  # one N x N matrix of this row alone would be 244 MiB

@@ -63,24 +63,22 @@ struct Heads {
   scalar_t* at(int64_t token, int64_t head) const { return data + token * token_stride + head * head_stride; }
 };
 
-// The rows [token, token + length) of one head as a matrix to read. Tensors that are summed in another type are
-// converted into `scratch`, the others are read where they lie.
+// The rows [token, token + length) of one head as a matrix to read. Tensors that are summed in another type, or whose
+// rows overlap (an expanded gradient), are copied into `scratch`, the others are read where they lie.
 template <typename scalar_t>
 Matrix<acc_type<scalar_t>> read_head(const Heads<scalar_t>& heads, int64_t token, int64_t length, int64_t head,
                                      int64_t dim, std::vector<acc_type<scalar_t>>& scratch) {
   using acc_t = acc_type<scalar_t>;
   if constexpr (std::is_same_v<scalar_t, acc_t>) {
-    // BLAS wants a leading dimension of at least the width, also of a single row whose stride means nothing.
-    return {heads.at(token, head), std::max(heads.token_stride, dim)};
-  } else {
-    scratch.resize(length * dim);
-    for (int64_t i = 0; i < length; ++i) {
-      const scalar_t* from = heads.at(token + i, head);
-      acc_t* to = scratch.data() + i * dim;
-      for (int64_t d = 0; d < dim; ++d) to[d] = static_cast<acc_t>(from[d]);
-    }
-    return {scratch.data(), dim};
+    if (heads.token_stride >= dim) return {heads.at(token, head), heads.token_stride};  // as BLAS wants it
   }
+  scratch.resize(length * dim);
+  for (int64_t i = 0; i < length; ++i) {
+    const scalar_t* from = heads.at(token + i, head);
+    acc_t* to = scratch.data() + i * dim;
+    for (int64_t d = 0; d < dim; ++d) to[d] = static_cast<acc_t>(from[d]);
+  }
+  return {scratch.data(), dim};
 }
 
 // The same rows as a matrix to sum into: the result itself, or scratch that `write_head` rounds into the result.
