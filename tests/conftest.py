@@ -15,7 +15,9 @@ def spark() -> Iterator[object]:
     from spark_jobs.session import spark_session
 
     before = {name: os.environ.pop(name, None) for name in ("SPARK_REMOTE", "SPARK_MASTER", "SPARK_CONF")}
-    os.environ["SPARK_CONF"] = "spark.sql.shuffle.partitions=2;spark.driver.memory=1g"
+    # For a handful of rows, compiling a plan takes far longer than interpreting it.
+    interpreted = "spark.sql.codegen.wholeStage=false;spark.sql.codegen.factoryMode=NO_CODEGEN"
+    os.environ["SPARK_CONF"] = f"spark.sql.shuffle.partitions=2;spark.driver.memory=1g;{interpreted}"
     session = spark_session("tests")
     session.sparkContext.setLogLevel("OFF")
     del os.environ["SPARK_CONF"]
