@@ -80,7 +80,6 @@ class Settings:
         given = {
             "AIRFLOW_CONFIG": str(REPOSITORY / "airflow.cfg"),
             "AIRFLOW_HOME": str(self.home),
-            "AIRFLOW__CORE__DAGS_FOLDER": os.environ.get("MTGR_DAGS") or str(REPOSITORY / "dags"),
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.airflow_url}/execution/",
             "AIRFLOW__API__BASE_URL": self.airflow_url,
             "AIRFLOW__API__PORT": str(self.airflow_port),
@@ -96,6 +95,7 @@ class Settings:
         if self.data is not None:
             given["MTGR_KUAIRAND"] = str(self.data)
         defaults = {
+            "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
             "AIRFLOW_CONN_SPARK_DEFAULT": f"spark-connect://127.0.0.1:{self.spark_port}",
             "MTGR_SCHEDULED": str(int(scheduled)),
             "MTGR_PYTHON": sys.executable,
