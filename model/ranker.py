@@ -79,6 +79,12 @@ class Heads(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.towers = nn.ModuleList(mlp(width, hidden, 1) for _ in range(2))
 
+    @torch.no_grad()
+    def start_at(self, rates: Tensor) -> None:
+        """Sets the bias so that training starts from the labels' rates `[2]`, not from one half."""
+        for tower, logit in zip(self.towers, rates.clamp(1e-4, 0.5).logit(), strict=True):
+            tower[-1].bias.fill_(logit)  # type: ignore[index,union-attr,operator]
+
     def forward(self, x_CD: Tensor) -> Tensor:
         """Logits of click and conversion, float32 `[2, C]`."""
         z_CD = self.norm(x_CD)

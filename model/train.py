@@ -175,7 +175,7 @@ def _make(
     encoder = SampleEncoder(dataset, config.model.max_static)
     tokens = 0
     for day in plan.days:
-        _fit_numbers(trainer, table, encoder, day)
+        _fit(trainer, table, encoder, day)
         for step in _steps(table, encoder, config, day):
             if done_steps:
                 done_steps -= 1
@@ -236,11 +236,17 @@ def _steps(table: SamplesTable, encoder: SampleEncoder, config: Config, day: str
         )
 
 
-def _fit_numbers(trainer: Trainer, table: SamplesTable, encoder: SampleEncoder, day: str) -> None:
+def _fit(trainer: Trainer, table: SamplesTable, encoder: SampleEncoder, day: str) -> None:
+    """Fits what is fitted, not learned, to the first rows of a day, where it has not been before."""
     if not bool((trainer.scaler.fitted_F == 0).any()):
         return
-    for chunk in itertools.islice(table.chunks(day, encoder.columns), 1):
-        trainer.scaler.fit(encoder.encode(chunk.sort_by("user_id").slice(0, _FIT_ROWS)))
+    columns = [*encoder.columns, *encoder.label_columns]
+    for chunk in itertools.islice(table.chunks(day, columns), 1):
+        order = [("user_id", "ascending"), ("window_start_ms", "ascending")]
+        rows = encoder.encode(chunk.sort_by(order).slice(0, _FIT_ROWS))
+        trainer.scaler.fit(rows)
+        if trainer.num_steps == 0:
+            trainer.heads.start_at(rows.labels.mean(1))
 
 
 def _progress(trainer: Trainer, plan: Plan, config: Config, partial: Path) -> dict[str, Any]:

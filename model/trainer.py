@@ -28,6 +28,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from model.config import Config
 from model.embeddings import NumberScaler
 from model.network import Ranker, build_ranker
+from model.ranker import Heads
 from model.reader import Step
 from spark_jobs.contract import Dataset
 
@@ -71,6 +72,7 @@ class Trainer:
         self.device = device
         ranker = build_ranker(dataset, config).to(device)
         self.scaler: NumberScaler = ranker.inputs.scaler
+        self.heads: Heads = ranker.heads
         tables = ranker.inputs.embeddings.tables
         in_tables = {id(parameter) for parameter in tables.parameters()}
         dense = {n: p for n, p in ranker.named_parameters() if id(p) not in in_tables}
