@@ -10,7 +10,7 @@ from scripts.settings import Settings, UsageError
 from spark_jobs.contract import days_between, parse_day, shift_day
 
 # First day and number of days when nothing else is asked for.
-_DEFAULTS = {"foodlog": ("2026-03-01", 4), "kuairand": ("2022-04-25", 4)}
+_DEFAULTS = {"foodlog": ("2026-03-01", 3), "kuairand": ("2022-04-25", 4)}
 
 
 def days_from_environment(dataset: str, *, required: bool = False) -> list[str]:
