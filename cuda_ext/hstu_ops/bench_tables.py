@@ -43,7 +43,7 @@ def table(report: dict[str, Any]) -> str:
                 result = passes[name]
                 low, high = result["quartiles_ms"]
                 cells.append(f"{result['median_ms']:.3f} ({low:.3f} to {high:.3f})")
-                cells.append("" if result["tflops"] is None else f"{result['tflops']:.1f}")
+                cells.append("" if result["tflops"] is None else f"{result['tflops']:.3g}")
             ratios = [base[name]["median_ms"] / passes[name]["median_ms"] for name in PASSES]
             cells.append("" if passes is base else f"{ratios[0]:.1f}x, {ratios[1]:.1f}x")
             lines.append("| " + " | ".join(cells) + " |")

@@ -121,5 +121,7 @@ def environment(device: str) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(),
         }
     else:
-        found |= {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
+        load = f"{os.getloadavg()[0]:.1f} of {os.cpu_count()} cores"
+        cpu = torch.backends.cpu.get_cpu_capability()
+        found |= {"threads": torch.get_num_threads(), "cpu": cpu, "load average": load}
     return found

@@ -18,7 +18,7 @@ namespace hstu_ops {
 
 // A block of scores is kQueryBlock x kKeyBlock at most: it stays in the second-level cache, and memory stays linear in
 // the tokens however long a row is.
-constexpr int64_t kQueryBlock = 64;
+constexpr int64_t kQueryBlock = 128;
 constexpr int64_t kKeyBlock = 1024;
 
 // Sums are kept in float, in double for double tensors.
