@@ -61,9 +61,13 @@ def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def where(settings: Settings) -> str:
-    """A line for each place to look."""
+    """The champion, and a line for each place to look."""
+    from model import registry
+
+    champion = registry.aliased(settings.dataset, registry.CHAMPION)
     docs: Path = locations.var() / "data_docs" / "index.html"
     lines = (
+        ("champion", str(champion or "none yet")),
         ("MLflow", f"{locations.tracking_uri()} (make ui: http://127.0.0.1:{settings.mlflow_port})"),
         ("Airflow", f"{settings.database} (make ui: {settings.airflow_url})"),
         ("data docs", str(docs)),
