@@ -98,6 +98,7 @@ def test_no_code_overwrites_a_schema_or_collects_by_rdd() -> None:
         assert not forbidden.search(path.read_text(encoding="utf-8")), path
 
 
+@pytest.mark.slow
 def test_maintenance_keeps_versions_and_refuses_a_short_retention(spark: Any, lake: Path) -> None:
     uri = locations.table("foodlog", "samples")
     for ds in DAYS:
