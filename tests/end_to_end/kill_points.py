@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 DATASET = "foodlog"
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
-USERS = 120
+SIZE = ("--users", "200", "--impressions-a-day", "4000")
 PRESET = "tiny"
 
 
@@ -109,7 +109,8 @@ class Chain:
         """Runs one step that has to succeed."""
         code = self.run(command, **environment)
         if code:
-            raise RuntimeError(f"exit code {code} of {' '.join(command)}; see {self.work / 'steps.log'}")
+            output = (self.work / "steps.log").read_text()[-4000:]
+            raise RuntimeError(f"exit code {code} of {' '.join(command)}:\n{output}")
 
     def save(self, name: str) -> None:
         """Keeps the state of the `var` folder under a name."""
@@ -177,7 +178,7 @@ def difference(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 def reference(chain: Chain, wanted: set[str]) -> list[tuple[str, list[str], list[str], dict[str, Any]]]:
     """Runs the chain undisturbed; returns (stage, command, phases, state after) of the last day's steps."""
-    chain.must(python("spark_jobs.simulate", "--from", DAYS[0], "--to", DAYS[-1], "--users", str(USERS)))
+    chain.must(python("spark_jobs.simulate", "--from", DAYS[0], "--to", DAYS[-1], *SIZE))
     for ds in DAYS[:-1]:
         for _, command in steps(ds):
             chain.must(command)
