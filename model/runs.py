@@ -20,9 +20,13 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import SafetensorError
 
 from model.config import Config
 from spark_jobs import locations
@@ -186,6 +190,37 @@ def _rename(run: Run) -> Run:
     sync_folder(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     return Run(path=path, record=run.record)
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file whole by `write(neighbour)`, then renames it.
+
+    Raises:
+        RunError: It cannot be written; names the file and the space that is left.
+    """
+    neighbour = path.with_name(f".{path.name}.new")
+    try:
+        write(neighbour)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+        free = shutil.disk_usage(path.parent).free
+        neighbour.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path} ({free} bytes are free there): {error}") from error
+    os.replace(neighbour, path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of this machine's own; executes nothing in it.
+
+    Raises:
+        RunError: It is missing or damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        return state
+    except Exception as error:  # what a damaged file raises in torch's reader is no closed list
+        raise RunError(
+            f"{path} cannot be read ({error}); remove {path.parent} and train again from an older run"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -44,7 +44,9 @@ from model.runs import (
     finish,
     partial_path,
     publish,
+    read_state,
     run_path,
+    write_file,
     write_text,
 )
 from model.settings import configure_logging, device_of
@@ -95,6 +97,8 @@ def plan_of(dataset: Dataset, config: Config, ds: str) -> Plan:
         raise RunError(f"{table.uri} has no samples of a day before {ds}; build some, or ask for a later day")
     base = base_of(complete_runs(dataset.name, config.preset), days)
     seen = base.seen_days if base else {}
+    if base is not None:
+        base.verify()
     if base is not None and base.config()[1].model != config.model:
         raise RunError(
             f"{base.path} has another model than preset {config.preset} has now; move it away to start over"
@@ -170,7 +174,7 @@ def _make(
     if progress["state"] is not None:
         trainer.load(progress["state"])
     elif plan.base is not None:
-        trainer.load(torch.load(Path(plan.base) / CHECKPOINT, weights_only=True))
+        trainer.load(read_state(Path(plan.base) / CHECKPOINT))
     done_steps, losses = progress["done_steps"], progress["losses"]
     encoder = SampleEncoder(dataset, config.model.max_static)
     tokens = 0
@@ -195,8 +199,9 @@ def _make(
     if state is None:
         return None
     write_text(partial / CONFIG, config.to_json(dataset=dataset.name))
-    save_file(trainer.published(state), partial / WEIGHTS)
-    torch.save(state, partial / CHECKPOINT)
+    published = trainer.published(state)
+    write_file(partial / WEIGHTS, lambda path: save_file(published, path))
+    write_file(partial / CHECKPOINT, lambda path: torch.save(state, path))
     reach("train:weights_saved")
     record = {
         "ds": ds,
@@ -254,7 +259,7 @@ def _progress(trainer: Trainer, plan: Plan, config: Config, partial: Path) -> di
     fresh: dict[str, Any] = {"version": plan.version, "state": None, "done_steps": 0, "losses": []}
     if not (partial / _PROGRESS).exists():
         return fresh
-    saved: dict[str, Any] = torch.load(partial / _PROGRESS, weights_only=True)
+    saved = read_state(partial / _PROGRESS)
     if saved["key"] != plan.key(config) or saved["world_size"] != dist.get_world_size():
         logger.warning("%s is of another plan or number of ranks: starting over", partial / _PROGRESS)
         return fresh
@@ -276,8 +281,7 @@ def _save_progress(
         "done_steps": len(losses),
         "losses": losses,
     }
-    torch.save(saved, partial / f"{_PROGRESS}.new")
-    os.replace(partial / f"{_PROGRESS}.new", partial / _PROGRESS)
+    write_file(partial / _PROGRESS, lambda path: torch.save(saved, path))
 
 
 def _log(config: Config, record: dict[str, Any], digest: str) -> str:

@@ -243,3 +243,20 @@ def test_two_ranks_train_as_one(tmp_path, monkeypatch):
         ranker.load_state_dict({**state["weights"], **state["averaged"]})
         scores.append(ranker(rows).detach())
     torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_disk_and_a_lost_checkpoint_are_named(lake, monkeypatch):
+    training.train(DATASET, config(), DAYS[1], CPU)
+    base = load_run(DATASET.name, "tiny", DAYS[1]).path
+    with monkeypatch.context() as patch:
+
+        def full(*_):
+            raise RuntimeError("PytorchStreamWriter failed writing file")
+
+        patch.setattr(torch, "save", full)
+        with pytest.raises(RunError, match=r"cannot write .*progress.pt \(\d+ bytes are free there\)"):
+            training.train(DATASET, config(), DAYS[2], CPU)
+    assert [run.path for run in complete_runs(DATASET.name, "tiny")] == [base]
+    (base / "checkpoint.pt").write_bytes(b"half")
+    with pytest.raises(RunError, match=r"checkpoint.pt cannot be read .*; remove .* and train again"):
+        training.train(DATASET, config(), DAYS[2], CPU)
