@@ -136,4 +136,12 @@ class AirflowApi:
         run_id = urllib.parse.quote(run_id, safe="")
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}"
         content = self.call("GET", path, full_content="true")["content"]
-        return [str(entry.get("event", "")) if isinstance(entry, dict) else str(entry) for entry in content]
+        return [line for entry in content for line in _lines(entry)]
+
+
+def _lines(entry: Any) -> list[str]:
+    """Lines of a log entry: what happened, and the exception that it reports."""
+    if not isinstance(entry, dict):
+        return [str(entry)]
+    errors = entry.get("error_detail") or []
+    return [str(entry.get("event", "")), *(f"{error['exc_type']}: {error['exc_value']}" for error in errors)]
