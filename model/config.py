@@ -167,8 +167,8 @@ def tiny() -> Config:
             num_blocks=2, d_model=64, num_heads=2, max_static=50, token_hidden=128, head_hidden=64
         ),
         train=TrainConfig(
-            batch_tokens=2_000,
-            dense_lr=1.5e-3,
+            batch_tokens=4_000,
+            dense_lr=1e-3,
             weight_decay=0.01,
             passes=2,
             warmup_steps=10,
