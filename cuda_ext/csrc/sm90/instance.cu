@@ -8,7 +8,7 @@ namespace hstu_sm90 {
 template <DType kDType>
 using Element = std::conditional_t<kDType == DType::kFloat16, cutlass::half_t, cutlass::bfloat16_t>;
 
-// Tile shapes found best by measurement; docs/log_ops_sm90.md has the others.
+// Tile shapes found best by measurement; docs/log.md has the others.
 template <int kDim, class E>
 using Forward = ForwardTraits<E, kDim, kDim == 256 ? 64 : 128, 2>;
 template <int kDim, class E>
