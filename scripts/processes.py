@@ -50,10 +50,12 @@ class Processes:
         self.environment = dict(environment)
         self.logs = logs
         self.started: dict[str, subprocess.Popen[bytes]] = {}
+        self._others: set[psutil.Process] = set()
 
     def __enter__(self) -> Processes:
         if _PRCTL is not None:
             _PRCTL(_PR_SET_CHILD_SUBREAPER, 1)
+        self._others = set(psutil.Process().children(recursive=True))
         self.logs.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -115,7 +117,7 @@ class Processes:
                 process.terminate()
         _wait(list(self.started.values()), _STOP_S)
         for stop in (psutil.Process.terminate, psutil.Process.kill):
-            left = psutil.Process().children(recursive=True)
+            left = [c for c in psutil.Process().children(recursive=True) if c not in self._others]
             for child in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     stop(child)

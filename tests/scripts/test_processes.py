@@ -101,3 +101,14 @@ def test_open_secrets_are_a_problem(tmp_path):
     key = tmp_path / "secrets" / "jwt_secret"
     key.chmod(0o644)
     assert secrets_store.problems(tmp_path) == [f"{key} is readable by other users: chmod 600 {key}"]
+
+
+def test_what_ran_before_the_components_is_left_alone(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        with Processes(dict(os.environ), tmp_path) as processes:
+            processes.start("idle", [sys.executable, "-c", "import time; time.sleep(60)"])
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
