@@ -59,8 +59,7 @@ class Limits:
 
 
 _LIMITS = {
-    # Weather alone moves the delivery times of a small app by more than a quarter of their spread.
-    "foodlog": Limits(over_oracle=0.02, quantile_shift=0.5),
+    "foodlog": Limits(over_oracle=0.02),
     "kuairand": Limits(
         immature_share=None,
         ctr=(0.1, 0.9),

@@ -29,7 +29,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 DATASET = "foodlog"
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
-SIZE = ("--users", "200", "--impressions-a-day", "4000")
 PRESET = "tiny"
 
 
@@ -178,7 +177,7 @@ def difference(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 def reference(chain: Chain, wanted: set[str]) -> list[tuple[str, list[str], list[str], dict[str, Any]]]:
     """Runs the chain undisturbed; returns (stage, command, phases, state after) of the last day's steps."""
-    chain.must(python("spark_jobs.simulate", "--from", DAYS[0], "--to", DAYS[-1], *SIZE))
+    chain.must(python("spark_jobs.simulate", "--from", DAYS[0], "--to", DAYS[-1]))
     for ds in DAYS[:-1]:
         for _, command in steps(ds):
             chain.must(command)
