@@ -25,7 +25,6 @@ from spark_jobs.contract import shift_day
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).resolve().parents[2]
 DAYS = ["2026-03-01", "2026-03-02", "2026-03-03"]
-SMALL = ("--users", "200", "--impressions-a-day", "4000")
 
 
 def _free_ports(number: int) -> list[int]:
@@ -58,7 +57,7 @@ def _python(environment, module, *arguments, **settings):
 
 
 def _simulate(environment, first, last, *options):
-    done = _python(environment, "spark_jobs.simulate", "--from", first, "--to", last, *SMALL, *options)
+    done = _python(environment, "spark_jobs.simulate", "--from", first, "--to", last, *options)
     assert done.returncode == 0, done.stderr
 
 
