@@ -6,15 +6,20 @@
 
 All sides of a comparison run in one process, taking turns, so that a busy machine slows them alike. Times
 are medians with quartiles; on a GPU of CUDA graph replays, so without the cost of launching. TFLOP/s count
-visible pairs only: 4 x heads x head dim x pairs forward, 3.5 times that with the backward pass. The first
-side of every workload is what the others are held against.
+the pairs that a side's mask allows: 4 x heads x head dim x pairs forward, 3.5 times that with the backward
+pass. Every side is also held against every backend of this package, by TFLOP/s: time per visible pair.
+
+Attention kernels of others, built outside of this package, take part by `--peer MODULE:FUNCTION`. The
+function is called with (workload, rows, q, k, v, alpha, inv_n) and yields, for each side,
+(name, pairs its mask allows a head, forward, inputs that forward takes and whose gradients are wanted).
 """
 
 import argparse
+import importlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +28,41 @@ from torch import Tensor
 
 from hstu_ops.attention import mtgr_attention
 from hstu_ops.backends import available
-from hstu_ops.bench_block import block_step
-from hstu_ops.bench_timing import PASSES, Steps, Times, both_passes, environment, measure, summary
+from hstu_ops.bench_block import BlockBench
+from hstu_ops.bench_timing import PASSES, Steps, both_passes, environment, measure, ratios, summary
 from hstu_ops.norm import group_layer_norm
 from hstu_ops.padded import PaddedAttention
-from hstu_ops.shapes import CPU_WORKLOADS, GPU_WORKLOADS, WORKLOADS, Jagged, Workload, build, uvqk
+from hstu_ops.shapes import (
+    ATTENTION_WORKLOADS,
+    CPU_WORKLOADS,
+    GPU_WORKLOADS,
+    WORKLOADS,
+    Jagged,
+    Workload,
+    build,
+    uvqk,
+)
 
 logger = logging.getLogger(__name__)
 
 INV_N = 1.0 / 500
+# The workload whose block is also timed part by part.
+PARTS_OF = "P"
 
-
-def _attention_flops(workload: Workload, rows: Jagged) -> float:
-    return 4.0 * workload.num_heads * workload.head_dim * rows.visible_pairs
+Peer = Callable[..., Iterable[tuple[str, int, Callable[..., Tensor], Sequence[Tensor]]]]
+# What an operator's sides do, in FLOP by (side, passes); sides without a product have none.
+Work = dict[tuple[str, str], float]
 
 
 def attention_steps(
-    workload: Workload, rows: Jagged, device: str, dtype: torch.dtype, backends: Sequence[str]
-) -> Steps:
-    """Returns `mtgr_attention` by each backend, on the CPU beside the padded product."""
+    workload: Workload,
+    rows: Jagged,
+    device: str,
+    dtype: torch.dtype,
+    backends: Sequence[str],
+    peers: Sequence[Peer],
+) -> tuple[Steps, Work]:
+    """Returns `mtgr_attention` by each backend, beside the padded product on the CPU, and the peers."""
     parts = uvqk(rows.num_tokens, workload.num_heads, workload.head_dim, dtype=dtype, device=device)
     v, q, k = (part.detach().requires_grad_() for part in parts[1:])
     alpha = workload.head_dim**-0.5
@@ -49,13 +70,23 @@ def attention_steps(
     if device == "cpu":
         padded = PaddedAttention(rows)
         steps |= both_passes("padded PyTorch", lambda q, k, v: padded(q, k, v, alpha, INV_N), (q, k, v))
+    pairs = {}
+    for peer in peers:
+        for side, visible, forward, inputs in peer(workload, rows, q, k, v, alpha, INV_N):
+            steps |= both_passes(side, forward, inputs)
+            pairs[side] = visible
     for name in backends:
 
         def attention(q: Tensor, k: Tensor, v: Tensor, name: str = name) -> Tensor:
             return mtgr_attention(q, k, v, rows.offsets, rows.visible_end, alpha, INV_N, backend=name)
 
         steps |= both_passes(name, attention, (q, k, v))
-    return steps
+    flops = 4.0 * workload.num_heads * workload.head_dim
+    work = {
+        (side, passes): flops * pairs.get(side, rows.visible_pairs) * (1 if passes == PASSES[0] else 3.5)
+        for side, passes in steps
+    }
+    return steps, work
 
 
 def norm_steps(
@@ -80,30 +111,39 @@ def norm_steps(
 
 def block_steps(
     workload: Workload, rows: Jagged, device: str, dtype: torch.dtype, backends: Sequence[str]
-) -> Steps:
-    """Returns a whole block of MTGR by each backend."""
+) -> tuple[Steps, Work]:
+    """Returns a whole block of MTGR by each backend; on a GPU also with `gated_attention` taken apart."""
     steps: Steps = {}
     for name in backends:
-        forward, inputs = block_step(workload, rows, device, dtype, name)
-        steps |= both_passes(name, forward, inputs)
-    return steps
+        block = BlockBench(workload, rows, device, dtype, name)
+        steps |= block.steps(name)
+        if device != "cpu":
+            steps |= block.steps(f"{name}, two operators", fused=False)
+    linear = 10.0 * rows.num_tokens * (workload.num_heads * workload.head_dim) ** 2
+    attention = 4.0 * workload.num_heads * workload.head_dim * rows.visible_pairs
+    amounts = dict(zip(PASSES, (linear + attention, 3 * linear + 3.5 * attention), strict=True))
+    return steps, {(side, passes): amounts[passes] for side, passes in steps}
 
 
-def run(workload: Workload, device: str, backends: Sequence[str], repeats: int) -> list[dict[str, Any]]:
+def run(
+    workload: Workload, device: str, backends: Sequence[str], peers: Sequence[Peer], repeats: int
+) -> list[dict[str, Any]]:
     """Measures all operators on one workload."""
     rows = build(workload).to(device)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    attention = _attention_flops(workload, rows)
-    linear = 10.0 * rows.num_tokens * (workload.num_heads * workload.head_dim) ** 2
-    suites: list[tuple[str, Callable[..., Steps], tuple[float, float] | None]] = [
-        ("mtgr_attention", attention_steps, (attention, 3.5 * attention)),
-        ("group_layer_norm, gated", norm_steps, None),
-        ("block", block_steps, (linear + attention, 3 * linear + 3.5 * attention)),
+    common = (workload, rows, device, dtype, backends)
+    suites: list[tuple[str, Callable[[], tuple[Steps, Work]]]] = [
+        ("mtgr_attention", lambda: attention_steps(*common, peers)),
     ]
+    if workload.name not in ATTENTION_WORKLOADS:
+        suites.append(("group_layer_norm, gated", lambda: (norm_steps(*common), {})))
+        suites.append(("block", lambda: block_steps(*common)))
+    if workload.name == PARTS_OF:
+        suites.append(("part of a block", lambda: (BlockBench(*common[:4], backends[-1]).parts(), {})))
     results = []
-    for operator, steps, flops in suites:
-        times: Times = measure(steps(workload, rows, device, dtype, backends), device, repeats)
-        for (side, passes), values in times.items():
+    for operator, suite in suites:
+        steps, work = suite()
+        for (side, passes), values in measure(steps, device, repeats).items():
             line = {
                 "operator": operator,
                 "workload": workload.name,
@@ -117,11 +157,17 @@ def run(workload: Workload, device: str, backends: Sequence[str], repeats: int) 
                 "visible_pairs": rows.visible_pairs,
                 **summary(values),
             }
-            work = flops[PASSES.index(passes)] if flops else None
-            line["tflops"] = round(work / line["median_ms"] / 1e9, 3) if work else None
+            done = work.get((side, passes))
+            line["tflops"] = float(f"{done / line['median_ms'] / 1e9:.4g}") if done else None
             logger.info("%s %s %s %s: %.3f ms", operator, workload.name, side, passes, line["median_ms"])
             results.append(line)
     return results
+
+
+def _peer(name: str) -> Peer:
+    module, _, function = name.partition(":")
+    found: Peer = getattr(importlib.import_module(module), function)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--workloads", nargs="+", choices=sorted(WORKLOADS))
+    parser.add_argument("--peer", action="append", default=[], metavar="MODULE:FUNCTION", type=_peer)
     parser.add_argument("--repeats", type=int, help="default: 5 on the CPU, 20 on a GPU")
     args = parser.parse_args(argv)
     reasons = available(args.device)
@@ -144,9 +191,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = []
     for name in args.workloads or (CPU_WORKLOADS if args.device == "cpu" else GPU_WORKLOADS):
         repeats = args.repeats or (5 if args.device == "cpu" else 20)
-        results += run(WORKLOADS[name], args.device, backends, repeats)
+        results += run(WORKLOADS[name], args.device, backends, args.peer, repeats)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {"environment": environment(args.device), "results": results}
+    report = {
+        "environment": environment(args.device),
+        "results": results,
+        "ratios": ratios(results, backends),
+    }
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     logger.info("wrote %s", args.out)
     return 0

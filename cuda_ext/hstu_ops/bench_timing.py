@@ -89,6 +89,22 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def ratios(results: Sequence[dict[str, Any]], ours: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns how many times as fast each of our sides of an attention is as each other side, per pair."""
+    speed: dict[tuple[str, str], list[float]] = {}
+    for result in results:
+        if result["operator"] == "mtgr_attention":
+            speed.setdefault((result["workload"], result["side"]), []).append(result["tflops"])
+    found = []
+    for (workload, side), fast in speed.items():
+        for (other_workload, other), slow in speed.items():
+            if side in ours and other_workload == workload and other != side:
+                times = (round(a / b, 3) for a, b in zip(fast, slow, strict=True))
+                ratio = dict(zip(PASSES, times, strict=True))
+                found.append({"workload": workload, "side": side, "against": other, **ratio})
+    return found
+
+
 def _commit() -> str:
     """The commit of the sources, marked if they differ; outside of a repository what HSTU_OPS_COMMIT says."""
     folder = Path(__file__).parent

@@ -87,6 +87,14 @@ def _check_attention_values(q: Tensor, offsets: Tensor, visible_end: Tensor) -> 
         )
 
 
+def check_uvqk(uvqk: Tensor) -> None:
+    """Checks the product that `gated_attention` takes; raises ValueError with what was expected."""
+    if uvqk.dim() != 4 or uvqk.shape[1] != 4:
+        raise ValueError(f"uvqk must be [T, 4, N, D], got {_describe(uvqk)}")
+    if not uvqk.is_contiguous():
+        raise ValueError(f"uvqk must be contiguous, got strides {uvqk.stride()}: call .contiguous()")
+
+
 def check_norm(x: Tensor, group: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None) -> None:
     """Checks the tensors of `group_layer_norm`; raises ValueError naming argument and expectation."""
     if x.dim() != 2 or not x.is_floating_point() or x.shape[1] < 1:

@@ -8,6 +8,9 @@ m)`), never a schema.
 |---|---|---|
 | `mtgr_attention`, `mtgr_attention_backward` | backend `cpu`, C++ | backend `cutlass`, C++ for sm90a |
 | `mtgr_attention_triton`, `mtgr_attention_triton_backward` | | backend `triton` |
+| `mtgr_attention_backward_out` | | backend `cutlass`, C++ for sm90a |
+| `gated_attention`, `gated_attention_backward` | | backend `cutlass`: the above, and the norm by Triton |
+| `gated_attention_triton`, `gated_attention_triton_backward` | | backend `triton` |
 | `group_layer_norm`, `group_layer_norm_backward` | backend `cpu`, C++ | |
 | `group_layer_norm_triton`, `group_layer_norm_triton_backward` | | backends `triton`, `cutlass` |
 
@@ -37,6 +40,26 @@ _ATTENTION_BACKWARD = (
     " float inv_n, bool deterministic) -> (Tensor, Tensor, Tensor)"
 )
 
+# The same, written into slices of a larger tensor: any strides but the last, which is 1.
+_ATTENTION_BACKWARD_OUT = (
+    "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor visible_end, float alpha,"
+    " float inv_n, bool deterministic, Tensor(a!) grad_q, Tensor(b!) grad_k, Tensor(c!) grad_v) -> ()"
+)
+
+# uvqk: [T, 4, N, D], contiguous. y [T, N * D] is group_layer_norm(mtgr_attention(q, k, v)) gated by u.
+# Returns (y, the attention's out [T, N, D], mean [T], rstd [T]).
+_GATED = (
+    "(Tensor uvqk, Tensor offsets, Tensor visible_end, Tensor group, Tensor weight, Tensor bias,"
+    " float alpha, float inv_n, float eps, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+# Returns (grad_uvqk [T, 4, N, D], grad_weight, grad_bias): one tensor, so that no slices are copied together.
+_GATED_BACKWARD = (
+    "(Tensor grad_y, Tensor uvqk, Tensor offsets, Tensor visible_end, Tensor group, Tensor weight,"
+    " Tensor out, Tensor mean, Tensor rstd, float alpha, float inv_n, bool deterministic)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+
 # x, gate: [T, D], last stride 1. group: int32 or int64 [T], 0 <= g < G. weight, bias: [G, D].
 # z = x * gate (or x); y = (z - mean(z)) * rstd(z) * weight[group] + bias[group].
 # Returns (y [T, D] of x's dtype, mean [T], rstd [T]), the last two float32 (float64 for float64 x).
@@ -56,6 +79,11 @@ SCHEMAS = {
     "mtgr_attention_backward": _ATTENTION_BACKWARD,
     "mtgr_attention_triton": _ATTENTION,
     "mtgr_attention_triton_backward": _ATTENTION_BACKWARD,
+    "mtgr_attention_backward_out": _ATTENTION_BACKWARD_OUT,
+    "gated_attention": _GATED,
+    "gated_attention_backward": _GATED_BACKWARD,
+    "gated_attention_triton": _GATED,
+    "gated_attention_triton_backward": _GATED_BACKWARD,
     "group_layer_norm": _NORM,
     "group_layer_norm_backward": _NORM_BACKWARD,
     "group_layer_norm_triton": _NORM,

@@ -38,6 +38,24 @@ WORKLOADS = {
             head_dim=256,
         ),
         Workload(
+            name="P-6x128",
+            num_rows=96,
+            static=(200, 1000),
+            realtime=(10, 100),
+            candidates=(50, 200),
+            num_heads=6,
+            head_dim=128,
+        ),
+        Workload(
+            name="P-12x64",
+            num_rows=96,
+            static=(200, 1000),
+            realtime=(10, 100),
+            candidates=(50, 200),
+            num_heads=12,
+            head_dim=64,
+        ),
+        Workload(
             name="64x512",
             num_rows=64,
             static=(384, 384),
@@ -84,7 +102,9 @@ WORKLOADS = {
         ),
     )
 }
-GPU_WORKLOADS = ("P", "64x512", "32x2048", "32x4096")
+# P with other head dims: attention alone, since norm and products are those of P.
+ATTENTION_WORKLOADS = ("P-6x128", "P-12x64")
+GPU_WORKLOADS = ("P", "64x512", "32x2048", "32x4096", *ATTENTION_WORKLOADS)
 CPU_WORKLOADS = ("cpu-2x32", "cpu-3x256")
 
 

@@ -1,5 +1,7 @@
 """Every attention backend against the float64 reference: forward, gradients, awkward rows, determinism."""
 
+import math
+
 import pytest
 import torch
 from hstu_ops import mtgr_attention
@@ -113,6 +115,28 @@ def test_awkward_rows_on_a_gpu(backend, name, head_dim, dtype):
 def test_row_of_16k_tokens_on_a_gpu(backend):
     rows = Jagged.random(static=[16_000, 10], realtime=[100, 3], candidates=[284, 5]).to("cuda")
     check_attention(backend, rows, 1, 64, torch.bfloat16)
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_the_31_elements_on_a_gpu(backend):
+    rows = Jagged.random(static=[900] * 2100, realtime=[50] * 2100, candidates=[74] * 2100).to("cuda")
+    shape = (rows.num_tokens, 4, 256)
+    assert math.prod(shape) > 2**31
+    if torch.cuda.mem_get_info()[0] < 60 * 2**30:
+        pytest.skip("q, k, v, their gradients and the result take 40 GB")
+    torch.manual_seed(0)
+    grad, *parts = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+
+    def run(tokens: slice, offsets: torch.Tensor) -> list[torch.Tensor]:
+        q, k, v = (part[tokens].requires_grad_() for part in parts)
+        out = mtgr_attention(q, k, v, offsets, rows.visible_end[tokens], 0.1, 0.1, backend=backend)
+        grads = torch.autograd.grad(out, (q, k, v), grad[tokens])
+        return [tensor[-1024:] for tensor in (out.detach(), *grads)]
+
+    whole = run(slice(None), rows.offsets)
+    alone = run(slice(-1024, None), rows.offsets[:2].contiguous())
+    for ours, expected in zip(whole, alone, strict=True):
+        assert torch.equal(ours, expected)
 
 
 @pytest.mark.gpu

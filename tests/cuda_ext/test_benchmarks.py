@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 from hstu_ops import bench, bench_tables, mtgr_attention
 from hstu_ops.padded import PaddedAttention
 from hstu_ops.shapes import WORKLOADS, Workload, build
 from hstu_ops.testing import batch
 
+PACKAGE = Path(__file__).parents[2] / "cuda_ext"
 TINY = Workload(
     name="tiny", num_rows=3, static=(2, 9), realtime=(0, 3), candidates=(1, 4), num_heads=2, head_dim=4
 )
@@ -39,23 +43,50 @@ def test_visible_pairs_counts_each_token_itself_once():
     assert rows.visible_pairs == expected
 
 
+def lighter_attention(workload, rows, q, k, v, alpha, inv_n):
+    """Stands for another project's kernel, with a mask of half the pairs."""
+    yield "lighter", rows.visible_pairs // 2, lambda q, k: q * k, [q, k]
+
+
 def test_bench_writes_json_and_tables_follow(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "WORKLOADS", {"tiny": TINY})
+    monkeypatch.setattr(bench, "PARTS_OF", "tiny")
+    monkeypatch.setitem(sys.modules, "peers", SimpleNamespace(lighter=lighter_attention))
     out = tmp_path / "cpu.json"
-    assert bench.main(["--device", "cpu", "--out", str(out), "--workloads", "tiny", "--repeats", "2"]) == 0
+    options = ["--workloads", "tiny", "--repeats", "2", "--peer", "peers:lighter"]
+    assert bench.main(["--device", "cpu", "--out", str(out), *options]) == 0
     report = json.loads(out.read_text())
     assert {"commit", "date", "python", "torch", "threads"} <= report["environment"].keys()
     sides = {(line["operator"], line["side"], line["passes"]) for line in report["results"]}
     assert ("mtgr_attention", "padded PyTorch", "forward + backward") in sides
     assert ("block", "cpu", "forward") in sides
+    speed = {
+        (line["side"], line["passes"]): line["tflops"] * line["median_ms"]
+        for line in report["results"]
+        if line["operator"] == "mtgr_attention"
+    }
+    assert speed["lighter", "forward"] == pytest.approx(speed["cpu", "forward"] / 2, rel=0.2)
+    assert {(ratio["side"], ratio["against"]) for ratio in report["ratios"]} == {
+        ("cpu", "padded PyTorch"),
+        ("cpu", "lighter"),
+    }
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- benchmark cpu -->\nold numbers\n<!-- end -->\nafter\n")
     assert bench_tables.main([str(readme), str(tmp_path)]) == 0
     text = readme.read_text()
     assert "old numbers" not in text
     assert "| mtgr_attention | tiny | cpu |" in text
+    assert "| tiny | cpu | padded PyTorch |" in text
+    assert "| between the parts |" in text
     assert text.startswith("before\n")
     assert text.endswith("<!-- end -->\nafter\n")
+
+
+def test_committed_tables_are_those_of_the_committed_measurements(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text((PACKAGE / "README.md").read_text())
+    assert bench_tables.main([str(readme), str(PACKAGE / "benchmarks")]) == 0
+    assert readme.read_text() == (PACKAGE / "README.md").read_text()
 
 
 def test_tables_refuse_a_marker_without_measurements(tmp_path):

@@ -60,4 +60,4 @@ def test_attention_kernels_compile_and_fit(capability, table, shared_memory, lau
 
 
 def test_norm_backward_compiles():
-    compile_kernel(group_layer_norm._backward_kernel, {"GATED": True, "ROWS": 4, "WIDTH": 128}, 80, 4, 3)
+    compile_kernel(group_layer_norm._norm_backward_kernel, {"GATED": True, "ROWS": 4, "WIDTH": 128}, 80, 4, 3)

@@ -104,19 +104,19 @@ at::Tensor forward(at::Tensor const& q, at::Tensor const& k, at::Tensor const& v
   return out;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(at::Tensor const& grad_out, at::Tensor const& q,
-                                                        at::Tensor const& k, at::Tensor const& v,
-                                                        at::Tensor const& offsets, at::Tensor const& visible_end,
-                                                        double alpha, double inv_n,
-                                                        bool /*deterministic: it always is*/) {
+// Writes the gradients where the caller wants them, such as into slices of the gradient of a UVQK product.
+void backward_out(at::Tensor const& grad_out, at::Tensor const& q, at::Tensor const& k, at::Tensor const& v,
+                  at::Tensor const& offsets, at::Tensor const& visible_end, double alpha, double inv_n,
+                  bool /*deterministic: it always is*/, at::Tensor const& grad_q, at::Tensor const& grad_k,
+                  at::Tensor const& grad_v) {
   check(q, k, v, offsets, visible_end);
   TORCH_CHECK_VALUE(grad_out.sizes() == q.sizes() && grad_out.scalar_type() == q.scalar_type(),
                     "grad_out must have the shape and dtype of q, ", q.sizes(), "; got ", grad_out.sizes(), " ",
                     grad_out.scalar_type());
-  at::Tensor grad_q = at::empty(q.sizes(), q.options());
-  at::Tensor grad_k = at::empty(q.sizes(), q.options());
-  at::Tensor grad_v = at::empty(q.sizes(), q.options());
-  if (grad_q.numel() == 0) return {grad_q, grad_k, grad_v};
+  check_input("grad_q", grad_q, q);
+  check_input("grad_k", grad_k, q);
+  check_input("grad_v", grad_v, q);
+  if (q.numel() == 0) return;
   c10::cuda::CUDAGuard const guard(q.device());
   // A gradient may come expanded or sliced at any offset; a copy is right then.
   at::Tensor const grad = loadable(grad_out) ? grad_out : grad_out.clone(at::MemoryFormat::Contiguous);
@@ -128,6 +128,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(at::Tensor const& grad_o
   problem.grad_v = matrix(grad_v);
   char const* const message = hstu_sm90_backward(&problem, c10::cuda::getCurrentCUDAStream());
   TORCH_CHECK(message == nullptr, "mtgr_attention_backward: ", message);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(at::Tensor const& grad_out, at::Tensor const& q,
+                                                        at::Tensor const& k, at::Tensor const& v,
+                                                        at::Tensor const& offsets, at::Tensor const& visible_end,
+                                                        double alpha, double inv_n, bool deterministic) {
+  at::Tensor grad_q = at::empty(q.sizes(), q.options());
+  at::Tensor grad_k = at::empty(q.sizes(), q.options());
+  at::Tensor grad_v = at::empty(q.sizes(), q.options());
+  backward_out(grad_out, q, k, v, offsets, visible_end, alpha, inv_n, deterministic, grad_q, grad_k, grad_v);
   return {grad_q, grad_k, grad_v};
 }
 
@@ -136,4 +146,5 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(at::Tensor const& grad_o
 TORCH_LIBRARY_IMPL(hstu_ops, CUDA, m) {
   m.impl("mtgr_attention", forward);
   m.impl("mtgr_attention_backward", backward);
+  m.impl("mtgr_attention_backward_out", backward_out);
 }

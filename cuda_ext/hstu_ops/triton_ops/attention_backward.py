@@ -196,12 +196,32 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launches both backward kernels; arguments as in `hstu_ops.schemas`."""
     grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    attention_backward_out(
+        grad_out, q, k, v, offsets, visible_end, alpha, inv_n, deterministic, grad_q, grad_k, grad_v
+    )
+    return grad_q, grad_k, grad_v
+
+
+def attention_backward_out(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    visible_end: Tensor,
+    alpha: float,
+    inv_n: float,
+    deterministic: bool,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+) -> None:
+    """Writes the gradients into tensors of equal strides, last stride 1."""
     if q.numel() == 0:
-        return grad_q, grad_k, grad_v
+        return
     num_tokens, num_heads, head_dim = q.shape
     tiles = tiles_for(q.device, head_dim, q.dtype)
     strides = [s for t in (q, k, v, grad_out, grad_q) for s in (t.stride(0), t.stride(1))]
-
     rest = (offsets, visible_end)
 
     def constants(tile: Tile) -> dict[str, object]:
@@ -228,4 +248,3 @@ def attention_backward(
         _backward_q_kernel[(tile_row.shape[0], num_heads)](
             q, k, v, grad_out, grad_q, *rest, tile_row, alpha, inv_n, *strides, **constants(tile)
         )
-    return grad_q, grad_k, grad_v

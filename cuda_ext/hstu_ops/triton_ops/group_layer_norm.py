@@ -18,7 +18,7 @@ _TILE_ELEMENTS = 4096
 
 
 @triton.jit
-def _forward_kernel(
+def _norm_forward_kernel(
     x_ptr, gate_ptr, group_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr, num_tokens, dim, eps,
     x_stride, gate_stride,
     GATED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -44,10 +44,10 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _norm_backward_kernel(
     grad_y_ptr, x_ptr, gate_ptr, group_ptr, weight_ptr, mean_ptr, rstd_ptr, grad_x_ptr, grad_gate_ptr,
     partial_ptr, num_tokens, dim, num_groups, tiles_a_program, grad_y_stride, x_stride, gate_stride,
-    GATED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    grad_gate_stride, GATED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, WIDTH)
@@ -78,7 +78,8 @@ def _backward_kernel(
         grad_z = rstd[:, None] * (scaled - average[:, None] - normed * average_normed[:, None])
         out = i[:, None] * dim + d[None, :]
         if GATED:
-            tl.store(grad_gate_ptr + out, (grad_z * x).to(grad_gate_ptr.dtype.element_ty), mask=mask)
+            out_gate = i[:, None] * grad_gate_stride + d[None, :]
+            tl.store(grad_gate_ptr + out_gate, (grad_z * x).to(grad_gate_ptr.dtype.element_ty), mask=mask)
             grad_z *= gate
         tl.store(grad_x_ptr + out, grad_z.to(grad_x_ptr.dtype.element_ty), mask=mask)
         # Tokens of a group lie together, so a tile meets one or two of them.
@@ -117,7 +118,7 @@ def norm_forward(
         return y, mean, rstd
     tile = _tile(dim)
     with torch.cuda.device(x.device):
-        _forward_kernel[(triton.cdiv(num_tokens, tile["ROWS"]),)](
+        _norm_forward_kernel[(triton.cdiv(num_tokens, tile["ROWS"]),)](
             x, gate if gate is not None else x, group.contiguous(), weight.contiguous(), bias.contiguous(),
             y, mean, rstd, num_tokens, dim, eps,
             x.stride(0), gate.stride(0) if gate is not None else 0,
@@ -130,11 +131,26 @@ def norm_backward(
     grad_y: Tensor, x: Tensor, group: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, gate: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launches the backward kernel and adds its partial sums; arguments as in `hstu_ops.schemas`."""
+    grad_gate = torch.empty(x.shape if gate is not None else (0,), dtype=x.dtype, device=x.device)
+    grads = norm_backward_out(grad_y, x, group, weight, mean, rstd, gate, grad_gate)
+    return *grads, grad_gate
+
+
+def norm_backward_out(
+    grad_y: Tensor,
+    x: Tensor,
+    group: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gate: Tensor | None,
+    grad_gate: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes the gradient of the gate into a tensor of last stride 1; returns those of x, weight and bias."""
     num_tokens, dim = x.shape
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    grad_gate = torch.empty(x.shape if gate is not None else (0,), dtype=x.dtype, device=x.device)
     if num_tokens == 0:
-        return grad_x, torch.zeros_like(weight), torch.zeros_like(weight), grad_gate
+        return grad_x, torch.zeros_like(weight), torch.zeros_like(weight)
     tile = _tile(dim)
     num_tiles = triton.cdiv(num_tokens, tile["ROWS"])
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count
@@ -142,11 +158,11 @@ def norm_backward(
     num_programs = triton.cdiv(num_tiles, tiles_a_program)
     partial = torch.zeros(num_programs, 2, *weight.shape, dtype=torch.float32, device=x.device)
     with torch.cuda.device(x.device):
-        _backward_kernel[(num_programs,)](
+        _norm_backward_kernel[(num_programs,)](
             grad_y, x, gate if gate is not None else x, group.contiguous(), weight.contiguous(), mean, rstd,
             grad_x, grad_gate, partial, num_tokens, dim, weight.shape[0], tiles_a_program,
-            grad_y.stride(0), x.stride(0), gate.stride(0) if gate is not None else 0,
+            grad_y.stride(0), x.stride(0), gate.stride(0) if gate is not None else 0, grad_gate.stride(0),
             GATED=gate is not None, **tile,
         )  # fmt: skip
     grad_weight, grad_bias = partial.sum(0).to(weight.dtype).unbind(0)
-    return grad_x, grad_weight.clone(), grad_bias.clone(), grad_gate
+    return grad_x, grad_weight.clone(), grad_bias.clone()
