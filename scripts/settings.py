@@ -93,7 +93,9 @@ class Settings:
             "MTGR_PRESET": self.preset,
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": str(os.cpu_count() or 1),
-            "SPARK_CONF": ";".join(filter(None, (SHORT_LIVED, os.environ.get("SPARK_CONF")))),
+            "SPARK_CONF": ";".join(
+                filter(None, (SHORT_LIVED if self.has_own_spark else "", os.environ.get("SPARK_CONF")))
+            ),
             "TZ": "UTC",
         }
         if self.data is not None:
