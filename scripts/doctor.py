@@ -206,9 +206,8 @@ def _address(uri: str) -> tuple[str, int] | None:
     """Host and port that a URI or an Airflow connection names; None where there is no port to try."""
     if uri.startswith("{"):  # Airflow's JSON form of a connection
         given = json.loads(uri)
-        uri = f"{given.get('conn_type')}://{given.get('host')}" + (
-            f":{given['port']}" if "port" in given else ""
-        )
+        port = f":{given['port']}" if given.get("port") else ""
+        uri = f"{given.get('conn_type')}://{given.get('host') or ''}{port}"
     # The host may be the master's URL, quoted, and name several: spark://spark%3A%2F%2Fone:7077,two:7077.
     before, _, rest = urllib.parse.unquote(uri).rpartition("://")
     if rest.startswith("local["):
@@ -254,7 +253,7 @@ def findings(settings: Settings) -> list[Finding]:
 
 
 def blocking(settings: Settings) -> list[str]:
-    """What would stop a run that is about to start, each with its fix: disk, services and Java, soon checked."""
+    """What would stop a run that is about to start, each with its fix: disk, services, Java; soon checked."""
     checks = [check_disk(locations.var()), check_services(settings)]
     if settings.has_own_spark:
         checks.append(check_java())

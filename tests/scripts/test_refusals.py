@@ -1,4 +1,4 @@
-"""What stops `make run` before it starts anything, and a fresh machine: each names the thing and the remedy."""
+"""What stops `make run` before it starts anything, or a setup: the thing is named, and the remedy."""
 
 import os
 import re
