@@ -49,7 +49,7 @@ format: setup  ## format the Python code
 
 kill-points: setup  ## kill every stage at every phase, run it again, compare; JSON in var/bench
 	@mkdir -p var/bench
-	@$(PY) tests/end_to_end/kill_points.py --out var/bench/kill_points.json
+	@$(PY) -m tests.end_to_end.kill_points --out var/bench/kill_points.json
 
 bench: setup  ## benchmarks of the operators; JSON in var/bench
 	@$(PY) -m hstu_ops.bench --out var/bench/hstu_ops.json

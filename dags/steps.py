@@ -160,7 +160,7 @@ class SparkStepOperator(StepOperator):
     def _submit(self) -> Any:
         from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 
-        from spark_jobs.session import DEFAULTS, delta_jars
+        from spark_jobs.session import settings
 
         last: list[str] = [""]
 
@@ -173,8 +173,7 @@ class SparkStepOperator(StepOperator):
         arguments = shlex.split(str(self.bash_command))
         self._submitted = Submit(
             conn_id=SPARK_CONNECTION,
-            conf=delta_jars(),
-            properties_file=str(DEFAULTS),
+            conf=settings(local=False),
             name=f"mtgr-{DATASET}-{self.task_id}",
             application_args=arguments[arguments.index("-m") + 1 :],
             env_vars={"PYTHONPATH": str(REPOSITORY), "PYSPARK_PYTHON": PYTHON},

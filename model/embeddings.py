@@ -94,11 +94,12 @@ class FeatureEmbeddings(nn.Module):
 
 
 class NumberScaler(nn.Module):
-    """Standardises transformed numbers by constants that are fitted once and kept with the weights.
+    """Standardises transformed numbers by constants that are fitted, not learned, and kept with the weights.
 
-    A feature's constants come from the first training day on which it varies (a statistic over past days is
-    empty on the first day of a log). Until then, and where a value is NaN ("nothing known"), it reads as 0,
-    the mean. Behaviours and candidates share the constants of a feature.
+    They are fitted at the start of every training day: in a young log the statistics over past days are empty
+    or nearly so at first and grow for weeks, and constants of the first day would cut them all off. A feature
+    that does not vary on a day keeps its constants; until it has any, and where a value is NaN ("nothing
+    known"), it reads as 0, the mean. Behaviours and candidates share the constants of a feature.
     """
 
     mean_F: Tensor
@@ -118,15 +119,15 @@ class NumberScaler(nn.Module):
 
     def forward(self, batch: JaggedBatch, group: Group) -> Tensor:
         """Standardised numbers of a group's tokens, float32 `[tokens, F of the group]`."""
-        columns = torch.tensor(self.columns[group], device=self.mean_F.device)
+        columns = torch.tensor(self.columns[group], dtype=torch.int64, device=self.mean_F.device)
         x_TF = batch.numbers[group].t()
         z_TF = ((x_TF - self.mean_F[columns]) / self.std_F[columns]).clamp(-_CLIP, _CLIP)
         return torch.nan_to_num(z_TF, nan=0.0) * self.fitted_F[columns]
 
     @torch.no_grad()
     def fit(self, batch: JaggedBatch) -> None:
-        """Fits the constants of the features that have none yet and vary in `batch` (a sample of a day)."""
-        for index in (self.fitted_F == 0).nonzero().flatten().tolist():
+        """Fits the constants of the features that vary in `batch` (a sample of a day)."""
+        for index in range(len(self.names)):
             values = torch.cat(
                 [
                     batch.numbers[group][columns.index(index)]

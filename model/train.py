@@ -242,9 +242,7 @@ def _steps(table: SamplesTable, encoder: SampleEncoder, config: Config, day: str
 
 
 def _fit(trainer: Trainer, table: SamplesTable, encoder: SampleEncoder, day: str) -> None:
-    """Fits what is fitted, not learned, to the first rows of a day, where it has not been before."""
-    if not bool((trainer.scaler.fitted_F == 0).any()):
-        return
+    """Fits what is fitted, not learned, to the first rows of a day."""
     columns = [*encoder.columns, *encoder.label_columns]
     for chunk in itertools.islice(table.chunks(day, columns), 1):
         order = [("user_id", "ascending"), ("window_start_ms", "ascending")]

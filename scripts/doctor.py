@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -188,20 +189,33 @@ def check_services(settings: Settings) -> Iterator[Finding]:
         "MLFLOW_TRACKING_URI": locations.tracking_uri(),
     }
     for setting, uri in named.items():
-        parts = urllib.parse.urlsplit(uri)
-        if not parts.hostname or parts.hostname.startswith("local["):
+        address = _address(uri)
+        if address is None:
             continue
-        port = parts.port or {"http": 80, "https": 443, "postgresql": 5432}.get(
-            parts.scheme.split("+")[0], 7077
-        )
-        where = f"{parts.hostname}:{port}"
+        where = "{}:{}".format(*address)
         try:
-            socket.create_connection((parts.hostname, port), timeout=5).close()
+            socket.create_connection(address, timeout=5).close()
         except OSError as error:
             fix = f"start it, open the way to it, or correct {setting}"
             yield Finding(Level.BLOCKS, setting, f"no answer from {where}: {error}", fix)
         else:
             yield Finding(Level.OK, setting, f"{where} answers")
+
+
+def _address(uri: str) -> tuple[str, int] | None:
+    """Host and port that a URI or an Airflow connection names; None where there is no port to try."""
+    if uri.startswith("{"):  # Airflow's JSON form of a connection
+        given = json.loads(uri)
+        port = f":{given['port']}" if given.get("port") else ""
+        uri = f"{given.get('conn_type')}://{given.get('host') or ''}{port}"
+    # The host may be the master's URL, quoted, and name several: spark://spark%3A%2F%2Fone:7077,two:7077.
+    before, _, rest = urllib.parse.unquote(uri).rpartition("://")
+    if rest.startswith("local["):
+        return None
+    parts = urllib.parse.urlsplit(f"//{rest.split(',')[0]}")
+    scheme = before.rpartition("/")[2].split("+")[0]
+    port = parts.port or {"http": 80, "https": 443, "postgresql": 5432, "spark-connect": 15002}.get(scheme)
+    return (parts.hostname, port) if before and parts.hostname and port else None
 
 
 def check_gpu() -> Iterator[Finding]:
@@ -239,8 +253,8 @@ def findings(settings: Settings) -> list[Finding]:
 
 
 def blocking(settings: Settings) -> list[str]:
-    """What would stop a run that is about to start, each with its fix: disk and Java, cheap to check."""
-    checks = [check_disk(locations.var())]
+    """What would stop a run that is about to start, each with its fix: disk, services, Java; soon checked."""
+    checks = [check_disk(locations.var()), check_services(settings)]
     if settings.has_own_spark:
         checks.append(check_java())
     found = [finding for check in checks for finding in check]

@@ -21,9 +21,11 @@ from spark_jobs.datasets import dataset_named
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # A server that lives for minutes does not earn back what the second compiler costs: without it a first ingest
-# takes half the processor time (33 s for 64 s).
-_SHORT_LIVED = (
-    "spark.driver.extraJavaOptions=-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Duser.timezone=UTC;"
+# takes half the processor time (33 s for 64 s). The first compiler alone would have 48 MB for its code, which
+# two days of steps fill ("Out of space in CodeCache"): it gets what both have.
+SHORT_LIVED = (
+    "spark.driver.extraJavaOptions=-XX:+UseSerialGC -XX:TieredStopAtLevel=1 "
+    "-XX:ReservedCodeCacheSize=240m -Duser.timezone=UTC;"
     # A day of the embedded log is small: compiling a plan takes longer than interpreting it.
     "spark.sql.codegen.wholeStage=false;spark.sql.codegen.factoryMode=NO_CODEGEN"
 )
@@ -93,7 +95,9 @@ class Settings:
             "MTGR_PRESET": self.preset,
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": str(os.cpu_count() or 1),
-            "SPARK_CONF": ";".join(filter(None, (_SHORT_LIVED, os.environ.get("SPARK_CONF")))),
+            "SPARK_CONF": ";".join(
+                filter(None, (SHORT_LIVED if self.has_own_spark else "", os.environ.get("SPARK_CONF")))
+            ),
             "TZ": "UTC",
         }
         if self.data is not None:

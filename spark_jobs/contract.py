@@ -103,6 +103,11 @@ class Statistic:
     measure: Measure
     days: int
 
+    @property
+    def is_by_user(self) -> bool:
+        """Whether each user has counts of their own."""
+        return "user_id" in self.keys
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:

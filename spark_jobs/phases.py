@@ -4,7 +4,7 @@ A stage calls `reach("ingest:before_commit")` where a crash would hurt most. Nor
 environment variables give it a meaning; nothing else in the system knows of them:
 
 - `MTGR_KILL_AT=<stage>:<phase>` the process kills itself there by SIGKILL: no handler, no clean-up, like a
-  lost node;
+  lost node; with `#<n>` behind it the n-th time that it comes there;
 - `MTGR_TRACE_PHASES=<file>` every phase reached is appended to the file, one a line: the list of kill points
   of a run is read from a run, never kept by hand.
 """
@@ -14,10 +14,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections import Counter
 from pathlib import Path
 
 KILL_AT = "MTGR_KILL_AT"
 TRACE = "MTGR_TRACE_PHASES"
+_reached: Counter[str] = Counter()
 
 
 def reach(phase: str) -> None:
@@ -35,5 +37,8 @@ def reach(phase: str) -> None:
     if trace:
         with Path(trace).open("a", encoding="ascii") as file:
             file.write(phase + "\n")
-    if os.environ.get(KILL_AT) == phase:
-        os.kill(os.getpid(), signal.SIGKILL)
+    kill_at, _, times = os.environ.get(KILL_AT, "").partition("#")
+    if kill_at == phase:
+        _reached[phase] += 1
+        if _reached[phase] == int(times or 1):
+            os.kill(os.getpid(), signal.SIGKILL)

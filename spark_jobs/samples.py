@@ -1,9 +1,9 @@
 """Events of many days become the samples of one day: one row a user and window (`contract.sample_columns`).
 
-The plan: the day's events and all that is looked up for them are spread by user once; counts "so far today"
-are running sums there, statistics of user x something are joined there without another shuffle, those of
-items are broadcast; then one grouping by user makes the lists, and all cutting is done on lists. Nothing is
-collected, nothing runs in Python, and time grows with the number of events.
+The plan: the day's events get what is known of their items, then they and all that is looked up for them are
+spread by user once; counts "so far today" are running sums there, statistics of user x something are joined
+there without another shuffle; then one grouping by user makes the lists, and all cutting is done on lists.
+Nothing is collected, nothing runs in Python, and time grows with the number of events.
 
 What a value may know: statistics and the static sequence, events before the day that a delivery before the
 day brought; real-time behaviours and statistics of today, on-time events of the day strictly earlier than the
@@ -13,7 +13,7 @@ the days are built in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame, Window
@@ -32,15 +32,7 @@ from spark_jobs.contract import (
     shift_day,
 )
 from spark_jobs.events import is_event, known, with_context, with_items
-from spark_jobs.statistics import (
-    base_counts,
-    by_keys,
-    day_counts,
-    global_rates,
-    rates,
-    value,
-    with_today_counts,
-)
+from spark_jobs.statistics import Keys, by_keys, day_counts, global_rates, rates, with_today, with_values
 from spark_jobs.windows import day_windows
 
 _OUTCOMES = (EventType.CLICK, EventType.CONVERSION)
@@ -86,27 +78,29 @@ def build(
     )
     is_shown = (F.col("ds") == ds) & is_event(EventType.IMPRESSION)
     active_df = keep(events_df.where(is_shown).transform(by_user).select("user_id").distinct())
-    counts = Counts.of(past_df, active_df, dataset, ds, keep)
-    today_df = (
+    past = Past.of(past_df, active_df, dataset, ds, keep)
+    statistics = [f for f in dataset.in_group(Group.CANDIDATE) if f.statistic and f.statistic.days]
+    of_users = [f for f in statistics if f.statistic and f.statistic.is_by_user]
+    of_items = [f for f in statistics if f not in of_users]
+    listed_df = (
         events_df.where(F.col("ds") == ds)
         .withColumn("is_on_time", F.col("delivery_ds") <= ds)
         .transform(with_context, dataset)
         .transform(with_items, items_df, dataset)
+        .transform(past.joined, of_items)
         .transform(by_user)
-    )
-    listed_df = (
-        today_df.transform(with_today_counts, dataset.features)
         .transform(with_earlier_behaviours)
+        .transform(with_today, dataset.features)
         .where(is_event(EventType.IMPRESSION) | is_behaviour())
+        .transform(past.joined, of_users)
         .transform(with_labels, outcomes(events_df, ds), dataset)
-        .transform(counts.joined, [f for f in dataset.in_group(Group.CANDIDATE) if f.statistic])
         .transform(as_lists, dataset)
     )
     history_df = past_df.transform(static_behaviours, active_df, dataset, limits.static)
     return (
         listed_df.join(history_df.hint("shuffle_hash"), "user_id", "left")
         .join(users_df, "user_id", "left")
-        .transform(counts.joined, dataset.of(Owner.PROFILE))
+        .transform(past.joined, [f for f in dataset.of(Owner.PROFILE) if f.statistic])
         .transform(as_windows, dataset, ds, limits)
         .transform(as_samples, dataset, ds, limits)
         .sortWithinPartitions("user_id", "window_start_ms")
@@ -120,16 +114,20 @@ def by_user(df: DataFrame) -> DataFrame:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Counts over the days before: one pass for everything by user, one for everything else.
+class Past:
+    """What is counted over the days before.
 
     Args:
-        of_users_df: `base_counts` of the day's users by user and all that is counted with it; lies by user.
-        of_all_df: `base_counts` of all users by all other keys.
+        ds: The day.
+        events_df: Events before the day with all that is grouped by; they lie by user.
+        active_df: The day's users.
+        counts: Counts that are not by user, one row a key; under no keys, those of all events.
     """
 
-    of_users_df: DataFrame
-    of_all_df: DataFrame
+    ds: str
+    events_df: DataFrame
+    active_df: DataFrame
+    counts: Mapping[Keys, DataFrame]
 
     @classmethod
     def of(
@@ -139,39 +137,35 @@ class Counts:
         dataset: Dataset,
         ds: str,
         keep: Callable[[DataFrame], DataFrame],
-    ) -> Counts:
-        """Counts what the dataset's features need."""
+    ) -> Past:
+        """Counts what the dataset's features need.
+
+        What is not by user is counted at once: only then does Spark know how little it is, and brings it to
+        the day's events instead of spreading them by every key.
+        """
         keyed = by_keys(dataset.features, today=False)
-        columns = {True: {"user_id": None}, False: {}}
-        needed: dict[bool, list[FeatureSpec]] = {True: [], False: rates(dataset.features)}
+        columns = dict.fromkeys(["user_id", "ds", "event_type", *(key for keys in keyed for key in keys)])
+        events_df = keep(past_df.select(*columns).transform(by_user))
+        counts = {(): keep(day_counts(events_df, (), rates(dataset.features), ds))}
         for keys, features in keyed.items():
-            columns["user_id" in keys].update(dict.fromkeys(keys))
-            needed["user_id" in keys] += features
-        of_active_df = past_df.transform(by_user).join(active_df.hint("shuffle_hash"), "user_id", "left_semi")
-        return cls(
-            of_users_df=keep(base_counts(of_active_df, tuple(columns[True]), needed[True], ds)),
-            of_all_df=keep(base_counts(past_df, tuple(columns[False]), needed[False], ds)),
-        )
+            if "user_id" not in keys:
+                counts[keys] = keep(day_counts(events_df, keys, features, ds))
+        for counts_df in counts.values():
+            counts_df.count()
+        return cls(ds=ds, events_df=events_df, active_df=active_df, counts=counts)
 
     def joined(self, df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
-        """Joins the counts of every key set (null where a key has none) and the rates of all users.
-
-        Counts by user stay where their user is; those by item or context are few beside the events, and Spark
-        sends them to everyone.
-        """
+        """Adds statistics over days; what nothing was counted of has those of zero events."""
         features = list(features)
+        rates_df = global_rates(self.counts[()], rates(features))
+        df = df.crossJoin(F.broadcast(rates_df))
         for keys, of_keys in by_keys(features, today=False).items():
-            if "user_id" in keys:
-                counts_df = day_counts(self.of_users_df.transform(by_user), keys, of_keys).hint(
-                    "shuffle_hash"
-                )
-            else:
-                counts_df = day_counts(self.of_all_df, keys, of_keys)
-            df = df.join(counts_df, list(keys), "left")
-        with_prior = rates(features)
-        if not with_prior:
-            return df
-        return df.crossJoin(F.broadcast(global_rates(self.of_all_df, with_prior)))
+            counts_df = self.counts.get(keys)
+            if counts_df is None:
+                of_day_df = self.events_df.join(self.active_df.hint("shuffle_hash"), "user_id", "left_semi")
+                counts_df = day_counts(of_day_df, keys, of_keys, self.ds).hint("shuffle_hash")
+            df = df.join(counts_df, list(keys), "left").transform(with_values, of_keys)
+        return df.drop(*rates_df.columns)
 
 
 def known_before(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
@@ -239,7 +233,7 @@ def as_lists(today_df: DataFrame, dataset: Dataset) -> DataFrame:
         "impression_id",
         "label_click",
         "label_conversion",
-        *(value(f) if f.statistic else F.col(f.name) for f in dataset.in_group(Group.CANDIDATE)),
+        *(f.name for f in dataset.in_group(Group.CANDIDATE)),
     )
     is_candidate = is_event(EventType.IMPRESSION)
     return (
@@ -305,7 +299,7 @@ def as_samples(windows_df: DataFrame, dataset: Dataset, ds: str, limits: Limits)
         "label_conversion": F.col("candidate")["label_conversion"],
     }
     for feature in dataset.of(Owner.PROFILE):
-        own = value(feature) if feature.statistic else known(feature)
+        own = F.col(feature.name) if feature.statistic else known(feature)
         made[f"profile_{feature.name}"] = F.col("user_id") if feature.name == "user_id" else own
     names = [name for name, _ in sample_columns(dataset)]
     for name in names[len(KEY_COLUMNS) :]:

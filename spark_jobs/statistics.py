@@ -48,48 +48,27 @@ def count_column(keys: Keys, measure: Measure, days: int) -> str:
     return f"_{'_'.join(keys)}_{measure}_{days}"
 
 
-def base_counts(past_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec], ds: str) -> DataFrame:
-    """Counts over every window that the features need, by all columns that any of them groups by.
-
-    One pass over the events; the counts of a key set are sums of these (`day_counts`).
+def day_counts(past_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec], ds: str) -> DataFrame:
+    """Counts over every window that the features need: one row a key, or one of everything for no keys.
 
     Args:
         past_df: Events known before day `ds`, with the key columns.
-        keys: Columns to group by: those of all features together.
-        features: Statistics over days.
+        keys: Columns to group by.
+        features: Statistics over days with these keys (whatever their keys, when `keys` is empty).
         ds: The day whose features these are.
-
-    Returns:
-        The keys and one `count_column((), measure, days)` a count and window.
-    """
-    wanted = _wanted(features)
-    sums = [
-        F.sum((is_event(_EVENT_OF[measure]) & (F.col("ds") >= shift_day(ds, -days))).cast("int"))
-        .cast("int")
-        .alias(count_column((), measure, days))
-        for measure, days in wanted
-    ]
-    longest = max((days for _, days in wanted), default=0)
-    return past_df.where(F.col("ds") >= shift_day(ds, -longest)).groupBy(*keys).agg(*sums)
-
-
-def day_counts(base_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec]) -> DataFrame:
-    """One row a key with its counts over every window that the features need.
-
-    Args:
-        base_df: `base_counts` by these keys and others.
-        keys: Columns to group by; empty for the counts over all.
-        features: Statistics over days with these keys.
 
     Returns:
         The keys and one `count_column(keys, measure, days)` a count and window.
     """
-    return base_df.groupBy(*keys).agg(
-        *(
-            F.sum(count_column((), measure, days)).alias(count_column(keys, measure, days))
-            for measure, days in _wanted(features)
+    wanted = _wanted(features)
+    sums = [
+        F.count(F.when(is_event(_EVENT_OF[measure]) & (F.col("ds") >= shift_day(ds, -days)), 1)).alias(
+            count_column(keys, measure, days)
         )
-    )
+        for measure, days in wanted
+    ]
+    longest = max((days for _, days in wanted), default=0)
+    return past_df.where(F.col("ds") >= shift_day(ds, -longest)).groupBy(*keys).agg(*sums)
 
 
 def _wanted(features: Iterable[FeatureSpec]) -> list[tuple[Measure, int]]:
@@ -101,15 +80,15 @@ def rates(features: Iterable[FeatureSpec]) -> list[FeatureSpec]:
     return [f for f in features if f.statistic and f.statistic.days and f.statistic.measure.is_rate]
 
 
-def global_rates(base_df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
+def global_rates(counts_df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
     """One row with the rates of all users, a `global_column` a rate.
 
     Args:
-        base_df: `base_counts` of all events, whatever their keys.
+        counts_df: `day_counts` by nothing.
         features: The features that need them, see `rates`.
     """
     wanted = sorted({(f.statistic.measure, f.statistic.days) for f in features if f.statistic})
-    return day_counts(base_df, (), features).select(
+    return counts_df.select(
         *(
             F.coalesce(
                 F.try_divide(
@@ -128,22 +107,34 @@ def global_column(measure: Measure, days: int) -> str:
     return f"_global_{measure}_{days}"
 
 
-def value(feature: FeatureSpec) -> Column:
-    """The feature from its counts (null: nothing counted) and, for a rate over days, all users' rate."""
+def with_values(df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
+    """Replaces the counts of statistics by their values, a column a feature under its name."""
+    features = list(features)
+    used = {column for f in features for column in _columns(f)}
+    return df.withColumns({f.name: _value(f) for f in features}).drop(*used)
+
+
+def _columns(feature: FeatureSpec) -> list[str]:
     statistic = feature.statistic
     if statistic is None:
         raise ValueError(f"feature {feature.name!r} is no statistic")
-    columns = [count_column(statistic.keys, measure, statistic.days) for measure in counts(statistic)]
-    found = [F.coalesce(F.col(column), F.lit(0)) for column in columns]
+    return [count_column(statistic.keys, measure, statistic.days) for measure in counts(statistic)]
+
+
+def _value(feature: FeatureSpec) -> Column:
+    """The feature from its counts (null: nothing counted) and, for a rate over days, all users' rate."""
+    found = [F.coalesce(F.col(column), F.lit(0)) for column in _columns(feature)]
+    statistic = feature.statistic
+    assert statistic is not None
     if not statistic.measure.is_rate:
-        return F.least(found[0].cast("double"), F.lit(feature.high)).cast("float").alias(feature.name)
+        return F.least(found[0].cast("double"), F.lit(feature.high)).cast("float")
     prior = F.col(global_column(statistic.measure, statistic.days)) if statistic.days else F.lit(0.0)
     rate = (found[0] + SMOOTHING * prior) / (found[1] + SMOOTHING)
-    return F.least(rate, F.lit(1.0)).cast("float").alias(feature.name)
+    return F.least(rate, F.lit(1.0)).cast("float")
 
 
-def with_today_counts(today_df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
-    """Adds the counts of the day's on-time events that lie strictly before each row, per key set.
+def with_today(today_df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
+    """Adds the statistics of today: of the day's on-time events strictly before each row, per key set.
 
     Args:
         today_df: Events of the day with `is_on_time` and the key columns.
@@ -166,5 +157,5 @@ def with_today_counts(today_df: DataFrame, features: Iterable[FeatureSpec]) -> D
                 ).over(earlier)
                 for measure in measures
             }
-        )
+        ).transform(with_values, of_keys)
     return today_df

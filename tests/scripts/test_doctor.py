@@ -8,6 +8,7 @@ import pytest
 from scripts import doctor, secrets_store
 from scripts.doctor import Finding, Level
 from scripts.settings import Settings
+from tests.spark_servers import free_port
 
 
 def _only(findings) -> Finding:
@@ -74,14 +75,39 @@ def test_open_secrets_block(monkeypatch, tmp_path):
 
 
 def test_an_mlflow_server_that_does_not_answer_blocks(monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.delenv("AIRFLOW_CONN_SPARK_DEFAULT", raising=False)
     finding = _only(doctor.check_services(Settings()))
     assert (finding.level, finding.subject) == (Level.BLOCKS, "MLFLOW_TRACKING_URI")
     assert f"127.0.0.1:{port}" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("uri", "address"),
+    [
+        ("spark://master:7077", ("master", 7077)),
+        ("spark://spark%3A%2F%2Fone:7077,two:7077", ("one", 7077)),
+        ("spark-connect://server", ("server", 15002)),
+        ("k8s://https%3A%2F%2Fcluster", ("cluster", 443)),
+        ('{"conn_type": "spark", "host": "spark://master", "port": 7077}', ("master", 7077)),
+        ("postgresql+psycopg2://user:secret@database/mlflow", ("database", 5432)),
+        ("spark://local%5B2%5D", None),
+        ("spark://yarn", None),
+        ("sqlite:////var/mlflow.db", None),
+    ],
+)
+def test_the_address_of_a_service(uri, address):
+    assert doctor._address(uri) == address
+
+
+def test_a_spark_that_does_not_answer_blocks(monkeypatch, tmp_path):
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", f"spark://127.0.0.1:{free_port()}")
+    (problem,) = doctor.blocking(Settings())
+    assert problem.startswith("AIRFLOW_CONN_SPARK_DEFAULT: no answer from 127.0.0.1:")
+    assert "correct AIRFLOW_CONN_SPARK_DEFAULT" in problem
 
 
 def test_every_finding_that_is_not_ok_has_a_fix(monkeypatch, tmp_path):

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +16,11 @@ from spark_jobs import locations, maintain, session
 from spark_jobs.deltalog import open_table
 from spark_jobs.lake import content_hash, replace_partition, table_at
 from spark_jobs.session import SparkUnavailableError
+from tests.spark_servers import free_port, spark_connect, standalone_cluster
 
 REPOSITORY = Path(session.__file__).resolve().parents[1]
 DAYS = ("2026-03-01", "2026-03-02")
 _SMALL = "spark.sql.shuffle.partitions=3;spark.driver.memory=1g;spark.executor.memory=512m;spark.cores.max=2"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run(module: str, *arguments: str, **environment: str) -> dict[str, Any]:
@@ -44,16 +35,6 @@ def run(module: str, *arguments: str, **environment: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-3000:]
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
-
-
-def wait_for_port(port: int, process: subprocess.Popen[Any]) -> None:
-    for _ in range(600):
-        assert process.poll() is None, "it has ended"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError(f"nothing at port {port}")
 
 
 def test_an_unreachable_remote_or_master_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,64 +122,18 @@ def pipeline(var: Path, raw: Path, **environment: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module")
-def connect() -> Iterator[str]:
-    """A Spark Connect server as the embedded run starts it."""
-    port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "spark_jobs.session", "serve", "--port", str(port)],
-        cwd=REPOSITORY,
-        env={**os.environ, "SPARK_CONF": _SMALL},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert server.stdout is not None
-    assert server.stdout.readline() == f"ready sc://127.0.0.1:{port}\n"
-    yield f"sc://127.0.0.1:{port}"
-    server.send_signal(signal.SIGTERM)
-    assert server.wait(timeout=60) == 0
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A standalone master with two workers, from the pip package."""
-    import pyspark
-
-    home, port, web = Path(pyspark.__file__).parent, free_port(), free_port()
-    work = tmp_path_factory.mktemp("work")
-    environment = {**os.environ, "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
-    environment["SPARK_WORKER_DIR"] = str(work)
-    base = [str(home / "bin" / "spark-class")]
-    master = [*base, "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", str(port)]
-    processes = [
-        subprocess.Popen([*master, "--webui-port", str(web)], env=environment, stderr=subprocess.DEVNULL)
-    ]
-    wait_for_port(port, processes[0])
-    url = f"spark://127.0.0.1:{port}"
-    for _ in range(2):
-        worker = [*base, "org.apache.spark.deploy.worker.Worker", "--host", "127.0.0.1", "--webui-port", "0"]
-        processes.append(
-            subprocess.Popen(
-                [*worker, "--cores", "1", "--memory", "700m", url], env=environment, stderr=subprocess.DEVNULL
-            )
-        )
-    yield url
-    for process in reversed(processes):
-        process.terminate()
-        process.wait(timeout=60)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_connect_and_a_standalone_cluster_make_the_same_tables_as_local(
-    spark: Any, raw: Path, connect: str, cluster: str, tmp_path: Path
+    spark: Any, raw: Path, tmp_path: Path
 ) -> None:
-    made = {
-        "local": pipeline(tmp_path / "local", raw, SPARK_MASTER="local[2]"),
-        "connect": pipeline(tmp_path / "connect", raw, SPARK_REMOTE=connect),
-        "cluster": pipeline(tmp_path / "cluster", raw, SPARK_MASTER=cluster),
-    }
+    made = {"local": pipeline(tmp_path / "local", raw, SPARK_MASTER="local[2]")}
+    with spark_connect(tmp_path / "connect.log", SPARK_CONF=_SMALL) as remote:
+        made["connect"] = pipeline(tmp_path / "connect", raw, SPARK_REMOTE=remote)
+    work = tmp_path / "work"
+    work.mkdir()
+    with standalone_cluster(work) as master:
+        made["cluster"] = pipeline(tmp_path / "cluster", raw, SPARK_MASTER=master)
     hashes = {
         place: {name: content_hash(table_at(spark, uri)) for name, uri in tables.items()}
         for place, tables in made.items()
