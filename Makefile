@@ -9,10 +9,10 @@ export GPU PYTHON
 # The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup run backfill ui doctor test test-slow test-gpu check format kill-points bench bench-samples lock clean
+.PHONY: help setup run backfill ui doctor test test-slow test-gpu check format kill-points bench-attention bench-attention-gpu bench-samples lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## set the machine up: .venv from the lock, hstu_ops, Java, Delta's jars; a second call installs nothing
 	@scripts/setup.sh
@@ -51,8 +51,11 @@ kill-points: setup  ## kill every stage at every phase, run it again, compare; J
 	@mkdir -p var/bench
 	@$(PY) -m tests.end_to_end.kill_points --out var/bench/kill_points.json
 
-bench: setup  ## benchmarks of the operators; JSON in var/bench
-	@$(PY) -m hstu_ops.bench --out var/bench/hstu_ops.json
+bench-attention: setup  ## benchmark of the operators on the CPU; JSON in var/bench
+	@$(PY) -m hstu_ops.bench --device cpu --out var/bench/attention_cpu.json
+
+bench-attention-gpu: setup  ## the same on an NVIDIA GPU (PEER=module:function adds another kernel); JSON in var/bench
+	@$(PY) -m hstu_ops.bench --device cuda --out var/bench/attention_gpu.json $(addprefix --peer ,$(PEER))
 
 bench-samples: setup  ## benchmark of the sample builder against DuckDB; JSON in var/bench
 	@$(PY) -m spark_jobs.bench_samples --out var/bench/samples.json

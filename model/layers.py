@@ -5,7 +5,8 @@
     V~      = (SiLU(alpha Q K^T) / n) * M  V
     X       = linear(GLN(V~ * U)) + X
 
-Both operators are one call each of `hstu_ops`; the mask is never built, only the count of visible tokens.
+What stands between the two products is one call of `hstu_ops`; the mask is never built, only the count of
+visible tokens.
 """
 # ruff: noqa: N803, N806 (names carry their shape: B rows, T tokens, N heads, D width, G groups)
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from hstu_ops import group_layer_norm, mtgr_attention
+from hstu_ops import gated_attention, group_layer_norm
 from torch import Tensor, nn
 
 from model.batch import JaggedBatch
@@ -86,7 +87,7 @@ def layout(batch: JaggedBatch) -> Layout:
 
 
 class GroupLayerNorm(nn.Module):
-    """Layer norm over a token's width, with scale and shift by token group; optionally of `x * gate`."""
+    """Layer norm over a token's width, with scale and shift by token group."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -95,12 +96,10 @@ class GroupLayerNorm(nn.Module):
         self.eps = config.norm_eps
         self.backend = config.ops_backend
 
-    def forward(self, x_TD: Tensor, group_T: Tensor, gate_TD: Tensor | None = None) -> Tensor:
+    def forward(self, x_TD: Tensor, group_T: Tensor) -> Tensor:
         """Normalises `[T, D]`; statistics in float32."""
         backend = "triton" if self.backend == "cutlass" else self.backend
-        return group_layer_norm(
-            x_TD, group_T, self.weight_GD, self.bias_GD, self.eps, gate_TD=gate_TD, backend=backend
-        )
+        return group_layer_norm(x_TD, group_T, self.weight_GD, self.bias_GD, self.eps, backend=backend)
 
 
 class Block(nn.Module):
@@ -115,25 +114,24 @@ class Block(nn.Module):
         self.backend = config.ops_backend
         self.norm_in = GroupLayerNorm(config)
         self.uvqk = nn.Linear(config.d_model, 4 * config.d_model)
-        self.norm_out = GroupLayerNorm(config)
+        self.norm_out = GroupLayerNorm(config)  # its parameters; it runs inside gated_attention
         self.out = nn.Linear(config.d_model, config.d_model)
 
     def forward(self, x_TD: Tensor, tokens: Layout) -> Tensor:
         """Transforms `[T, D]`."""
-        uvqk_T4D = self.uvqk(self.norm_in(x_TD, tokens.group))
-        u_TD, v_TD, q_TD, k_TD = uvqk_T4D.chunk(4, dim=-1)
-        shape = (-1, self.num_heads, self.head_dim)
-        attended_TND = mtgr_attention(
-            q_TD.view(shape),
-            k_TD.view(shape),
-            v_TD.view(shape),
+        uvqk_TD = self.uvqk(self.norm_in(x_TD, tokens.group))
+        gated_TD = gated_attention(
+            uvqk_TD.view(-1, 4, self.num_heads, self.head_dim),
             tokens.offsets,
             tokens.visible_end,
+            tokens.group,
+            self.norm_out.weight_GD,
+            self.norm_out.bias_GD,
             self.alpha,
             self.inv_n,
+            self.norm_out.eps,
             backend=self.backend,
             deterministic=True,
         )
-        gated_TD = self.norm_out(attended_TND.flatten(1), tokens.group, u_TD)
         x: Tensor = self.out(gated_TD) + x_TD
         return x

@@ -21,7 +21,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from torch import Tensor
 from hstu_ops.attention import mtgr_attention
 from hstu_ops.backends import available
 from hstu_ops.bench_block import BlockBench
+from hstu_ops.bench_memory import memory
 from hstu_ops.bench_timing import PASSES, Steps, both_passes, environment, measure, ratios, summary
 from hstu_ops.norm import group_layer_norm
 from hstu_ops.padded import PaddedAttention
@@ -50,8 +51,14 @@ INV_N = 1.0 / 500
 PARTS_OF = "P"
 
 Peer = Callable[..., Iterable[tuple[str, int, Callable[..., Tensor], Sequence[Tensor]]]]
-# What an operator's sides do, in FLOP by (side, passes); sides without a product have none.
-Work = dict[tuple[str, str], float]
+
+
+class Suite(NamedTuple):
+    """The sides of an operator: what runs, its FLOP if it has products, and a mask's pairs if not MTGR's."""
+
+    steps: Steps
+    work: dict[tuple[str, str], float]
+    pairs: dict[str, int]
 
 
 def attention_steps(
@@ -61,7 +68,7 @@ def attention_steps(
     dtype: torch.dtype,
     backends: Sequence[str],
     peers: Sequence[Peer],
-) -> tuple[Steps, Work]:
+) -> Suite:
     """Returns `mtgr_attention` by each backend, beside the padded product on the CPU, and the peers."""
     parts = uvqk(rows.num_tokens, workload.num_heads, workload.head_dim, dtype=dtype, device=device)
     v, q, k = (part.detach().requires_grad_() for part in parts[1:])
@@ -70,7 +77,7 @@ def attention_steps(
     if device == "cpu":
         padded = PaddedAttention(rows)
         steps |= both_passes("padded PyTorch", lambda q, k, v: padded(q, k, v, alpha, INV_N), (q, k, v))
-    pairs = {}
+    pairs: dict[str, int] = {}
     for peer in peers:
         for side, visible, forward, inputs in peer(workload, rows, q, k, v, alpha, INV_N):
             steps |= both_passes(side, forward, inputs)
@@ -86,12 +93,12 @@ def attention_steps(
         (side, passes): flops * pairs.get(side, rows.visible_pairs) * (1 if passes == PASSES[0] else 3.5)
         for side, passes in steps
     }
-    return steps, work
+    return Suite(steps, work, pairs)
 
 
 def norm_steps(
     workload: Workload, rows: Jagged, device: str, dtype: torch.dtype, backends: Sequence[str]
-) -> Steps:
+) -> Suite:
     """Returns the gated `group_layer_norm` by PyTorch and by each backend with a norm of its own."""
     shape = (rows.num_tokens, workload.num_heads * workload.head_dim)
     x, gate = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
@@ -106,12 +113,12 @@ def norm_steps(
 
         side = "PyTorch" if name == "reference" else name
         steps |= both_passes(side, norm, (x, weight, bias, gate))
-    return steps
+    return Suite(steps, {}, {})
 
 
 def block_steps(
     workload: Workload, rows: Jagged, device: str, dtype: torch.dtype, backends: Sequence[str]
-) -> tuple[Steps, Work]:
+) -> Suite:
     """Returns a whole block of MTGR by each backend; on a GPU also with `gated_attention` taken apart."""
     steps: Steps = {}
     for name in backends:
@@ -122,7 +129,7 @@ def block_steps(
     linear = 10.0 * rows.num_tokens * (workload.num_heads * workload.head_dim) ** 2
     attention = 4.0 * workload.num_heads * workload.head_dim * rows.visible_pairs
     amounts = dict(zip(PASSES, (linear + attention, 3 * linear + 3.5 * attention), strict=True))
-    return steps, {(side, passes): amounts[passes] for side, passes in steps}
+    return Suite(steps, {(side, passes): amounts[passes] for side, passes in steps}, {})
 
 
 def run(
@@ -132,17 +139,19 @@ def run(
     rows = build(workload).to(device)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     common = (workload, rows, device, dtype, backends)
-    suites: list[tuple[str, Callable[[], tuple[Steps, Work]]]] = [
+    suites: list[tuple[str, Callable[[], Suite]]] = [
         ("mtgr_attention", lambda: attention_steps(*common, peers)),
     ]
     if workload.name not in ATTENTION_WORKLOADS:
-        suites.append(("group_layer_norm, gated", lambda: (norm_steps(*common), {})))
+        suites.append(("group_layer_norm, gated", lambda: norm_steps(*common)))
         suites.append(("block", lambda: block_steps(*common)))
     if workload.name == PARTS_OF:
-        suites.append(("part of a block", lambda: (BlockBench(*common[:4], backends[-1]).parts(), {})))
+        suites.append(
+            ("part of a block", lambda: Suite(BlockBench(*common[:4], backends[-1]).parts(), {}, {}))
+        )
     results = []
     for operator, suite in suites:
-        steps, work = suite()
+        steps, work, pairs = suite()
         for (side, passes), values in measure(steps, device, repeats).items():
             line = {
                 "operator": operator,
@@ -154,7 +163,7 @@ def run(
                 "num_rows": workload.num_rows,
                 "num_heads": workload.num_heads,
                 "head_dim": workload.head_dim,
-                "visible_pairs": rows.visible_pairs,
+                "visible_pairs": pairs.get(side, rows.visible_pairs),
                 **summary(values),
             }
             done = work.get((side, passes))
@@ -193,11 +202,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         repeats = args.repeats or (5 if args.device == "cpu" else 20)
         results += run(WORKLOADS[name], args.device, backends, args.peer, repeats)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {
+    report: dict[str, Any] = {
         "environment": environment(args.device),
         "results": results,
         "ratios": ratios(results, backends),
     }
+    if args.device == "cpu":
+        report["memory"] = memory()
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     logger.info("wrote %s", args.out)
     return 0

@@ -86,6 +86,12 @@ def _parts(parts: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[s
     return lines
 
 
+def _memory(memory: list[dict[str, Any]]) -> list[str]:
+    lines = ["| tokens of the row | MiB the process grew by | MiB of one N x N matrix |", "|---|---|---|"]
+    lines += [f"| {m['tokens']} | {m['grown_mib']} | {m['one_square_mib']} |" for m in memory]
+    return lines
+
+
 def table(report: dict[str, Any]) -> str:
     """Returns one report as Markdown tables with the environment it was measured in."""
     machine = ", ".join(f"{key} {value}" for key, value in report["environment"].items())
@@ -95,6 +101,8 @@ def table(report: dict[str, Any]) -> str:
     lines += ["", *_times(results), "", *_ratios(report["ratios"])]
     if parts:
         lines += ["", *_parts(parts, results)]
+    if "memory" in report:
+        lines += ["", *_memory(report["memory"])]
     return "\n".join(lines)
 
 

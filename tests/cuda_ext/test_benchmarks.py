@@ -1,14 +1,13 @@
 """The benchmarks: the padded side computes the same, the JSON is complete, the tables follow from it."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hstu_ops import bench, bench_tables, mtgr_attention
+from hstu_ops import bench, bench_memory, bench_tables, mtgr_attention
 from hstu_ops.padded import PaddedAttention
 from hstu_ops.shapes import WORKLOADS, Workload, build
 from hstu_ops.testing import batch
@@ -51,6 +50,7 @@ def lighter_attention(workload, rows, q, k, v, alpha, inv_n):
 def test_bench_writes_json_and_tables_follow(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "WORKLOADS", {"tiny": TINY})
     monkeypatch.setattr(bench, "PARTS_OF", "tiny")
+    monkeypatch.setattr(bench_memory, "LENGTHS", (10, 20))
     monkeypatch.setitem(sys.modules, "peers", SimpleNamespace(lighter=lighter_attention))
     out = tmp_path / "cpu.json"
     options = ["--workloads", "tiny", "--repeats", "2", "--peer", "peers:lighter"]
@@ -78,6 +78,7 @@ def test_bench_writes_json_and_tables_follow(tmp_path, monkeypatch):
     assert "| mtgr_attention | tiny | cpu |" in text
     assert "| tiny | cpu | padded PyTorch |" in text
     assert "| between the parts |" in text
+    assert "| 20 | " in text
     assert text.startswith("before\n")
     assert text.endswith("<!-- end -->\nafter\n")
 
@@ -96,22 +97,8 @@ def test_tables_refuse_a_marker_without_measurements(tmp_path):
     assert "1.0 ms" in readme.read_text()
 
 
-MEMORY = """
-import resource, torch
-from hstu_ops import mtgr_attention
-T = 8_000
-q, k, v = (torch.ones(T, 1, 4, requires_grad=True) for _ in range(3))
-offsets, end = torch.tensor([0, T], dtype=torch.int32), torch.full((T,), T, dtype=torch.int32)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-mtgr_attention(q, k, v, offsets, end, 0.1, 0.1, backend="cpu").sum().backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
 def test_cpu_memory_is_linear_in_the_tokens_of_a_row():
-    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True, check=True
-    )
-    grown_mib = int(run.stdout) / 1024
-    assert grown_mib < 60  # one N x N matrix of this row alone would be 244 MiB
+    *_, shorter, longer = bench_memory.memory()
+    assert longer["tokens"] == 2 * shorter["tokens"]
+    assert longer["grown_mib"] < 60  # linear: tensors, blocks; one N x N matrix would be 976 MiB
+    assert longer["grown_mib"] < 2.5 * shorter["grown_mib"] + 5

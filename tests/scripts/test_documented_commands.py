@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+DOCUMENTS = [ROOT / "README.md", ROOT / "cuda_ext" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_documented_make_targets_exist(document):
     text = document.read_text()
     blocks = re.findall(r"```.*?\n(.*?)```", text, re.DOTALL)
@@ -23,10 +23,12 @@ def test_documented_make_targets_exist(document):
     assert named <= TARGETS
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_documented_modules_exist(document):
     named = set(
-        re.findall(r"-m ((?:spark_jobs|expectations|model|scripts)\.[a-z_.]+[a-z_])", document.read_text())
+        re.findall(
+            r"-m ((?:spark_jobs|expectations|model|scripts|hstu_ops)\.[a-z_.]+[a-z_])", document.read_text()
+        )
     )
     assert {name for name in named if importlib.util.find_spec(name) is None} == set()
 

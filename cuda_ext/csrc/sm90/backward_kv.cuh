@@ -65,11 +65,11 @@ __device__ __forceinline__ void backward_kv_compute(BackwardKVParams const& p, t
     if (count < 0) return;
     int const row = key + fragment_row();
     if (key >= tile.length) {
-      warp_arrive(s.k_empty);
-      warp_arrive(s.v_empty);
+      s.k_empty.arrive();
+      s.v_empty.arrive();
       for (int i = 0; i < count; ++i, ++step) {
         s.full[step % kStages].wait(step / kStages & 1);
-        warp_arrive(s.empty[step % kStages]);
+        s.empty[step % kStages].arrive();
       }
       continue;
     }
@@ -109,8 +109,8 @@ __device__ __forceinline__ void backward_kv_compute(BackwardKVParams const& p, t
       issue<false>(mma_grad, weights, columns_of(s.grad_out[stage]), grad_v);
       finish<1>(grad_weights);
       if (i == count - 1) {
-        warp_arrive(s.k_empty);
-        warp_arrive(s.v_empty);
+        s.k_empty.arrive();
+        s.v_empty.arrive();
       }
       CUTE_UNROLL
       for (int e = 0; e < size(scores); ++e) grad_weights(e) *= scores(e);
@@ -118,7 +118,7 @@ __device__ __forceinline__ void backward_kv_compute(BackwardKVParams const& p, t
       to_operand<Element>(grad_weights, grad_scores);
       issue<false>(mma_grad, grad_scores, columns_of(s.q[stage]), grad_k);
       finish<0>(grad_k);
-      warp_arrive(s.empty[stage]);
+      s.empty[stage].arrive();
     }
     int64_t const token = tile.row_start + key;
     Element* const to_k =
@@ -137,11 +137,11 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kv_kernel(__grid_constan
   if (threadIdx.x == 0) {
     s.k_full.init(1);
     s.v_full.init(1);
-    s.k_empty.init(2 * kArrivalsPerGroup);
-    s.v_empty.init(2 * kArrivalsPerGroup);
+    s.k_empty.init(2 * kWarpgroup);
+    s.v_empty.init(2 * kWarpgroup);
     for (int i = 0; i < Traits::kStages; ++i) {
       s.full[i].init(1);
-      s.empty[i].init(2 * kArrivalsPerGroup);
+      s.empty[i].init(2 * kWarpgroup);
     }
     cutlass::arch::fence_barrier_init();
   }

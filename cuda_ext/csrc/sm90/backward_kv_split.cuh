@@ -66,7 +66,7 @@ __device__ __forceinline__ void backward_kv_split_values(BackwardKVParams const&
           thread_scores.partition_fragment_B(make_tensor(make_smem_ptr(s.q[stage]), typename Traits::QLayout{})),
           scores);
       finish<0>(scores);
-      if (i == count - 1) warp_arrive(s.k_empty);
+      if (i == count - 1) s.k_empty.arrive();
       s.slope_empty[buffer].wait((step / 2 & 1) ^ 1);
       bool const masked = query & 1;
       uint32_t slope[2 * Traits::kExchange];
@@ -97,14 +97,14 @@ __device__ __forceinline__ void backward_kv_split_values(BackwardKVParams const&
       for (int w = 0; w < Traits::kExchange / 2; ++w) {
         s.slope[buffer][w][thread] = make_uint4(slope[4 * w], slope[4 * w + 1], slope[4 * w + 2], slope[4 * w + 3]);
       }
-      warp_arrive(s.slope_full[buffer]);
+      s.slope_full[buffer].arrive();
       to_operand<Element>(scores, weights);
       issue<false>(
           mma_grad, weights,
           thread_grad.partition_fragment_B(make_tensor(make_smem_ptr(s.grad_out[stage]), typename Traits::QtLayout{})),
           grad_v);
       finish<0>(grad_v);
-      warp_arrive(s.empty[stage]);
+      s.empty[stage].arrive();
     }
     Element* const to = static_cast<Element*>(p.grad_v.data) + int64_t(tile.row_start + key) * p.grad_v.token_stride +
                         head * p.grad_v.head_stride;
@@ -143,7 +143,7 @@ __device__ __forceinline__ void backward_kv_split_keys(BackwardKVParams const& p
           grad_weights);
       s.slope_full[buffer].wait(step / 2 & 1);
       finish<0>(grad_weights);
-      if (i == count - 1) warp_arrive(s.v_empty);
+      if (i == count - 1) s.v_empty.arrive();
       CUTE_UNROLL
       for (int w = 0; w < Traits::kExchange / 2; ++w) {
         uint4 const got = s.slope[buffer][w][thread];
@@ -155,14 +155,14 @@ __device__ __forceinline__ void backward_kv_split_keys(BackwardKVParams const& p
           grad_weights(8 * w + 2 * c + 1) *= slope.y;
         }
       }
-      warp_arrive(s.slope_empty[buffer]);
+      s.slope_empty[buffer].arrive();
       to_operand<Element>(grad_weights, grad_scores);
       issue<false>(
           mma_grad, grad_scores,
           thread_grad.partition_fragment_B(make_tensor(make_smem_ptr(s.q[stage]), typename Traits::QtLayout{})),
           grad_k);
       finish<0>(grad_k);
-      warp_arrive(s.empty[stage]);
+      s.empty[stage].arrive();
     }
     Element* const to = static_cast<Element*>(p.grad_k.data) + int64_t(tile.row_start + key) * p.grad_k.token_stride +
                         head * p.grad_k.head_stride;
@@ -177,15 +177,15 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kv_split_kernel(__grid_c
   if (threadIdx.x == 0) {
     s.k_full.init(1);
     s.v_full.init(1);
-    s.k_empty.init(kArrivalsPerGroup);
-    s.v_empty.init(kArrivalsPerGroup);
+    s.k_empty.init(kWarpgroup);
+    s.v_empty.init(kWarpgroup);
     for (int i = 0; i < Traits::kStages; ++i) {
       s.full[i].init(1);
-      s.empty[i].init(2 * kArrivalsPerGroup);
+      s.empty[i].init(2 * kWarpgroup);
     }
     for (int i = 0; i < 2; ++i) {
-      s.slope_full[i].init(kArrivalsPerGroup);
-      s.slope_empty[i].init(kArrivalsPerGroup);
+      s.slope_full[i].init(kWarpgroup);
+      s.slope_empty[i].init(kWarpgroup);
     }
     cutlass::arch::fence_barrier_init();
   }

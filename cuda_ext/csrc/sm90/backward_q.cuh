@@ -121,15 +121,15 @@ __device__ __forceinline__ void backward_q_compute(BackwardQParams const& p, typ
     int const rows = tile.length - tile.first - half * kHalf;
     int const num_keys = keys.count(), own = keys.own(half), least = tile.least[half];
     int const last = rows <= 0 ? -1 : own >= 0 ? own : keys.regular - 1;
-    if (last < 0) warp_arrive(s.q_empty);
+    if (last < 0) s.q_empty.arrive();
 
     auto skips = [&](int i) { return rows <= 0 || (i >= keys.regular && i != own); };
     auto skip = [&](int i) {
       uint32_t const c = base + i;
       s.k_full[c % kKStages].wait(c / kKStages & 1);
-      warp_arrive(s.k_empty[c % kKStages]);
+      s.k_empty[c % kKStages].arrive();
       s.v_full[c % kVStages].wait(c / kVStages & 1);
-      warp_arrive(s.v_empty[c % kVStages]);
+      s.v_empty[c % kVStages].arrive();
     };
     auto slope = [&](int i) {  // scores become twice SiLU' of them, 0 where masked
       CUTE_UNROLL
@@ -158,14 +158,14 @@ __device__ __forceinline__ void backward_q_compute(BackwardQParams const& p, typ
       finish<1>(scores);
       slope(i);
       finish<0>(grad_weights);
-      warp_arrive(s.v_empty[v_stage]);
-      if (i == last) warp_arrive(s.q_empty);
+      s.v_empty[v_stage].arrive();
+      if (i == last) s.q_empty.arrive();
       CUTE_UNROLL
       for (int e = 0; e < size(scores); ++e) grad_weights(e) *= scores(e);
       to_operand<Element>(grad_weights, grad_scores);
       issue<false>(mma_grad, grad_scores, columns_of(s.k[k_stage]), grad_q);
       finish<0>(grad_q);
-      warp_arrive(s.k_empty[k_stage]);
+      s.k_empty[k_stage].arrive();
     }
     base += num_keys;
     if (rows > 0) {
@@ -184,14 +184,14 @@ __global__ void __launch_bounds__(kThreads, 1) backward_q_kernel(__grid_constant
   if (threadIdx.x == 0) {
     s.q_full[0].init(1);
     s.q_full[1].init(1);
-    s.q_empty.init(2 * kArrivalsPerGroup);
+    s.q_empty.init(2 * kWarpgroup);
     for (int i = 0; i < Traits::kKStages; ++i) {
       s.k_full[i].init(1);
-      s.k_empty[i].init(2 * kArrivalsPerGroup);
+      s.k_empty[i].init(2 * kWarpgroup);
     }
     for (int i = 0; i < Traits::kVStages; ++i) {
       s.v_full[i].init(1);
-      s.v_empty[i].init(2 * kArrivalsPerGroup);
+      s.v_empty[i].init(2 * kWarpgroup);
     }
     cutlass::arch::fence_barrier_init();
   }

@@ -38,7 +38,6 @@ NVCC_FLAGS = (
     "-diag-suppress=177",
     "-lineinfo",
     "-t1",
-    *os.environ.get("HSTU_OPS_NVCC_FLAGS", "").split(),
 )
 
 

@@ -16,16 +16,10 @@ namespace hstu_sm90 {
 using namespace cute;
 using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
+// Also how many times a warpgroup arrives at a barrier: every lane for itself. One lane for its warp after __syncwarp is
+// no faster (docs/log.md), and compute-sanitizer's racecheck takes the other lanes' accesses for unordered.
 constexpr int kWarpgroup = 128;
 constexpr int kThreads = 3 * kWarpgroup;  // one producer and two consumer warpgroups
-
-// Arrivals of a warpgroup at a barrier: one lane a warp, after __syncwarp. compute-sanitizer's racecheck orders only
-// the lanes that arrive themselves: for it, build with HSTU_SM90_EVERY_LANE_ARRIVES.
-#ifdef HSTU_SM90_EVERY_LANE_ARRIVES
-constexpr int kArrivalsPerGroup = kWarpgroup;
-#else
-constexpr int kArrivalsPerGroup = kWarpgroup / 32;
-#endif
 
 // Shared-memory views of kRows tokens of D numbers, as one tensor load leaves them: slabs of 64 columns, 128-byte
 // swizzle. The same bytes serve as operand with the head dim inside the product (KMajor: rows x D) and outside of it
@@ -76,12 +70,6 @@ __device__ __forceinline__ void wait_for_kernel_before() { asm volatile("griddep
 // Lets the next kernel's CTAs start where this one's have ended, once all of this one's have said so.
 __device__ __forceinline__ void let_next_kernel_start() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
-// A warp's part of its warpgroup's arrivals.
-__device__ __forceinline__ void warp_arrive(Barrier& barrier) {
-  __syncwarp();
-  if (kArrivalsPerGroup == kWarpgroup || threadIdx.x % 32 == 0) barrier.arrive();
 }
 
 // Loads a box of rows starting at `token` of `head`; the map's dims are (64, T, D / 64, N).

@@ -155,16 +155,16 @@ __device__ __forceinline__ void forward_compute(ForwardParams const& p, typename
     int const rows = tile.length - tile.first - half * kHalf;
     int const num_keys = keys.count(), own = keys.own(half), least = tile.least[half];
     int const last = rows <= 0 ? -1 : own >= 0 ? own : keys.regular - 1;
-    if (last < 0) warp_arrive(s.q_empty);
+    if (last < 0) s.q_empty.arrive();
 
     auto skips = [&](int i) { return rows <= 0 || (i >= keys.regular && i != own); };
     auto skip = [&](int i) {
       int const stage = (base + i) % kStages;
       uint32_t const full = (base + i) / kStages & 1;
       s.k_full[stage].wait(full);
-      warp_arrive(s.k_empty[stage]);
+      s.k_empty[stage].arrive();
       s.v_full[stage].wait(full);
-      warp_arrive(s.v_empty[stage]);
+      s.v_empty[stage].arrive();
     };
     auto activate = [&](int i) {
       CUTE_UNROLL
@@ -188,8 +188,8 @@ __device__ __forceinline__ void forward_compute(ForwardParams const& p, typename
       s.k_full[stage].wait((base + i) / kStages & 1);
       issue<true>(mma_scores, q, k_of(stage), scores);
       finish<0>(scores);
-      warp_arrive(s.k_empty[stage]);
-      if (i == last) warp_arrive(s.q_empty);
+      s.k_empty[stage].arrive();
+      if (i == last) s.q_empty.arrive();
       activate(i);
       to_operand<Element>(scores, weights);
       int pending = i++;
@@ -205,11 +205,11 @@ __device__ __forceinline__ void forward_compute(ForwardParams const& p, typename
         s.v_full[v_stage].wait((base + pending) / kStages & 1);
         issue<false>(mma_out, weights, v_of(v_stage), out);
         finish<1>(scores);
-        warp_arrive(s.k_empty[stage]);
-        if (i == last) warp_arrive(s.q_empty);
+        s.k_empty[stage].arrive();
+        if (i == last) s.q_empty.arrive();
         activate(i);
         finish<0>(out);
-        warp_arrive(s.v_empty[v_stage]);
+        s.v_empty[v_stage].arrive();
         to_operand<Element>(scores, weights);
         pending = i;
       }
@@ -217,7 +217,7 @@ __device__ __forceinline__ void forward_compute(ForwardParams const& p, typename
       s.v_full[stage].wait((base + pending) / kStages & 1);
       issue<false>(mma_out, weights, v_of(stage), out);
       finish<0>(out);
-      warp_arrive(s.v_empty[stage]);
+      s.v_empty[stage].arrive();
     }
     base += num_keys;
     if (rows > 0) {
@@ -235,12 +235,12 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(__grid_constant__ 
   if (threadIdx.x == 0) {
     s.q_full[0].init(1);
     s.q_full[1].init(1);
-    s.q_empty.init(2 * kArrivalsPerGroup);
+    s.q_empty.init(2 * kWarpgroup);
     for (int i = 0; i < Traits::kStages; ++i) {
       s.k_full[i].init(1);
       s.v_full[i].init(1);
-      s.k_empty[i].init(2 * kArrivalsPerGroup);
-      s.v_empty[i].init(2 * kArrivalsPerGroup);
+      s.k_empty[i].init(2 * kWarpgroup);
+      s.v_empty[i].init(2 * kWarpgroup);
     }
     cutlass::arch::fence_barrier_init();
   }
