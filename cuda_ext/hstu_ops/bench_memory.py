@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LENGTHS = (2_000, 4_000, 8_000, 16_000)
+LENGTHS = (1_000, 2_000, 4_000, 8_000)
 HEAD_DIM = 32
 
 
@@ -38,7 +38,7 @@ def memory() -> list[dict[str, Any]]:
     lines = []
     for tokens in LENGTHS:
         sources = str(Path(__file__).parents[1])
-        environment = os.environ | {"PYTHONPATH": sources, "OMP_NUM_THREADS": "2"}
+        environment = os.environ | {"PYTHONPATH": sources, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, __file__, str(tokens)]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         grown, square = int(run.stdout) / 1024, tokens**2 * 4 / 2**20
