@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LENGTHS = (1_000, 2_000, 4_000, 8_000)
+LENGTHS = (2_000, 4_000, 8_000)
 HEAD_DIM = 32
 
 
