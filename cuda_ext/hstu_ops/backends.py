@@ -15,8 +15,6 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cutlass")
 CUTLASS_HEAD_DIMS = (64, 128, 256)
-# `auto` prefers CUTLASS at these; at 64 the Triton kernels are faster on an H200 (benchmarks/h200.json).
-CUTLASS_PREFERRED_HEAD_DIMS = (128, 256)
 CUTLASS_DTYPES = (torch.bfloat16, torch.float16)
 TRITON_HEAD_DIMS = (16, 32, 64, 128, 256)
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -91,13 +89,7 @@ def _choose(
             raise BackendUnavailableError(reason)
         return backend, []
     reasons: list[str] = []
-    if device_type == "cpu":
-        candidates = ["cpu"]
-    else:
-        candidates = (
-            ["cutlass", "triton"] if head_dim in CUTLASS_PREFERRED_HEAD_DIMS else ["triton", "cutlass"]
-        )
-    for candidate in candidates:
+    for candidate in ("cpu",) if device_type == "cpu" else ("cutlass", "triton"):
         reason = missing(candidate, device_type, dtype, head_dim)
         if reason is None:
             return candidate, reasons

@@ -1,4 +1,4 @@
-// The backward kernel of keys for head dims 64 and 128: grad_k and grad_v of 128 key tokens of a head at a time.
+// The backward kernel of keys for head dim 128: grad_k and grad_v of 128 key tokens of a head at a time.
 //
 // Persistent, as the forward. Each of the two warpgroups owns 64 keys and keeps both their results in registers; a step
 // is a tile of queries: S^T = K Q^T, dP^T = V grad_out^T, grad_v += P^T grad_out, grad_k += dS^T Q. A warpgroup's
@@ -12,7 +12,7 @@ namespace hstu_sm90 {
 template <class Element_, int kDim_, int kQueries_, int kStages_>
 struct BackwardKVTraits {
   using Element = Element_;
-  static constexpr int kDim = kDim_, kQueries = kQueries_, kStages = kStages_, kHalves = 2;
+  static constexpr int kDim = kDim_, kQueries = kQueries_, kStages = kStages_, kHalves = 2, kBlocks = 1;
   using KLayout = KMajor<Element, kHalf, kDim>;
   using QLayout = KMajor<Element, kQueries, kDim>;
   using QtLayout = MNMajor<Element, kQueries, kDim>;

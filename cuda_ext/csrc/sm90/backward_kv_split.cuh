@@ -1,6 +1,6 @@
-// The backward kernel of keys for head dim 256: grad_k and grad_v of 64 key tokens of a head at a time.
+// The backward kernel of keys for head dims 256 and 64: grad_k and grad_v of 64 key tokens of a head at a time.
 //
-// Persistent, as the forward. Each result fills the registers of one warpgroup, so the two share the work of a step, a
+// Persistent, as the forward. Each result takes the registers of one warpgroup, so the two share the work of a step, a
 // tile of queries: one computes the scores S^T = K Q^T, from them the weights, and accumulates
 // grad_v += P^T grad_out; the other computes dP^T = V grad_out^T, takes SiLU'(S^T) from the first through shared memory
 // and accumulates grad_k += dS^T Q. Either's arithmetic runs while the other's products do.
@@ -10,10 +10,10 @@
 
 namespace hstu_sm90 {
 
-template <class Element_, int kDim_, int kQueries_, int kStages_>
+template <class Element_, int kDim_, int kQueries_, int kStages_, int kBlocks_>
 struct BackwardKVSplitTraits {
   using Element = Element_;
-  static constexpr int kDim = kDim_, kQueries = kQueries_, kStages = kStages_, kHalves = 1;
+  static constexpr int kDim = kDim_, kQueries = kQueries_, kStages = kStages_, kHalves = 1, kBlocks = kBlocks_;
   using KLayout = KMajor<Element, kHalf, kDim>;
   using QLayout = KMajor<Element, kQueries, kDim>;
   using QtLayout = MNMajor<Element, kQueries, kDim>;
@@ -171,7 +171,8 @@ __device__ __forceinline__ void backward_kv_split_keys(BackwardKVParams const& p
 }
 
 template <class Traits>
-__global__ void __launch_bounds__(kThreads, 1) backward_kv_split_kernel(__grid_constant__ BackwardKVParams const p) {
+__global__ void __launch_bounds__(kThreads, Traits::kBlocks)
+    backward_kv_split_kernel(__grid_constant__ BackwardKVParams const p) {
   extern __shared__ __align__(1024) char raw[];
   auto& s = *reinterpret_cast<typename Traits::Shared*>(raw);
   if (threadIdx.x == 0) {
@@ -192,14 +193,14 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kv_split_kernel(__grid_c
   __syncthreads();
   int const group = cutlass::canonical_warp_group_idx();
   if (group == 0) {
-    cutlass::arch::warpgroup_reg_dealloc<40>();
+    cutlass::arch::warpgroup_reg_dealloc<Registers<Traits::kBlocks>::kLoad>();
     if (threadIdx.x < 32) {
       wait_for_kernel_before();  // the plan
       let_next_kernel_start();   // the kernel of queries fills the multiprocessors this one leaves
       backward_kv_load<Traits>(p, s);
     }
   } else {
-    cutlass::arch::warpgroup_reg_alloc<232>();
+    cutlass::arch::warpgroup_reg_alloc<Registers<Traits::kBlocks>::kCompute>();
     if (group == 1) {
       backward_kv_split_values<Traits>(p, s);
     } else {

@@ -16,10 +16,17 @@ namespace hstu_sm90 {
 using namespace cute;
 using Barrier = cutlass::arch::ClusterTransactionBarrier;
 
-// Also how many times a warpgroup arrives at a barrier: every lane for itself. One lane for its warp after __syncwarp is
-// no faster (docs/log.md), and compute-sanitizer's racecheck takes the other lanes' accesses for unordered.
+// Also how many times a warpgroup arrives at a barrier: every lane for itself. One lane for its warp after __syncwarp
+// is no faster (docs/log.md), and compute-sanitizer's racecheck takes the other lanes' accesses for unordered.
 constexpr int kWarpgroup = 128;
 constexpr int kThreads = 3 * kWarpgroup;  // one producer and two consumer warpgroups
+
+// Registers of a loading and of a computing thread where kBlocks CTAs share a multiprocessor.
+template <int kBlocks>
+struct Registers {
+  static_assert(kBlocks == 1 || kBlocks == 2);
+  static constexpr int kLoad = kBlocks == 1 ? 40 : 32, kCompute = kBlocks == 1 ? 232 : 104;
+};
 
 // Shared-memory views of kRows tokens of D numbers, as one tensor load leaves them: slabs of 64 columns, 128-byte
 // swizzle. The same bytes serve as operand with the head dim inside the product (KMajor: rows x D) and outside of it

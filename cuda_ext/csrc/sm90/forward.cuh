@@ -1,9 +1,10 @@
 // The forward kernel: out = (SiLU(alpha q k^T) * inv_n, masked) v, one tile of 128 query tokens of a head at a time.
 //
-// Persistent: one CTA on each multiprocessor takes items (tile, head) from a counter, rows longest first. One thread
+// Persistent: kBlocks CTAs on each multiprocessor take items (tile, head) from a counter, rows longest first. A thread
 // loads; two warpgroups each own 64 query rows, whose result stays in registers. Keys are visited up to the largest
 // visible_end of the tile; a self term beyond that is one more tile of keys, 64 of them on its diagonal. There is no
-// softmax, so nothing is rescaled: while the product P V of a tile runs, the scores of the next one become weights.
+// softmax, so nothing is rescaled: with one CTA, the product P V of a tile runs while the scores of the next one become
+// weights; with two, a warpgroup takes its steps in turn, with fewer registers, and the other CTA fills the gaps.
 #pragma once
 
 #include "device.cuh"
@@ -21,10 +22,10 @@ struct ForwardParams {
   float inv_n;
 };
 
-template <class Element_, int kDim_, int kKeys_, int kStages_>
+template <class Element_, int kDim_, int kKeys_, int kStages_, int kBlocks_>
 struct ForwardTraits {
   using Element = Element_;
-  static constexpr int kDim = kDim_, kKeys = kKeys_, kStages = kStages_;
+  static constexpr int kDim = kDim_, kKeys = kKeys_, kStages = kStages_, kBlocks = kBlocks_;
   static_assert(kKeys % kHalf == 0, "a self term is in a regular key tile or in a diagonal one, never in both");
   using QLayout = KMajor<Element, kHalf, kDim>;
   using KLayout = KMajor<Element, kKeys, kDim>;
@@ -180,44 +181,66 @@ __device__ __forceinline__ void forward_compute(ForwardParams const& p, typename
       }
     };
 
-    int i = 0;
-    while (i < num_keys && skips(i)) skip(i++);
     clear(out);
-    if (i < num_keys) {
-      int stage = (base + i) % kStages;
-      s.k_full[stage].wait((base + i) / kStages & 1);
-      issue<true>(mma_scores, q, k_of(stage), scores);
-      finish<0>(scores);
-      s.k_empty[stage].arrive();
-      if (i == last) s.q_empty.arrive();
-      activate(i);
-      to_operand<Element>(scores, weights);
-      int pending = i++;
-      for (; i < num_keys; ++i) {
+    if constexpr (Traits::kBlocks == 2) {
+      for (int i = 0; i < num_keys; ++i) {
         if (skips(i)) {
           skip(i);
           continue;
         }
-        stage = (base + i) % kStages;
-        int const v_stage = (base + pending) % kStages;
-        s.k_full[stage].wait((base + i) / kStages & 1);
+        int const stage = (base + i) % kStages;
+        uint32_t const full = (base + i) / kStages & 1;
+        s.k_full[stage].wait(full);
         issue<true>(mma_scores, q, k_of(stage), scores);
-        s.v_full[v_stage].wait((base + pending) / kStages & 1);
-        issue<false>(mma_out, weights, v_of(v_stage), out);
-        finish<1>(scores);
+        finish<0>(scores);
         s.k_empty[stage].arrive();
         if (i == last) s.q_empty.arrive();
         activate(i);
-        finish<0>(out);
-        s.v_empty[v_stage].arrive();
         to_operand<Element>(scores, weights);
-        pending = i;
+        s.v_full[stage].wait(full);
+        issue<false>(mma_out, weights, v_of(stage), out);
+        finish<0>(out);
+        s.v_empty[stage].arrive();
       }
-      stage = (base + pending) % kStages;
-      s.v_full[stage].wait((base + pending) / kStages & 1);
-      issue<false>(mma_out, weights, v_of(stage), out);
-      finish<0>(out);
-      s.v_empty[stage].arrive();
+    } else {
+      int i = 0;
+      while (i < num_keys && skips(i)) skip(i++);
+      if (i < num_keys) {
+        int stage = (base + i) % kStages;
+        s.k_full[stage].wait((base + i) / kStages & 1);
+        issue<true>(mma_scores, q, k_of(stage), scores);
+        finish<0>(scores);
+        s.k_empty[stage].arrive();
+        if (i == last) s.q_empty.arrive();
+        activate(i);
+        to_operand<Element>(scores, weights);
+        int pending = i++;
+        for (; i < num_keys; ++i) {
+          if (skips(i)) {
+            skip(i);
+            continue;
+          }
+          stage = (base + i) % kStages;
+          int const v_stage = (base + pending) % kStages;
+          s.k_full[stage].wait((base + i) / kStages & 1);
+          issue<true>(mma_scores, q, k_of(stage), scores);
+          s.v_full[v_stage].wait((base + pending) / kStages & 1);
+          issue<false>(mma_out, weights, v_of(v_stage), out);
+          finish<1>(scores);
+          s.k_empty[stage].arrive();
+          if (i == last) s.q_empty.arrive();
+          activate(i);
+          finish<0>(out);
+          s.v_empty[v_stage].arrive();
+          to_operand<Element>(scores, weights);
+          pending = i;
+        }
+        stage = (base + pending) % kStages;
+        s.v_full[stage].wait((base + pending) / kStages & 1);
+        issue<false>(mma_out, weights, v_of(stage), out);
+        finish<0>(out);
+        s.v_empty[stage].arrive();
+      }
     }
     base += num_keys;
     if (rows > 0) {
@@ -229,7 +252,7 @@ __device__ __forceinline__ void forward_compute(ForwardParams const& p, typename
 }
 
 template <class Traits>
-__global__ void __launch_bounds__(kThreads, 1) forward_kernel(__grid_constant__ ForwardParams const p) {
+__global__ void __launch_bounds__(kThreads, Traits::kBlocks) forward_kernel(__grid_constant__ ForwardParams const p) {
   extern __shared__ __align__(1024) char raw[];
   auto& s = *reinterpret_cast<typename Traits::Shared*>(raw);
   if (threadIdx.x == 0) {
@@ -247,13 +270,13 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(__grid_constant__ 
   __syncthreads();
   int const group = cutlass::canonical_warp_group_idx();
   if (group == 0) {
-    cutlass::arch::warpgroup_reg_dealloc<40>();
+    cutlass::arch::warpgroup_reg_dealloc<Registers<Traits::kBlocks>::kLoad>();
     if (threadIdx.x == 0) {
       wait_for_kernel_before();  // the plan
       forward_load<Traits>(p, s);
     }
   } else {
-    cutlass::arch::warpgroup_reg_alloc<232>();
+    cutlass::arch::warpgroup_reg_alloc<Registers<Traits::kBlocks>::kCompute>();
     forward_compute<Traits>(p, s, group - 1);
   }
 }

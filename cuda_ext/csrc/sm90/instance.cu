@@ -10,11 +10,11 @@ using Element = std::conditional_t<kDType == DType::kFloat16, cutlass::half_t, c
 
 // Tile shapes found best by measurement; docs/log.md has the others.
 template <int kDim, class E>
-using Forward = ForwardTraits<E, kDim, kDim == 256 ? 64 : 128, 2>;
+using Forward = ForwardTraits<E, kDim, kDim == 128 ? 128 : 64, kDim == 64 ? 3 : 2, kDim == 64 ? 2 : 1>;
 template <int kDim, class E>
-using BackwardKVSplit = BackwardKVSplitTraits<E, kDim, 64, 2>;
+using BackwardKVSplit = BackwardKVSplitTraits<E, kDim, 64, kDim == 64 ? 3 : 2, kDim == 64 ? 2 : 1>;
 template <int kDim, class E>
-using BackwardKV = BackwardKVTraits<E, kDim, 64, kDim == 64 ? 6 : 4>;
+using BackwardKV = BackwardKVTraits<E, kDim, 64, 4>;
 template <int kDim, class E>
 using BackwardQ = BackwardQTraits<E, kDim, 64, kDim == 256 ? 2 : 3, kDim == 256 ? 1 : 3>;
 
@@ -25,12 +25,12 @@ char const* forward(Problem const& problem, cudaStream_t stream) {
 
 template <int kDim, DType kDType>
 char const* backward(Problem const& problem, cudaStream_t stream) {
-  if constexpr (kDim == 256) {
-    using Traits = BackwardKVSplit<kDim, Element<kDType>>;
-    HSTU_SM90_TRY(run_backward_kv<Traits>(backward_kv_split_kernel<Traits>, problem, stream));
-  } else {
+  if constexpr (kDim == 128) {
     using Traits = BackwardKV<kDim, Element<kDType>>;
     HSTU_SM90_TRY(run_backward_kv<Traits>(backward_kv_kernel<Traits>, problem, stream));
+  } else {
+    using Traits = BackwardKVSplit<kDim, Element<kDType>>;
+    HSTU_SM90_TRY(run_backward_kv<Traits>(backward_kv_split_kernel<Traits>, problem, stream));
   }
   return run_backward_q<BackwardQ<kDim, Element<kDType>>>(problem, stream);
 }

@@ -59,10 +59,10 @@ void set_common(Params& params, Problem const& problem) {
   params.half_alpha = problem.alpha * 0.5f;
 }
 
-// Starts one CTA on each multiprocessor, possibly before the kernel before it in the stream has ended: the kernels
-// wait for that one themselves (griddepcontrol).
+// Starts `blocks` CTAs on each multiprocessor, possibly before the kernel before it in the stream has ended: the
+// kernels wait for that one themselves (griddepcontrol).
 template <class Shared, class Params>
-char const* launch(void (*kernel)(Params), Params const& params, cudaStream_t stream) {
+char const* launch(void (*kernel)(Params), Params const& params, cudaStream_t stream, int blocks) {
   int device, multiprocessors;
   HSTU_SM90_CHECK(cudaGetDevice(&device));
   HSTU_SM90_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
@@ -71,7 +71,7 @@ char const* launch(void (*kernel)(Params), Params const& params, cudaStream_t st
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(multiprocessors);
+  config.gridDim = dim3(blocks * multiprocessors);
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = sizeof(Shared);
   config.stream = stream;
@@ -96,7 +96,7 @@ char const* run_forward(Problem const& problem, cudaStream_t stream) {
   HSTU_SM90_TRY(encode(params.k, problem.k, problem, Traits::kKeys));
   HSTU_SM90_TRY(encode(params.v, problem.v, problem, Traits::kKeys));
   void (*kernel)(ForwardParams) = forward_kernel<Traits>;
-  return launch<typename Traits::Shared>(kernel, params, stream);
+  return launch<typename Traits::Shared>(kernel, params, stream, Traits::kBlocks);
 }
 
 template <class Traits>
@@ -111,7 +111,7 @@ char const* run_backward_kv(void (*kernel)(BackwardKVParams), Problem const& pro
   HSTU_SM90_TRY(encode(params.grad_out, problem.grad_out, problem, Traits::kQueries));
   HSTU_SM90_TRY(encode(params.k, problem.k, problem, kHalf));
   HSTU_SM90_TRY(encode(params.v, problem.v, problem, kHalf));
-  return launch<typename Traits::Shared>(kernel, params, stream);
+  return launch<typename Traits::Shared>(kernel, params, stream, Traits::kBlocks);
 }
 
 template <class Traits>
@@ -125,7 +125,7 @@ char const* run_backward_q(Problem const& problem, cudaStream_t stream) {
   HSTU_SM90_TRY(encode(params.k, problem.k, problem, Traits::kKeys));
   HSTU_SM90_TRY(encode(params.v, problem.v, problem, Traits::kKeys));
   void (*kernel)(BackwardQParams) = backward_q_kernel<Traits>;
-  return launch<typename Traits::Shared>(kernel, params, stream);
+  return launch<typename Traits::Shared>(kernel, params, stream, 1);
 }
 
 }  // namespace hstu_sm90
