@@ -136,7 +136,7 @@ def current_version(uri: str) -> int:
 
 def commits(uri: str, limit: int | None = None) -> Iterator[Commit]:
     """Commits of a table, newest first."""
-    for entry in open_table(uri).history(limit):
+    for entry in _history(uri, limit):
         record = entry.get("userMetadata")
         yield Commit(
             version=int(entry["version"]),
@@ -144,6 +144,19 @@ def commits(uri: str, limit: int | None = None) -> Iterator[Commit]:
             operation=entry.get("operation", ""),
             metrics=entry.get("operationMetrics", {}),
         )
+
+
+def _history(uri: str, limit: int | None) -> list[dict[str, Any]]:
+    """Entries of the log, while nobody commits.
+
+    deltalake lists the newest entries but counts their versions down from the table's as it was opened: a
+    commit in between would shift all of them.
+    """
+    while True:
+        table = open_table(uri)
+        entries: list[dict[str, Any]] = table.history(limit)
+        if open_table(uri).version() == table.version():
+            return entries
 
 
 def last_commit(uri: str, partition: str) -> Commit | None:

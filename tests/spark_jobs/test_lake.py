@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from spark_jobs import deltalog
 from spark_jobs import lease as lease_module
 from spark_jobs.deltalog import LakeError, commits, current_version, last_commit, partition_values
+from spark_jobs.failures import spark_errors
 from spark_jobs.lake import (
     EmptyInputError,
     SchemaDriftError,
@@ -202,6 +205,27 @@ def test_writers_of_different_days_both_succeed(spark: Any, uri: str) -> None:
     assert [a for _, a in content(spark, uri)] == [0, 1, 2, 3]
 
 
+def test_versions_of_commits_are_right_while_others_write(
+    spark: Any, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(rows(spark, [1]), uri)
+    opened = deltalog.open_table
+    late: list[int] = []
+
+    def open_late(table: str, version: int | None = None) -> Any:
+        found = opened(table, version)
+        if not late:  # another day is committed between the opening of the table and the reading of its log
+            late.append(-1)
+            late[0] = write(rows(spark, [2], NEXT), uri, NEXT)
+        return found
+
+    mine = current_version(uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(deltalog, "open_table", open_late)
+        found = {commit.metadata.get("partition"): commit.version for commit in commits(uri)}
+    assert (found[f"ds={DAY}"], found[f"ds={NEXT}"]) == (mine, late[0])
+
+
 def test_damage_has_a_name(spark: Any, uri: str) -> None:
     with pytest.raises(LakeError, match="there is no table at"):
         table_at(spark, uri)
@@ -212,6 +236,50 @@ def test_damage_has_a_name(spark: Any, uri: str) -> None:
     newest.write_bytes(newest.read_bytes()[:-40])
     with pytest.raises(LakeError, match="_delta_log is damaged"):
         table_at(spark, uri)
+
+
+def damaged(path: Path) -> None:
+    """Flips one bit in the middle of a file, and lets Hadoop's own checksum beside it go."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0x10
+    path.write_bytes(content)
+    path.with_name(f".{path.name}.crc").unlink(missing_ok=True)
+
+
+def numbers(spark: Any, count: int) -> Any:
+    """Rows that do not compress, so that a flipped bit still decodes."""
+    return (
+        spark.range(count).selectExpr("xxhash64(id) AS a", "array('x') AS tags", f"'{DAY}' AS ds").coalesce(1)
+    )
+
+
+def test_a_flipped_bit_is_an_error_and_no_value(spark: Any, uri: str) -> None:
+    write(numbers(spark, 20_000), uri)
+    (path,) = Path(uri).glob(f"ds={DAY}/*.parquet")
+    damaged(path)
+    with pytest.raises(LakeError, match=rf"sum of a: .*{path.name}.*CRC checksum"), spark_errors("sum of a"):
+        table_at(spark, uri).selectExpr("bit_xor(a)").collect()
+
+
+def test_a_full_disk_is_named_and_the_last_version_stands(spark: Any, uri: str) -> None:
+    """The files of Spark's process may not grow: what a full disk does to each of them."""
+    write(rows(spark, [1]), uri)
+    before = current_version(uri)
+    java = spark.sparkContext._gateway.proc.pid
+    soft, hard = resource.prlimit(java, resource.RLIMIT_FSIZE)
+    try:
+        resource.prlimit(java, resource.RLIMIT_FSIZE, (20_000, hard))
+        with pytest.raises(
+            LakeError,
+            match=rf"writing ds={DAY} failed, the last version stands: the disk takes no more \(\d+ bytes",
+        ):
+            write(numbers(spark, 50_000), uri)
+    finally:
+        resource.prlimit(java, resource.RLIMIT_FSIZE, (soft, hard))
+    assert current_version(uri) == before
+    assert content(spark, uri) == [(DAY, 1)]
+    write(rows(spark, [2]), uri)
+    assert content(spark, uri) == [(DAY, 2)]
 
 
 def test_own_work_is_recognised_by_code_and_inputs(
