@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,15 @@ class Commit:
     metadata: Mapping[str, Any]
     operation: str
     metrics: Mapping[str, Any]
+
+
+def disk_note(uri: str, error: BaseException) -> str:
+    """What to do where an error says that the disk is full, in brackets; else nothing."""
+    if "No space left on device" not in str(error) or "://" in uri:
+        return ""
+    existing = next(path for path in (Path(uri), *Path(uri).parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    return f" ({free} bytes are free at {existing}: free space there, then run again)"
 
 
 def storage_uri(uri: str) -> str:
@@ -81,15 +91,16 @@ def create_table(
         {"name": name, "type": _delta_type(kind), "nullable": True, "metadata": {}} for name, kind in columns
     ]
     schema = Schema.from_json(json.dumps({"type": "struct", "fields": fields}))
-    if "://" not in uri:
-        Path(uri).mkdir(parents=True, exist_ok=True)
     try:
+        if "://" not in uri:
+            Path(uri).mkdir(parents=True, exist_ok=True)
         DeltaTable.create(
             storage_uri(uri), schema, "error", list(partition_by), configuration=dict(properties or {})
         )
-    except DeltaError as error:
+    except (DeltaError, OSError) as error:
         if not exists(uri):
-            raise LakeError(f"{uri} cannot be created: {error}; see that the lake is writable") from error
+            remedy = disk_note(uri, error) or "; see that the lake is writable"
+            raise LakeError(f"{uri} cannot be created: {error}{remedy}") from error
 
 
 def _delta_type(kind: str) -> Any:

@@ -7,6 +7,7 @@ process that is killed by SIGKILL is a real one all the same.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib
 import json
@@ -155,7 +156,10 @@ def _logged(log: Path, target: Callable[..., None], *arguments: Any) -> None:
     with log.open("ab") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
-    target(*arguments)
+    try:
+        target(*arguments)
+    finally:
+        atexit._run_exitfuncs()  # a forked process ends without what an interpreter does at its end
 
 
 def _run_step(step: Step, environment: Mapping[str, str]) -> None:

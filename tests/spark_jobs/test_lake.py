@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +302,43 @@ def test_content_hash_sees_values_and_copies_but_no_order(spark: Any) -> None:
     assert content_hash(rows(spark, [1, 2, 4])) != one
     assert content_hash(rows(spark, [1, 2, 3, 3, 3])) != content_hash(rows(spark, [1, 2, 3]))
     assert content_hash(rows(spark, [])) == "0:0"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_the_last_version_stands(spark: Any, small_disk: Path) -> None:
+    uri = str(small_disk / "tiny" / "samples")
+    write(rows(spark, [1, 2]), uri)
+    before = current_version(uri)
+    # Random text does not compress: more than the file system holds.
+    many_df = spark.range(40_000).selectExpr(
+        "id AS a", "transform(sequence(1, 8), i -> md5(string(rand() * i))) AS tags", f"'{DAY}' AS ds"
+    )
+    full = rf"samples: writing ds={DAY} failed, the last version stands \(\d+ bytes are free at .*free space"
+    with pytest.raises(LakeError, match=full):
+        write(many_df, uri)
+    assert (current_version(uri), content(spark, uri)) == (before, [(DAY, 1), (DAY, 2)])
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(
+        LakeError, match=r"(?s)_leases/.* \(\d+ bytes are free at .*free space there, then run"
+    ):
+        write(rows(spark, [3], NEXT), uri, NEXT)  # not even the lease can be written
+    filler.unlink()
+    write(rows(spark, [3], NEXT), uri, NEXT)
+    assert content(spark, uri) == [(DAY, 1), (DAY, 2), (NEXT, 3)]
 
 
 _WRITER = """
