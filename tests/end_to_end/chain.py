@@ -7,7 +7,6 @@ process that is killed by SIGKILL is a real one all the same.
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import importlib
 import json
@@ -159,7 +158,16 @@ def _logged(log: Path, target: Callable[..., None], *arguments: Any) -> None:
     try:
         target(*arguments)
     finally:
-        atexit._run_exitfuncs()  # a forked process ends without what an interpreter does at its end
+        _release_session()
+
+
+def _release_session() -> None:
+    """Does what PySpark does when an interpreter ends; a forked process ends without."""
+    from pyspark.sql.connect.session import SparkSession
+
+    session = SparkSession.getActiveSession()
+    if session is not None:
+        session.stop()
 
 
 def _run_step(step: Step, environment: Mapping[str, str]) -> None:
