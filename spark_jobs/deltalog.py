@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large")
+
 
 class LakeError(RuntimeError):
     """A table cannot be read or written as asked; the message names the table, the reason and the remedy."""
@@ -47,13 +49,20 @@ class Commit:
     metrics: Mapping[str, Any]
 
 
-def disk_note(uri: str, error: BaseException) -> str:
-    """What to do where an error says that the disk is full, in brackets; else nothing."""
-    if "No space left on device" not in str(error) or "://" in uri:
+def full_disk(error: BaseException, uri: str = "") -> str:
+    """What to do when an error says that the disk is full; else an empty text.
+
+    Args:
+        error: The error.
+        uri: What was written, of whose disk the free bytes are told.
+    """
+    if not _FULL.search(str(error)):
         return ""
-    existing = next(path for path in (Path(uri), *Path(uri).parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    return f" ({free} bytes are free at {existing}: free space there, then run again)"
+    free = ""
+    if uri and "://" not in uri:
+        existing = next(path for path in (Path(uri), *Path(uri).parents) if path.exists())
+        free = f" ({shutil.disk_usage(existing).free} bytes are free at {existing})"
+    return f"the disk takes no more{free}: free space or raise the quota, then run again; "
 
 
 def storage_uri(uri: str) -> str:
@@ -99,8 +108,8 @@ def create_table(
         )
     except (DeltaError, OSError) as error:
         if not exists(uri):
-            remedy = disk_note(uri, error) or "; see that the lake is writable"
-            raise LakeError(f"{uri} cannot be created: {error}{remedy}") from error
+            remedy = full_disk(error, uri) or "see that the lake is writable; "
+            raise LakeError(f"{uri} cannot be created: {remedy}{error}") from error
 
 
 def _delta_type(kind: str) -> Any:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterator
 
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 
-from spark_jobs.deltalog import LakeError
+from spark_jobs.deltalog import LakeError, full_disk
 
 SPARK_ERRORS = (PySparkException, Py4JError)  # the latter is what a classic session does not convert
-_FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large")
 _STACK = re.compile(r"at |\.\.\. \d+ more")
 
 
@@ -35,7 +33,4 @@ def reason(error: BaseException, uri: str = "") -> str:
     """
     lines = [line.strip().removeprefix("Caused by: ") for line in str(error).splitlines()]
     causes = "; ".join(dict.fromkeys(line for line in lines if line and not _STACK.match(line)))[:2000]
-    if not _FULL.search(str(error)):
-        return causes
-    free = "" if not uri or "://" in uri else f" ({shutil.disk_usage(uri).free} bytes are free at {uri})"
-    return f"the disk takes no more{free}: free space or raise the quota, then run again; {causes}"
+    return full_disk(error, uri) + causes

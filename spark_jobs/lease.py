@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from spark_jobs.deltalog import LakeError, create_table, disk_note, open_table, storage_uri
+from spark_jobs.deltalog import LakeError, create_table, full_disk, open_table, storage_uri
 
 LOG = logging.getLogger(__name__)
 LEASE_MS = 60_000
@@ -94,8 +94,8 @@ class Lease:
             self._commit(released=False)
         except (DeltaError, OSError) as error:
             raise LakeError(
-                f"{self.subject}: the lease at {self.uri} cannot be written, nothing was changed"
-                f"{disk_note(self.uri, error)}: {error}"
+                f"{self.subject}: the lease at {self.uri} cannot be written, nothing was changed: "
+                f"{full_disk(error, self.uri)}{error}"
             ) from error
         if self._lost:
             raise LeaseHeldError(f"{self.subject}: another run took it at the same moment; run again later")
