@@ -6,18 +6,20 @@ means and, where there is one, the oracle, on the same rows. Writes `docs/result
 seed and day, pooled over the days with (user, window) as GAUC's groups, mean and standard deviation over
 seeds, versions. A model is a preset with changed fields, if any: `tiny` or `tiny,train.warmup_steps=50`.
 
-Runs and their tracking lie apart, in `$MTGR_VAR/results`, and are made afresh. `--table` prints what
-`docs/model.md` shows of the files.
+Runs and their tracking lie apart, in `$MTGR_VAR/results/<what made them>`: the same code, config and table
+go on from them, others start afresh. `--table` prints what `docs/model.md` shows of the files.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import logging
 import os
 import platform
+import re
 import shutil
 import statistics
 import sys
@@ -88,7 +90,6 @@ def measure(
         RunError: There are no samples before the first day.
         SamplesUnavailableError: A day has no samples.
     """
-    shutil.rmtree(folder, ignore_errors=True)
     os.environ["MTGR_RUNS"] = str(folder)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder.parent}/mlflow.db"
     for day in days:
@@ -98,6 +99,19 @@ def measure(
         frame, scores = score_day(samples, day, {"model": Scorer.load(run.path, device)})
         true = oracle(dataset, day, frame["impression_id"])
         yield day, frame, scores if true is None else scores | {"oracle": true}, seconds
+
+
+def folder_of(dataset: Dataset, config: Config) -> Path:
+    """Where a model's runs lie: named by the code, the config and the table that make them.
+
+    Code that differs from its commit has no name: its runs are removed first.
+    """
+    code = code_version("model", "spark_jobs", "cuda_ext")
+    makes = f"{code} {config.to_json()} {locations.table(dataset.name, 'samples')}"
+    folder = locations.var() / "results" / hashlib.sha256(makes.encode()).hexdigest()[:16]
+    if not re.fullmatch(r"[0-9a-f]{40}", code):
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def measured(dataset: Dataset, days: Sequence[tuple[str, Scores, dict[str, Scores], float]]) -> Any:
@@ -211,8 +225,7 @@ def _run(
         done: list[dict[str, Any]] = []
         for seed in seeds:
             seeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
-            folder = locations.var() / "results" / f"{dataset.name}-{name}-seed{seed}"
-            parts = list(measure(dataset, seeded, days, device, folder))
+            parts = list(measure(dataset, seeded, days, device, folder_of(dataset, seeded)))
             found = measured(dataset, parts)
             done.append({"seed": seed, **found.pop("model"), "train_seconds": sum(part[3] for part in parts)})
             report["models"][name] = {
