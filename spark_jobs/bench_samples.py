@@ -204,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="docs/results/bench_samples.json")
     arguments = parser.parse_args(argv)
     os.environ["SPARK_MASTER"] = f"local[{THREADS}]"
-    os.environ.setdefault("SPARK_CONF", f"spark.driver.memory={MEMORY_GB}g")
+    collector = "spark.driver.extraJavaOptions=-XX:+UseParallelGC -Duser.timezone=UTC"
+    os.environ.setdefault("SPARK_CONF", f"spark.driver.memory={MEMORY_GB}g;{collector}")
     spark = spark_session("bench_samples")
     points = []
     root = Path(tempfile.mkdtemp(prefix="bench_samples_"))
