@@ -107,6 +107,30 @@ def test_a_flipped_bit_is_an_error_and_no_feature(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("lake")
+def test_everything_that_trains_lies_before_everything_that_is_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+    chunks = SamplesTable.chunks
+
+    def noted(table: SamplesTable, ds: str, *more: Any, **named: Any) -> Any:
+        read.append(ds)
+        return chunks(table, ds, *more, **named)
+
+    monkeypatch.setattr(SamplesTable, "chunks", noted)
+    monkeypatch.setattr(training, "_log", lambda *_: "mlflow-run")
+    monkeypatch.setattr(Trainer, "step", lambda *_: None)
+    training.train(FOODLOG, preset_named("tiny"), DAYS[1], torch.device("cpu"))
+    assert set(read) == {DAYS[0]}
+
+    def times(ds: str, column: str) -> list[int]:
+        return [t for chunk in chunks(SamplesTable(FOODLOG), ds, [column]) for t in
+                chunk[column].combine_chunks().flatten().to_pylist()]  # fmt: skip
+
+    assert max(times(DAYS[0], "candidate_time_ms")) < min(times(DAYS[1], "candidate_time_ms"))
+
+
+@pytest.mark.usefixtures("lake")
 def test_mixed_code_versions_are_recorded_and_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

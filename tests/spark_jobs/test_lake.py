@@ -361,3 +361,47 @@ def test_a_kill_at_any_phase_leaves_the_old_or_the_new_and_a_rerun_gives_the_new
     write(rows(spark, [5]), uri)
     assert content(spark, uri) == [(DAY, 5)]
     assert len([c for c in commits(uri) if c.metadata]) == (3 if new else 2)
+
+
+_TORN = """
+import os, sys, time
+os.environ["SPARK_CONF"] = "spark.sql.shuffle.partitions=2;spark.driver.memory=512m"
+from pyspark import TaskContext
+from spark_jobs.lake import replace_partition
+from spark_jobs.session import spark_session
+def rows(batches):
+    yield from batches
+    if TaskContext.get().partitionId() == 1 and os.path.exists(sys_argv_1):
+        time.sleep(600)
+sys_argv_1 = sys.argv[1]
+spark = spark_session("torn")
+df = spark.range(0, 8, 1, 2).selectExpr("id AS a", "array('x') AS tags", "'2026-03-01' AS ds")
+columns = [("a", "bigint"), ("tags", "array<string>"), ("ds", "string")]
+replace_partition(
+    df.mapInArrow(rows, df.schema), sys.argv[1], {"ds": "2026-03-01"}, columns=columns, partition_by=["ds"],
+    stage="test", witness_df=df,
+)
+"""
+
+
+@pytest.mark.slow
+def test_half_written_files_are_invisible_and_vacuumed(spark: Any, uri: str) -> None:
+    write(rows(spark, [1, 2]), uri)
+    known = set(Path(uri).rglob("*.parquet"))
+    writer = subprocess.Popen([sys.executable, "-c", _TORN, uri], start_new_session=True)
+    while not (torn := set(Path(uri, f"ds={DAY}").glob("*.parquet")) - known):
+        assert writer.poll() is None, "it ended before it was killed"
+        time.sleep(0.1)
+    os.killpg(writer.pid, signal.SIGKILL)  # with its JVM, one file written, the other not
+    writer.wait()
+    assert content(spark, uri) == [(DAY, 1), (DAY, 2)]
+    write(rows(spark, [5]), uri)
+    assert content(spark, uri) == [(DAY, 5)]
+    assert torn <= set(Path(uri).rglob("*.parquet"))
+    spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    try:
+        spark.sql(f"VACUUM delta.`{uri}` RETAIN 0 HOURS")
+    finally:
+        spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
+    assert not torn & set(Path(uri).rglob("*.parquet"))
+    assert content(spark, uri) == [(DAY, 5)]
