@@ -1,4 +1,4 @@
-"""What a cluster and its machines do to a job: failed tasks, lost executors, copies of tasks, other clocks."""
+"""What a cluster and its machines do to a job: failed tasks, lost executors, copies of tasks, clocks."""
 
 from __future__ import annotations
 
