@@ -20,9 +20,9 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 from spark_jobs.contract import (
-    KEY_COLUMNS,
     MAX_REALTIME,
     MAX_STATIC,
+    STRUCTURE_COLUMNS,
     Dataset,
     EventType,
     FeatureSpec,
@@ -35,6 +35,7 @@ from spark_jobs.events import is_event, known, with_context, with_items
 from spark_jobs.statistics import (
     Keys,
     by_keys,
+    countable,
     day_counts,
     global_rates,
     rates,
@@ -128,12 +129,10 @@ class Past:
     """What is counted over the days before.
 
     Args:
-        ds: The day.
-        of_users_df: Events before the day of the day's users, with all that is grouped by; they lie by user.
+        of_users_df: `countable` events of the day's users; they lie by user.
         counts: Counts that are not by user, one row a key; under no keys, those of all events.
     """
 
-    ds: str
     of_users_df: DataFrame
     counts: Mapping[Keys, DataFrame]
 
@@ -152,16 +151,17 @@ class Past:
         the day's events instead of spreading them by every key.
         """
         keyed = by_keys(dataset.features, today=False)
-        columns = dict.fromkeys(["user_id", "ds", "event_type", *(key for keys in keyed for key in keys)])
+        columns = dict.fromkeys(["user_id", *(key for keys in keyed for key in keys)])
         is_active_df = active_df.withColumn("is_active", F.lit(True)).hint("shuffle_hash")
-        events_df = keep(past_df.select(*columns).transform(by_user).join(is_active_df, "user_id", "left"))
-        counts = {(): keep(day_counts(events_df, (), rates(dataset.features), ds))}
+        countable_df = past_df.transform(countable, columns, ds).transform(by_user)
+        events_df = keep(countable_df.join(is_active_df, "user_id", "left"))
+        counts: dict[Keys, DataFrame] = {(): keep(day_counts(events_df, (), rates(dataset.features)))}
         for keys, features in keyed.items():
             if "user_id" not in keys:
-                counts[keys] = keep(day_counts(events_df, keys, features, ds))
+                counts[keys] = keep(day_counts(events_df, keys, features))
         for counts_df in counts.values():
             counts_df.count()
-        return cls(ds=ds, of_users_df=events_df.where("is_active"), counts=counts)
+        return cls(of_users_df=events_df.where("is_active"), counts=counts)
 
     def joined(self, df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
         """Adds statistics over days; what nothing was counted of has those of zero events."""
@@ -171,7 +171,7 @@ class Past:
         for keys, of_keys in by_keys(features, today=False).items():
             counts_df = self.counts.get(keys)
             if counts_df is None:
-                counts_df = day_counts(self.of_users_df, keys, of_keys, self.ds).hint("shuffle_hash")
+                counts_df = day_counts(self.of_users_df, keys, of_keys).hint("shuffle_hash")
             df = df.join(counts_df, list(keys), "left").transform(with_values, of_keys)
         return df.drop(*rates_df.columns)
 
@@ -324,11 +324,8 @@ def as_samples(windows_df: DataFrame, dataset: Dataset, ds: str, limits: Limits)
         for group, name in feature.columns():
             own = F.col(group) if feature.owner is Owner.ACTION else F.col(group)[slot(feature)]
             made.setdefault(name, own[feature.name])
-    names = [name for name, _ in sample_columns(dataset)]
-    for name in names[len(KEY_COLUMNS) :]:
-        if name not in made:
-            group, _, field = name.partition("_")
-            made[name] = F.col(group)[field]
+    for group, name, _ in STRUCTURE_COLUMNS:
+        made.setdefault(name, F.col(group)[name.removeprefix(f"{group}_")])
     return windows_df.select(*(made[name].cast(kind).alias(name) for name, kind in sample_columns(dataset)))
 
 
