@@ -1,6 +1,7 @@
 """How long it takes to build the samples of a day, against DuckDB, and how many bytes they are.
 
-    python -m spark_jobs.bench_samples --impressions 1e5 1e6 [--rounds 3] [--out FILE]
+    python -m spark_jobs.bench_samples --impressions 1e5 1e6 1e7 [--rounds 2] [--out FILE]
+    python -m spark_jobs.bench_samples --table docs/results/bench_samples.json   # as in docs/samples.md
 
 Both sides read the same Parquet files of foodlog's tables (`spark_jobs/bench_events.py`), do the same
 joins and lists (`spark_jobs/bench_duckdb.py` has DuckDB's SQL) and write Parquet with zstd, by turns, in
@@ -164,6 +165,48 @@ def extrapolated(points: list[dict[str, Any]], to: int) -> dict[str, Any]:
     return {"extrapolated": made}
 
 
+def table(result: dict[str, Any]) -> str:
+    """A written result as Markdown: a row a size, then the bytes of both histories."""
+    lines = [
+        "| impressions | events | Spark s | DuckDB s | Spark / DuckDB | of CPU time |",
+        "|---|---|---|---|---|---|",
+    ]
+    for point in result["points"]:
+        times = (_spread(point["seconds"][side]) for side in ("spark", "duckdb"))
+        ratios = (f"{point[name]:.2f}" for name in ("spark_over_duckdb", "spark_over_duckdb_cpu"))
+        lines.append(
+            f"| {' | '.join([f'{point[n]:,}' for n in ('impressions', 'events')] + [*times, *ratios])} |"
+        )
+    if made := result.get("extrapolated"):
+        lines.append(
+            f"| {made['impressions']:,} ({made['how']}) | | {made['spark_seconds']:,} (not measured) | | | |"
+        )
+    lines += [
+        "",
+        "| history: mean S, R, candidates | samples | flat, by time | flat, by user | by time / samples |",
+        "|---|---|---|---|---|",
+    ]
+    for point in (result["long_history"], *result["points"]):
+        if "mean_lengths" in point:
+            lengths = ", ".join(f"{length:.0f}" for length in point["mean_lengths"].values())
+            sizes_mb = [
+                f"{point[f'{name}_bytes_a_million'] / 1e6:,.0f} MB"
+                for name in ("samples", "flat_by_time", "flat_by_user")
+            ]
+            ratio = f"{point['flat_by_time_over_samples']:.1f}"
+            lines.append(f"| {' | '.join([lengths, *sizes_mb, ratio])} |")
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    load = result["load_average_at_end"][-1]
+    return "\n".join(
+        [*lines, "", f"{result['machine']}, {versions}, commit {result['commit'][:12]}, load average {load}."]
+    )
+
+
+def _spread(seconds: list[float]) -> str:
+    middle = f"{statistics.median(seconds):.1f}"
+    return middle if len(seconds) == 1 else f"{middle} ({min(seconds):.1f} to {max(seconds):.1f})"
+
+
 @contextlib.contextmanager
 def _clock(seconds: dict[str, list[float]], name: str) -> Iterator[None]:
     wall, cpu = time.perf_counter(), _cpu_seconds()
@@ -199,10 +242,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("py4j").setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(prog="python -m spark_jobs.bench_samples", description=__doc__)
-    parser.add_argument("--impressions", type=float, nargs="+", default=[1e5, 1e6])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--impressions", type=float, nargs="+", default=[1e5, 1e6, 1e7])
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", default="docs/results/bench_samples.json")
+    parser.add_argument("--table", help="print a written result as Markdown and do nothing else")
     arguments = parser.parse_args(argv)
+    if arguments.table:
+        sys.stdout.write(table(json.loads(Path(arguments.table).read_text(encoding="ascii"))) + "\n")
+        return 0
     os.environ["SPARK_MASTER"] = f"local[{THREADS}]"
     collector = "spark.driver.extraJavaOptions=-XX:+UseParallelGC -Duser.timezone=UTC"
     os.environ.setdefault("SPARK_CONF", f"spark.driver.memory={MEMORY_GB}g;{collector}")
