@@ -56,8 +56,9 @@ def compared(rule: Rule, value: Any, trailing: Sequence[Any]) -> float | None:
     """
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return None
-    if rule.trailing is Trailing.SHIFT:
-        return quantile_shift(value, trailing)
+    if rule.trailing in (Trailing.SHIFT, Trailing.SCORES):
+        own = value[-1] - value[0] if rule.trailing is Trailing.SCORES else 0.0
+        return quantile_shift(value, trailing, least_spread=own)
     usual = float(statistics.median(float(one) for one in trailing))
     if rule.trailing is Trailing.INCREASE:
         return float(value) - usual
@@ -66,7 +67,9 @@ def compared(rule: Rule, value: Any, trailing: Sequence[Any]) -> float | None:
     return float(value) / usual
 
 
-def quantile_shift(quantiles: Sequence[float], trailing: Sequence[Sequence[float]]) -> float:
+def quantile_shift(
+    quantiles: Sequence[float], trailing: Sequence[Sequence[float]], *, least_spread: float = 0.0
+) -> float:
     """Mean distance between the quantiles of a day and of the trailing days, in spreads of the latter.
 
     This is the Wasserstein distance of order 1 on the given levels, normalised by the distance between the
@@ -76,10 +79,12 @@ def quantile_shift(quantiles: Sequence[float], trailing: Sequence[Sequence[float
     Args:
         quantiles: The day's quantiles, ascending levels.
         trailing: Those of the trailing days, same levels; the usual quantile is the median over days.
+        least_spread: Spread to take when the usual one is smaller.
 
     Returns:
         0 for the same distribution; a change of unit by the factor 100 gives far more than 1.
     """
     usual = [statistics.median(level) for level in zip(*trailing, strict=True)]
     spread = usual[-1] - usual[0] or max(abs(usual[len(usual) // 2]), 1.0)
-    return float(statistics.fmean(abs(a - b) for a, b in zip(quantiles, usual, strict=True)) / spread)
+    distance = statistics.fmean(abs(a - b) for a, b in zip(quantiles, usual, strict=True))
+    return float(distance / max(spread, least_spread))

@@ -1,14 +1,14 @@
 """The rules for an evaluation: whether its numbers may decide about a model, not whether the model is good.
 
-Scores must be probabilities that vary and are calibrated, metrics must be defined, over enough users, equal
-to a recount from the scores, and not too good to be true. Whether the candidate beats the champion is for
-`model.promote` to say.
+Scores must be probabilities that vary, are calibrated and spread as on the days before; metrics must be
+defined, over enough users, equal to a recount from the scores, and not too good to be true. Whether the
+candidate beats the champion is for `model.promote` to say.
 """
 
 from __future__ import annotations
 
 from expectations.limits import Limits
-from expectations.rules import Fact, Rule, Suite
+from expectations.rules import Fact, Rule, Suite, Trailing
 from spark_jobs.contract import Dataset
 
 LABELS = {"ctr": "label_click", "ctcvr": "label_conversion"}
@@ -91,6 +91,16 @@ def _score_rules(limits: Limits) -> list[Rule]:
                 fact=f"candidate_{task}_copc",
                 low=limits.copc[0],
                 high=limits.copc[1],
+            )
+        )
+        rules.append(
+            Rule(
+                name=f"candidate_{task}_drift",
+                column=f"candidate {task}_live",
+                description="quantiles of the scores stay where the preset's trailing days had them",
+                fact=f"candidate_{task}_quantiles",
+                trailing=Trailing.SCORES,
+                high=limits.score_shift,
             )
         )
     return rules

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from expectations.evaluation_rules import DEFINED, LABELS, METRICS, RANKERS, SCORES
+from expectations.sql import LEVELS
 from model.metrics import auc
 from model.runs import run_path
 from spark_jobs.contract import Dataset
@@ -87,7 +88,9 @@ def _score_facts(ranker: str, frame: dict[str, Array], metrics: dict[str, Any]) 
         facts[f"{ranker}_{metric}"] = metrics.get(metric)
     for task, label in LABELS.items():
         labels, score = frame[label], frame[f"{task}_live"].astype(np.float64)
-        predicted = float(score[np.isfinite(score)].sum())
+        finite = score[np.isfinite(score)]
+        predicted = float(finite.sum())
+        facts[f"{ranker}_{task}_quantiles"] = np.quantile(finite, LEVELS).tolist() if len(finite) else None
         facts[f"{ranker}_{task}_copc"] = float(labels.sum()) / predicted if predicted > 0 else None
         recount = auc(labels, score) if np.isfinite(score).all() else math.nan
         given = metrics.get(f"{task}_auc")

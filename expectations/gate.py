@@ -48,12 +48,14 @@ def gate_lake(dataset: Dataset, suite: Suite, days: Sequence[str]) -> list[Verdi
         SparkUnavailableError: Spark cannot be reached.
     """
     from expectations.partitions import inspect_events, inspect_samples
+    from spark_jobs.failures import spark_errors
 
     importing = threading.Thread(target=_import_validation, daemon=True)
     importing.start()  # Great Expectations takes seconds to import: while Spark works
     spark = spark_session(f"gate {dataset.name} {suite.name}")
     inspect = {"events": inspect_events, "samples": inspect_samples}[suite.name]
-    inspections = inspect(spark, dataset, sorted(set(days)), suite)
+    with spark_errors(f"gate of {dataset.name} {suite.name}, days {', '.join(sorted(set(days)))}"):
+        inspections = inspect(spark, dataset, sorted(set(days)), suite)
     reach("gate:measured")
     importing.join()
     from expectations.judge import judge

@@ -32,6 +32,7 @@ class Limits:
         quantile_shift: Greatest shift of a number's quantiles, in spreads of the trailing days.
         users_counted: Least number of users that a GAUC of the evaluation counts.
         copc: Labels over the sum of the scores.
+        score_shift: Greatest shift of the candidate's scores, in spreads of the trailing days' scores.
         auc: Greatest believable AUC and GAUC of (ctr, ctcvr): beyond, it is a leak.
         auc_gain: Greatest believable gain of AUC or GAUC over the champion.
         over_oracle: Greatest believable AUC beyond the oracle's; None without an oracle.
@@ -53,6 +54,7 @@ class Limits:
     quantile_shift: float = 0.25
     users_counted: int = 20
     copc: tuple[float, float] = (0.5, 2.0)
+    score_shift: float = 0.5
     auc: tuple[float, float] = (0.95, 0.97)
     auc_gain: float = 0.1
     over_oracle: float | None = None

@@ -23,6 +23,7 @@ class Trailing(StrEnum):
     RATIO = "ratio"  # value / median of the trailing values
     INCREASE = "increase"  # value - median of the trailing values
     SHIFT = "shift"  # distance of quantiles, see baseline.quantile_shift
+    SCORES = "scores"  # the same for scores, in the wider of both spreads: a young model's are narrow
 
 
 @dataclass(frozen=True, kw_only=True)

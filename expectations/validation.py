@@ -7,7 +7,7 @@ print. An aggregate of a null or NaN column is unknown and fails, unlike a map e
 it.
 
 The data docs are a static site under `$MTGR_VAR/data_docs`; open `index.html`. They keep the last `KEPT`
-validations.
+validations and fetch nothing from anywhere.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from great_expectations.data_context.types.base import (
     ProgressBarsConfig,
 )
 
+from expectations.offline_docs import make_offline
 from expectations.rules import Rule, Suite
 from spark_jobs import locations
 
@@ -120,6 +121,7 @@ def validate(
         newest = max(context.validation_results_store.list_keys(), key=lambda key: key.run_id.run_time)
         own = [key for key in context.expectations_store.list_keys() if key.name == expectations.name]
         context.build_data_docs(resource_identifiers=[newest, *own])
+        make_offline(folder)
     return _judgements(result, rules)
 
 

@@ -93,7 +93,7 @@ def evaluate(dataset: Dataset, run: Run, device: str = "cpu") -> dict[str, Any]:
     champion = registry.champion(dataset.name)
     candidate = Scorer.load(run.path, device)
     other = Scorer.load(champion.path, device) if champion is not None else None
-    frame, scores = _score(samples, run.ds, {"candidate": candidate, "champion": other})
+    frame, scores = score_day(samples, run.ds, {"candidate": candidate, "champion": other})
     reach("evaluate:scored")
     for name, values in scores.items():
         if name in ("candidate", "champion"):
@@ -129,7 +129,7 @@ def evaluate(dataset: Dataset, run: Run, device: str = "cpu") -> dict[str, Any]:
     return evaluation
 
 
-def _score(
+def score_day(
     samples: SamplesTable, ds: str, scorers: dict[str, Scorer | None]
 ) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
     """The frame of a day's candidates, and by name of scorer and baseline the scores beside it."""

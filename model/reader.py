@@ -9,11 +9,12 @@ reads the same steps and keeps its share of each.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
 import torch
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -22,11 +23,14 @@ from model.batch import JaggedBatch
 from model.features import SampleEncoder, mix64
 from spark_jobs import locations
 from spark_jobs.contract import Dataset
+from spark_jobs.deltalog import commits
 
 logger = logging.getLogger(__name__)
 
 CHUNK_ROWS = 32_768
 _RECORD_ROWS = 8_192
+# A bit that flipped on disk is an error, not a feature: Spark writes a checksum for every page.
+_CHECKED = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
 
 
 class SamplesUnavailableError(RuntimeError):
@@ -64,6 +68,34 @@ class SamplesTable:
         """Days that have samples, ascending."""
         return sorted({partition["ds"] for partition in self._table.partitions() if partition["ds"]})
 
+    def require(self, days: Sequence[str]) -> None:
+        """Checks that all files of the days are there: before hours of work, not in the midst of it.
+
+        Raises:
+            SamplesUnavailableError: A file of this version is gone.
+        """
+        if not days:
+            return
+        files_ds = self._table.to_pyarrow_dataset(partitions=[("ds", "in", list(days))])
+        found = files_ds.filesystem.get_file_info(files_ds.files)
+        lost = [info.path for info in found if not info.is_file]
+        if lost:
+            raise SamplesUnavailableError(
+                f"version {self.version} of {self.uri} is no longer readable: {len(lost)} of its files are "
+                f"gone, e.g. {lost[0]}; vacuumed or deleted: use a newer version, or build the days again"
+            )
+
+    def code_versions(self, days: Sequence[str]) -> dict[str, str]:
+        """Which code built each of the days, as the newest commit of its partition says."""
+        found: dict[str, str] = {}
+        for commit in commits(self.uri):  # newest first
+            day = str(commit.metadata.get("partition", "")).removeprefix("ds=")
+            if commit.version <= self.version and day in days:
+                found.setdefault(day, str(commit.metadata.get("code_version", "unknown")))
+            if len(found) == len(days):
+                break
+        return dict(sorted(found.items()))
+
     def chunks(self, ds: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Rows of a day, at most `CHUNK_ROWS` at a time.
 
@@ -75,7 +107,7 @@ class SamplesTable:
         held: list[pa.RecordBatch] = []
         try:
             scanner = self._table.to_pyarrow_dataset(partitions=[("ds", "=", ds)]).scanner(
-                columns=columns, batch_size=_RECORD_ROWS
+                columns=columns, batch_size=_RECORD_ROWS, fragment_scan_options=_CHECKED
             )
             for record_batch in scanner.to_batches():
                 held.append(record_batch)
@@ -85,7 +117,7 @@ class SamplesTable:
         except (OSError, pa.ArrowException, DeltaError) as error:
             raise SamplesUnavailableError(
                 f"cannot read day {ds} of version {self.version} of {self.uri}: {error}; "
-                "if its files were vacuumed, train from a newer version"
+                "if its files were vacuumed use a newer version, if they are damaged build the day again"
             ) from error
         if held and sum(part.num_rows for part in held):
             yield pa.Table.from_batches(held)

@@ -1,154 +1,250 @@
-"""Measures a preset as daily runs would: `python -m model.results --dataset kuairand --days D [D ...]`.
+"""Measures models as daily runs would: `python -m model.results --dataset kuairand --days D [D ...]`.
 
-For each seed: a run is trained on all days before the first day, scored on it, continued over that day,
-scored on the next, and so on; the samples table must hold the days. Writes `docs/results/<dataset>.json`:
-metrics by seed and day, pooled over the days with (user, window, day) as GAUC's groups, the item baselines,
-mean and standard deviation over seeds, versions. Runs and their tracking lie apart, in
-`$MTGR_VAR/results`.
+For each model and seed: a run is trained on all days before the first day, scored on it, continued over that
+day, scored on the next, and so on; the samples table must hold the days. Beside the models stand the item
+means and, where there is one, the oracle, on the same rows. Writes `docs/results/<dataset>.json`: metrics by
+seed and day, pooled over the days with (user, window) as GAUC's groups, mean and standard deviation over
+seeds, versions. A model is a preset with changed fields, if any: `tiny` or `tiny,train.warmup_steps=50`.
+
+Runs and their tracking lie apart, in `$MTGR_VAR/results/<what made them>`: the same code, config and table
+go on from them, others start afresh. `--table` prints what `docs/model.md` shows of the files.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import logging
 import os
 import platform
+import re
+import shutil
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
 
+from model.baselines import oracle
 from model.config import Config, preset_named
-from model.evaluate import evaluate, metrics_of
+from model.evaluate import Array, metrics_of, score_day
 from model.mlflow_store import TrackingError
-from model.reader import SamplesUnavailableError
+from model.reader import SamplesTable, SamplesUnavailableError
 from model.registry import RegistryError
 from model.runs import RunError, load_run, write_text
-from model.scoring import SCORES
+from model.scoring import Scorer
 from model.settings import configure_logging, device_of
 from model.train import train
 from model.trainer import NonFiniteLossError
 from spark_jobs import locations
 from spark_jobs.contract import Dataset, parse_day
 from spark_jobs.datasets import dataset_named
+from spark_jobs.deltalog import code_version
 
 logger = logging.getLogger(__name__)
 
-_KEYS = ("user_id", "window_start_ms", "request_id", "label_click", "label_conversion")
-_ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
+FILES: tuple[str, ...] = ()  # what docs/model.md shows
+_DEFAULT = ("tiny", "user_tower")
+_FAILURES = (RunError, SamplesUnavailableError, NonFiniteLossError, RegistryError, TrackingError, OSError)
+Scores = dict[str, Array]
 
 
-def measure(dataset: Dataset, config: Config, days: Sequence[str], device: torch.device) -> dict[str, Any]:
-    """Trains and scores one seed over consecutive days.
+def config_of(model: str) -> Config:
+    """The config of a preset with changed fields: `tiny,train.warmup_steps=50`.
 
-    Returns:
-        `days`: evaluation by day, `pooled`: metrics over all days, `train_seconds`.
+    Raises:
+        ValueError: The preset or a field is unknown, or a value is wrong.
+    """
+    preset, *changes = model.split(",")
+    values = dataclasses.asdict(preset_named(preset))
+    for change in changes:
+        place, _, value = change.partition("=")
+        part, _, name = place.partition(".")
+        fields = values[part] if part in ("model", "train") else {}
+        if name not in fields:
+            raise ValueError(f"{model!r}: {place!r} is no field; write model.<field>= or train.<field>=")
+        try:
+            fields[name] = type(fields[name])(value)
+        except ValueError as error:
+            raise ValueError(f"{model!r}: {place}: {error}") from error
+    return Config.from_dict(values)
+
+
+def measure(
+    dataset: Dataset, config: Config, days: Sequence[str], device: torch.device, folder: Path
+) -> Iterator[tuple[str, Scores, dict[str, Scores], float]]:
+    """Trains and scores one model over consecutive days.
+
+    Yields:
+        Day, frame of its candidates, scores by name (`model`, the baselines), seconds of training.
 
     Raises:
         RunError: There are no samples before the first day.
         SamplesUnavailableError: A day has no samples.
     """
-    folder = locations.var() / "results" / f"{config.preset}-seed{config.train.seed}"
-    os.environ["MTGR_RUNS"] = str(folder / "runs")
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    by_day: dict[str, Any] = {}
-    parts: list[dict[str, npt.NDArray[Any]]] = []
-    seconds = 0.0
+    os.environ["MTGR_RUNS"] = str(folder)
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder.parent}/mlflow.db"
     for day in days:
-        seconds += float(train(dataset, config, day, device)["seconds"])
+        seconds = float(train(dataset, config, day, device)["seconds"])
         run = load_run(dataset.name, config.preset, day)
-        evaluation = evaluate(dataset, run, str(device))
-        by_day[day] = {"model": evaluation["candidate"], **evaluation["baselines"]}
-        table = pq.read_table(run.path / "scores_candidate.parquet")
-        parts.append({name: table.column(name).to_numpy() for name in (*_KEYS, *SCORES)})
-        logger.info("seed %d, %s: ctr_gauc %.4f", config.train.seed, day, evaluation["candidate"]["ctr_gauc"])
-    pooled = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {
-        "seed": config.train.seed,
-        "days": by_day,
-        "pooled": metrics_of(dataset, pooled, pooled),
-        "train_seconds": round(seconds, 1),
-    }
+        samples = SamplesTable(dataset, int(run.record["samples_version"]))
+        frame, scores = score_day(samples, day, {"model": Scorer.load(run.path, device)})
+        true = oracle(dataset, day, frame["impression_id"])
+        yield day, frame, scores if true is None else scores | {"oracle": true}, seconds
 
 
-def summary(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def folder_of(dataset: Dataset, config: Config) -> Path:
+    """Where a model's runs lie: named by the code, the config and the table that make them.
+
+    Code that differs from its commit has no name: its runs are removed first.
+    """
+    code = code_version("model", "spark_jobs", "cuda_ext")
+    makes = f"{code} {config.to_json()} {locations.table(dataset.name, 'samples')}"
+    folder = locations.var() / "results" / hashlib.sha256(makes.encode()).hexdigest()[:16]
+    if not re.fullmatch(r"[0-9a-f]{40}", code):
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def measured(dataset: Dataset, days: Sequence[tuple[str, Scores, dict[str, Scores], float]]) -> Any:
+    """Metrics of what `measure` gave, by name: of each day, and pooled over the days."""
+    frame = {key: np.concatenate([part[key] for _, part, _, _ in days]) for key in days[0][1]}
+    found = {}
+    for name in days[0][2]:
+        parts = [scores[name] for _, _, scores, _ in days]
+        pooled = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        found[name] = {
+            "days": {day: metrics_of(dataset, part, scores[name]) for day, part, scores, _ in days},
+            "pooled": metrics_of(dataset, frame, pooled),
+        }
+    return found
+
+
+def summary(seeds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean and standard deviation over seeds of every pooled metric."""
     found = {}
-    for name in results[0]["pooled"]:
-        values = [result["pooled"][name] for result in results]
+    for name in seeds[0]["pooled"]:
+        values = [seed["pooled"][name] for seed in seeds]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         found[name] = {"mean": statistics.fmean(values), "stdev": spread}
     return found
 
 
+def table(report: Mapping[str, Any]) -> str:
+    """The report as a Markdown table: models with their spread over seeds, then the baselines."""
+    tasks = ("ctr", "ctcvr")
+    models = report["models"]
+    first = next(iter(models.values()))
+    kinds = ["gauc", *(["gauc_request"] if "ctr_gauc_request" in first["pooled"] else []), "auc", "log_loss"]
+    counted = " / ".join(f"{first['pooled'][f'{task}_gauc_users']['mean']:,.0f}" for task in tasks)
+    seeds = ", ".join(str(seed["seed"]) for seed in first["seeds"])
+    lines = [
+        f"{report['dataset']}, {' and '.join(report['days'])}, seeds {seeds}; CTR / CTCVR, users counted in "
+        f"GAUC: {counted}",
+        "",
+        f"| | {' | '.join(kind.replace('_', ' ') for kind in kinds)} |",
+        f"|---|{'---|' * len(kinds)}",
+    ]
+    for name, model in models.items():
+        cells = [[model["pooled"][f"{task}_{kind}"] for task in tasks] for kind in kinds]
+        shown = [" / ".join(f"{v['mean']:.4f} +-{v['stdev']:.4f}" for v in cell) for cell in cells]
+        lines.append(f"| `{name}` | {' | '.join(shown)} |")
+    for name, baseline in report["baselines"].items():
+        cells = [[baseline["pooled"][f"{task}_{kind}"] for task in tasks] for kind in kinds]
+        lines.append(f"| {name} | {' | '.join(' / '.join(f'{v:.4f}' for v in cell) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; prints the pooled means as one JSON line."""
+    """Runs the command; prints the pooled means of each model as one JSON line."""
     parser = argparse.ArgumentParser(prog="python -m model.results", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--days", required=True, nargs="+", help="consecutive days to score, YYYY-MM-DD")
-    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--dataset")
+    parser.add_argument("--days", nargs="+", default=[], help="consecutive days to score, YYYY-MM-DD")
+    parser.add_argument("--models", nargs="+", default=list(_DEFAULT), help="preset[,train.field=value]...")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, help="default: docs/results/<dataset>.json")
+    parser.add_argument("--table", action="store_true", help="print the tables of docs/model.md")
     arguments = parser.parse_args(argv)
     configure_logging()
+    if arguments.table:
+        sys.stdout.write(tables())
+        return 0
     try:
-        dataset, config = dataset_named(arguments.dataset), preset_named(arguments.preset)
+        dataset = dataset_named(arguments.dataset)
+        models = {model: config_of(model) for model in arguments.models}
         days = sorted(arguments.days, key=parse_day)
+        if not days:
+            raise ValueError("--days names no day")
         device = device_of(os.environ.get("MTGR_DEVICE", "auto"))
     except ValueError as error:
         logger.error("%s", error)
         return 2
-    start = time.monotonic()
+    out = arguments.out or FOLDER / f"{dataset.name}.json"
+    command = f"python -m model.results {' '.join(argv if argv is not None else sys.argv[1:])}"
     try:
-        results = []
-        for seed in arguments.seeds:
-            seeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
-            results.append(measure(dataset, seeded, days, device))
-        report = {
-            "command": f"python -m model.results {' '.join(argv if argv is not None else sys.argv[1:])}",
-            "dataset": dataset.name,
-            "config": dataclasses.asdict(config),
-            "summary": summary(results),
-            "seeds": results,
-            "seconds": round(time.monotonic() - start, 1),
-            **_versions(),
-        }
-        out = arguments.out or _ROOT / "docs" / "results" / f"{dataset.name}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, json.dumps(report, indent=1, sort_keys=True) + "\n")
-    except (
-        RunError,
-        SamplesUnavailableError,
-        NonFiniteLossError,
-        RegistryError,
-        TrackingError,
-        OSError,
-    ) as error:
+        report = _run(
+            dataset, models, days, arguments.seeds, device, {"command": command, **_versions()}, out
+        )
+    except _FAILURES as error:
         logger.error("%s", error)
         return 1
-    means = {name: round(value["mean"], 4) for name, value in report["summary"].items()}
+    means = {
+        name: {key: round(value["mean"], 4) for key, value in model["pooled"].items()}
+        for name, model in report["models"].items()
+    }
     sys.stdout.write(json.dumps({"out": str(out), **means}) + "\n")
     return 0
 
 
+def tables() -> str:
+    """The tables of `docs/model.md`: one for each file of `FILES`."""
+    return "\n".join(table(json.loads((FOLDER / f"{name}.json").read_text())) for name in FILES)
+
+
+def _run(
+    dataset: Dataset,
+    models: Mapping[str, Config],
+    days: Sequence[str],
+    seeds: Sequence[int],
+    device: torch.device,
+    about: Mapping[str, Any],
+    out: Path,
+) -> dict[str, Any]:
+    """Measures all models and seeds; the report is written after each, so that a stop loses one at most."""
+    start = time.monotonic()
+    report: dict[str, Any] = {**about, "dataset": dataset.name, "days": days, "models": {}, "baselines": {}}
+    for name, config in models.items():
+        done: list[dict[str, Any]] = []
+        for seed in seeds:
+            seeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+            parts = list(measure(dataset, seeded, days, device, folder_of(dataset, seeded)))
+            found = measured(dataset, parts)
+            done.append({"seed": seed, **found.pop("model"), "train_seconds": sum(part[3] for part in parts)})
+            report["models"][name] = {
+                "config": dataclasses.asdict(config), "seeds": done, "pooled": summary(done)
+            }  # fmt: skip
+            report["baselines"] = found
+            report["candidates"] = sum(len(frame["user_id"]) for _, frame, _, _ in parts)
+            report["seconds"] = round(time.monotonic() - start, 1)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(out, json.dumps(report, indent=1, sort_keys=True) + "\n")
+            pooled = done[-1]["pooled"]
+            logger.info("%s seed %d: %.4f / %.4f", name, seed, pooled["ctr_gauc"], pooled["ctcvr_gauc"])
+    return report
+
+
 def _versions() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=_ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     names = ("torch", "torchrec", "fbgemm-gpu-cpu", "deltalake")
     return {
-        "commit": commit or None,
+        "commit": code_version("model", "spark_jobs", "cuda_ext"),
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in names},

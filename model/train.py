@@ -171,6 +171,10 @@ def _make(
     trainer = Trainer(dataset, config, device)
     progress = _progress(trainer, plan, config, partial)
     table = SamplesTable(dataset, int(progress["version"]))
+    table.require(plan.days)
+    samples_code = table.code_versions(plan.days)
+    if len(set(samples_code.values())) > 1:
+        logger.warning("the days were built by different versions of the code: %s", samples_code)
     if progress["state"] is not None:
         trainer.load(progress["state"])
     elif plan.base is not None:
@@ -210,6 +214,7 @@ def _make(
         "seen_days": plan.seen_days | dict.fromkeys(plan.days, table.version),
         "trained_days": list(plan.days),
         "samples_version": table.version,
+        "samples_code": samples_code,
         "base": Path(plan.base).name if plan.base else None,
         "base_digest": plan.base_digest,
         "num_steps": trainer.num_steps,

@@ -189,7 +189,11 @@ def check_services(settings: Settings) -> Iterator[Finding]:
         "MLFLOW_TRACKING_URI": locations.tracking_uri(),
     }
     for setting, uri in named.items():
-        address = _address(uri)
+        try:
+            address = _address(uri)
+        except ValueError:  # its message would show the value, which may hold a password
+            yield Finding(Level.BLOCKS, setting, "is no address that can be read", f"correct {setting}")
+            continue
         if address is None:
             continue
         where = "{}:{}".format(*address)
@@ -227,7 +231,10 @@ def check_gpu() -> Iterator[Finding]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         yield Finding(
-            Level.WARNING, "gpu", "nvidia-smi fails", f"repair the driver: {done.stdout.strip()[:200]}"
+            Level.WARNING,
+            "gpu",
+            "nvidia-smi fails",
+            f"repair the driver: {(done.stdout + done.stderr).strip()[:200]}",
         )
         return
     try:

@@ -27,7 +27,9 @@ SHORT_LIVED = (
     "spark.driver.extraJavaOptions=-XX:+UseSerialGC -XX:TieredStopAtLevel=1 "
     "-XX:ReservedCodeCacheSize=240m -Duser.timezone=UTC;"
     # A day of the embedded log is small: compiling a plan takes longer than interpreting it.
-    "spark.sql.codegen.wholeStage=false;spark.sql.codegen.factoryMode=NO_CODEGEN"
+    "spark.sql.codegen.wholeStage=false;spark.sql.codegen.factoryMode=NO_CODEGEN;"
+    # Its sizes are known, and planning build_samples once more after each of its stages costs a tenth of it.
+    "spark.sql.adaptive.enabled=false"
 )
 
 

@@ -2,11 +2,12 @@
 
 Every column is a hash of the row's id, so that the same size gives the same events on any machine. The
 day that is built has `impressions` of them; the 30 days before it have as many again, and days 31 to 90
-before it half as many clicks, as the long history. There are late records, records in two deliveries,
-and one bot.
+before it hold the long history, clicks alone. There are late records, records in two deliveries, and one bot.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
@@ -16,23 +17,45 @@ from spark_jobs.datasets import FOODLOG
 from spark_jobs.sources import day_of
 
 BENCH_DS = "2026-03-01"
-CANDIDATES_A_USER = 50
 _BOT = -1
 _BOT_IMPRESSIONS = 3_000
 _DELAY_MS = 60_000
 
 
-def write_tables(spark: SparkSession, folder: str, impressions: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """How much happens to whom.
+
+    Args:
+        impressions: Impressions on `BENCH_DS`.
+        candidates_a_user: Mean number of them for a user.
+        history_a_user: Mean number of a user's clicks on days 31 to 90 before.
+    """
+
+    impressions: int
+    candidates_a_user: int = 50
+    history_a_user: int = 25
+
+    @property
+    def users(self) -> int:
+        """Number of users."""
+        return max(20, self.impressions // self.candidates_a_user)
+
+
+def write_tables(spark: SparkSession, folder: str, world: World) -> None:
     """Writes the Delta tables `events`, `users` and `items` below `folder`.
 
     Args:
         spark: Session.
         folder: An empty folder.
-        impressions: Impressions on `BENCH_DS`.
+        world: What they hold.
     """
-    users, items = max(20, impressions // CANDIDATES_A_USER), max(100, min(100_000, impressions // 100))
+    impressions, users = world.impressions, world.users
+    items = max(100, min(100_000, impressions // 100))
     shown_df = _impressions(spark, impressions, users, items)
-    old_df = _impressions(spark, impressions // 2, users, items, first_day=90, days=60, prefix="h")
+    old_df = _impressions(
+        spark, users * world.history_a_user, users, items, first_day=90, days=60, prefix="h"
+    )
     events_df = (
         shown_df.unionByName(_followed(shown_df, EventType.CLICK, 0.15, "c"))
         .unionByName(_followed(shown_df, EventType.CONVERSION, 0.03, "o"))

@@ -1,14 +1,16 @@
 """How long it takes to build the samples of a day, against DuckDB, and how many bytes they are.
 
-    python -m spark_jobs.bench_samples --impressions 1e5 1e6 [--rounds 3] [--out FILE]
+    python -m spark_jobs.bench_samples --impressions 1e5 1e6 1e7 [--rounds 2] [--out FILE]
+    python -m spark_jobs.bench_samples --table docs/results/bench_samples.json   # as in docs/samples.md
 
 Both sides read the same Parquet files of foodlog's tables (`spark_jobs/bench_events.py`), do the same
 joins and lists (`spark_jobs/bench_duckdb.py` has DuckDB's SQL) and write Parquet with zstd, by turns, in
-one process run, on two threads each. Beside wall time stands CPU time, which another load on the machine
-changes little; the ratio is given for both. Spark's session is up and has built a small day before; its time
-holds the Delta commit, the lease and all checks of the command. The results are compared column by
-column. The sizes are those of the samples and of one flat row an impression with the same features and
-sequences, in the order of time (as logs lie) and in the order of users (as it compresses best).
+one process run, on two threads and with twelve gigabytes each. Beside wall time stands CPU time, which
+another load on the machine changes less; the ratio is given for both. Spark's session is up and has built a
+day before; its time holds the Delta commit, the lease and all checks of the command. The results are
+compared column by column. The sizes are those of the samples and of one flat row an impression with the
+same features and sequences, in the order of time (as logs lie) and in the order of users (as it compresses
+best); once for the short history of the timed days, once for one as long as the paper's.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_jobs import bench_duckdb, locations
-from spark_jobs.bench_events import BENCH_DS, write_tables
+from spark_jobs.bench_events import BENCH_DS, World, write_tables
 from spark_jobs.build_samples import day_inputs, write_samples
 from spark_jobs.contract import sample_columns
 from spark_jobs.datasets import FOODLOG
@@ -40,23 +42,30 @@ from spark_jobs.session import spark_session
 LOG = logging.getLogger(__name__)
 TABLES = ("events", "users", "items")
 FLAT_UP_TO = 1_000_000
+# |S| of 200 to 1000 and 50 to 200 candidates a user, on average: the lengths at which the paper trains.
+LONG = World(impressions=100_000, candidates_a_user=125, history_a_user=600)
 THREADS = 2
+MEMORY_GB = 12
+IMPRESSIONS_A_PARTITION = 150_000
+PIECES = 8  # of the flat rows: all of them, sorted, do not fit into memory
 
 
-def bench(spark: Any, impressions: int, rounds: int, folder: Path) -> dict[str, Any]:
+def bench(spark: Any, world: World, rounds: int, folder: Path) -> dict[str, Any]:
     """Times both sides at one size.
 
     Args:
         spark: Session.
-        impressions: Impressions on the day that is built.
-        rounds: How often each side builds it.
+        world: The events.
+        rounds: How often each side builds the day.
         folder: Empty folder for everything.
 
     Returns:
-        Seconds of each round, sizes in bytes, and the greatest difference of the results.
+        Seconds of each round, sizes in bytes, and how much of the results is equal.
     """
     os.environ["MTGR_LAKE"] = str(folder)
-    write_tables(spark, str(folder / FOODLOG.name), impressions)
+    partitions = max(4 * THREADS, world.impressions // IMPRESSIONS_A_PARTITION)
+    spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
+    write_tables(spark, str(folder / FOODLOG.name), world)
     versions = {name: current_version(locations.table(FOODLOG.name, name)) for name in TABLES}
     files = {name: open_table(locations.table(FOODLOG.name, name)).file_uris() for name in TABLES}
     seconds: dict[str, list[float]] = {name: [] for name in ("spark", "spark_cpu", "duckdb", "duckdb_cpu")}
@@ -65,11 +74,12 @@ def bench(spark: Any, impressions: int, rounds: int, folder: Path) -> dict[str, 
             write_samples(inputs, FOODLOG, BENCH_DS, {"round": number})
         with _clock(seconds, "duckdb"), _duckdb(folder) as connection:
             bench_duckdb.build(connection, files, FOODLOG, BENCH_DS, str(folder / "duckdb.parquet"))
-        LOG.info("%d impressions: %s", impressions, {name: round(s[-1], 1) for name, s in seconds.items()})
+        LOG.info("%s: %s", world, {name: round(s[-1], 1) for name, s in seconds.items()})
     median = {name: statistics.median(s) for name, s in seconds.items()}
     samples = open_table(locations.table(FOODLOG.name, "samples")).file_uris()
     return {
-        "impressions": impressions,
+        "impressions": world.impressions,
+        "shuffle_partitions": partitions,
         "events": sum(
             open_table(locations.table(FOODLOG.name, "events")).get_add_actions()["num_records"].to_pylist()
         ),
@@ -77,7 +87,7 @@ def bench(spark: Any, impressions: int, rounds: int, folder: Path) -> dict[str, 
         "spark_over_duckdb": round(median["spark"] / median["duckdb"], 2),
         "spark_over_duckdb_cpu": round(median["spark_cpu"] / median["duckdb_cpu"], 2),
         **compare(samples, str(folder / "duckdb.parquet"), folder),
-        **sizes(samples, folder, impressions),
+        **sizes(samples, folder, world.impressions),
     }
 
 
@@ -130,15 +140,20 @@ def sizes(samples: list[str], folder: Path, impressions: int) -> dict[str, Any]:
             zip(("static", "realtime", "candidate"), map(float, lengths), strict=True)
         )
         for name, order in (("time", "candidate_time_ms, user_id"), ("user", "user_id, candidate_time_ms")):
-            out = folder / f"flat_{name}.parquet"
-            connection.execute(
-                f"COPY (SELECT {', '.join(rest)}, {unnested} FROM read_parquet({samples}) ORDER BY {order}) "
-                f"TO '{out}' (FORMAT parquet, COMPRESSION zstd)"
-            )
-            size = out.stat().st_size
+            first = order.split(",")[0]
+            flat = f"SELECT {', '.join(rest)}, {unnested} FROM read_parquet({samples})"
+            low, high = connection.execute(f"SELECT min({first}), max({first}) FROM ({flat})").fetchone()
+            step, size, out = (high - low) // PIECES + 1, 0, folder / f"flat_{name}.parquet"
+            for start in range(low, high + 1, step):
+                connection.execute(
+                    f"COPY (SELECT * FROM ({flat}) WHERE {first} BETWEEN {start} AND {start + step - 1} "
+                    f"ORDER BY {order}) "
+                    f"TO '{out}' (FORMAT parquet, COMPRESSION zstd)"
+                )
+                size += out.stat().st_size
+                out.unlink()
             made[f"flat_by_{name}_bytes_a_million"] = round(size / impressions * 1e6)
             made[f"flat_by_{name}_over_samples"] = round(size / own, 1)
-            out.unlink()
     return made
 
 
@@ -154,6 +169,48 @@ def extrapolated(points: list[dict[str, Any]], to: int) -> dict[str, Any]:
         made[f"{name}_microseconds_an_impression"] = round(slope * 1e6, 2)
         made["how"] = f"line through {n1} and {n2} impressions"
     return {"extrapolated": made}
+
+
+def table(result: dict[str, Any]) -> str:
+    """A written result as Markdown: a row a size, then the bytes of both histories."""
+    lines = [
+        "| impressions | events | Spark s | DuckDB s | Spark / DuckDB | of CPU time |",
+        "|---|---|---|---|---|---|",
+    ]
+    for point in result["points"]:
+        times = (_spread(point["seconds"][side]) for side in ("spark", "duckdb"))
+        ratios = (f"{point[name]:.2f}" for name in ("spark_over_duckdb", "spark_over_duckdb_cpu"))
+        lines.append(
+            f"| {' | '.join([f'{point[n]:,}' for n in ('impressions', 'events')] + [*times, *ratios])} |"
+        )
+    if made := result.get("extrapolated"):
+        lines.append(
+            f"| {made['impressions']:,} ({made['how']}) | | {made['spark_seconds']:,} (not measured) | | | |"
+        )
+    lines += [
+        "",
+        "| history: mean S, R, candidates | samples | flat, by time | flat, by user | by time / samples |",
+        "|---|---|---|---|---|",
+    ]
+    for point in (result["long_history"], *result["points"]):
+        if "mean_lengths" in point:
+            lengths = ", ".join(f"{length:.0f}" for length in point["mean_lengths"].values())
+            sizes_mb = [
+                f"{point[f'{name}_bytes_a_million'] / 1e6:,.0f} MB"
+                for name in ("samples", "flat_by_time", "flat_by_user")
+            ]
+            ratio = f"{point['flat_by_time_over_samples']:.1f}"
+            lines.append(f"| {' | '.join([lengths, *sizes_mb, ratio])} |")
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    load = result["load_average_at_end"][-1]
+    return "\n".join(
+        [*lines, "", f"{result['machine']}, {versions}, commit {result['commit'][:12]}, load average {load}."]
+    )
+
+
+def _spread(seconds: list[float]) -> str:
+    middle = f"{statistics.median(seconds):.1f}"
+    return middle if len(seconds) == 1 else f"{middle} ({min(seconds):.1f} to {max(seconds):.1f})"
 
 
 @contextlib.contextmanager
@@ -181,7 +238,7 @@ def _duckdb(folder: Path) -> Any:
 
     connection = duckdb.connect()
     connection.execute(f"SET threads = {THREADS}")
-    connection.execute("SET memory_limit = '4GB'")
+    connection.execute(f"SET memory_limit = '{MEMORY_GB}GB'")
     connection.execute(f"SET temp_directory = '{folder / 'spill'}'")
     return connection
 
@@ -191,27 +248,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("py4j").setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(prog="python -m spark_jobs.bench_samples", description=__doc__)
-    parser.add_argument("--impressions", type=float, nargs="+", default=[1e5, 1e6])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--impressions", type=float, nargs="+", default=[1e5, 1e6, 1e7])
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", default="docs/results/bench_samples.json")
+    parser.add_argument("--table", help="print a written result as Markdown and do nothing else")
     arguments = parser.parse_args(argv)
+    if arguments.table:
+        sys.stdout.write(table(json.loads(Path(arguments.table).read_text(encoding="ascii"))) + "\n")
+        return 0
     os.environ["SPARK_MASTER"] = f"local[{THREADS}]"
-    os.environ.setdefault("SPARK_CONF", "spark.driver.memory=4g;spark.sql.shuffle.partitions=32")
+    collector = "spark.driver.extraJavaOptions=-XX:+UseParallelGC -Duser.timezone=UTC"
+    os.environ.setdefault("SPARK_CONF", f"spark.driver.memory={MEMORY_GB}g;{collector}")
     spark = spark_session("bench_samples")
     points = []
     root = Path(tempfile.mkdtemp(prefix="bench_samples_"))
     try:
-        bench(spark, 20_000, 1, root / "warm")
+        long = bench(spark, LONG, 1, root / "long")
+        shutil.rmtree(root / "long")
         for impressions in sorted(int(n) for n in arguments.impressions):
-            points.append(bench(spark, impressions, arguments.rounds, root / str(impressions)))
+            world = World(impressions=impressions)
+            points.append(bench(spark, world, arguments.rounds, root / str(impressions)))
             shutil.rmtree(root / str(impressions))
     finally:
         shutil.rmtree(root, ignore_errors=True)
         spark.stop()
     result = {
         "points": points,
+        "long_history": long,
         **extrapolated(points, 10**8),
         "threads": THREADS,
+        "memory_gb": MEMORY_GB,
         "load_average_at_end": [round(load, 1) for load in os.getloadavg()],
         "versions": {name: version(name) for name in ("pyspark", "delta-spark", "duckdb")},
         "python": platform.python_version(),

@@ -18,11 +18,14 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large")
 
 
 class LakeError(RuntimeError):
@@ -44,6 +47,22 @@ class Commit:
     metadata: Mapping[str, Any]
     operation: str
     metrics: Mapping[str, Any]
+
+
+def full_disk(error: BaseException, uri: str = "") -> str:
+    """What to do when an error says that the disk is full; else an empty text.
+
+    Args:
+        error: The error.
+        uri: What was written, of whose disk the free bytes are told.
+    """
+    if not _FULL.search(str(error)):
+        return ""
+    free = ""
+    if uri and "://" not in uri:
+        existing = next(path for path in (Path(uri), *Path(uri).parents) if path.exists())
+        free = f" ({shutil.disk_usage(existing).free} bytes are free at {existing})"
+    return f"the disk takes no more{free}: free space or raise the quota, then run again; "
 
 
 def storage_uri(uri: str) -> str:
@@ -81,15 +100,16 @@ def create_table(
         {"name": name, "type": _delta_type(kind), "nullable": True, "metadata": {}} for name, kind in columns
     ]
     schema = Schema.from_json(json.dumps({"type": "struct", "fields": fields}))
-    if "://" not in uri:
-        Path(uri).mkdir(parents=True, exist_ok=True)
     try:
+        if "://" not in uri:
+            Path(uri).mkdir(parents=True, exist_ok=True)
         DeltaTable.create(
             storage_uri(uri), schema, "error", list(partition_by), configuration=dict(properties or {})
         )
-    except DeltaError as error:
+    except (DeltaError, OSError) as error:
         if not exists(uri):
-            raise LakeError(f"{uri} cannot be created: {error}; see that the lake is writable") from error
+            remedy = full_disk(error, uri) or "see that the lake is writable; "
+            raise LakeError(f"{uri} cannot be created: {remedy}{error}") from error
 
 
 def _delta_type(kind: str) -> Any:
@@ -136,7 +156,7 @@ def current_version(uri: str) -> int:
 
 def commits(uri: str, limit: int | None = None) -> Iterator[Commit]:
     """Commits of a table, newest first."""
-    for entry in open_table(uri).history(limit):
+    for entry in _history(uri, limit):
         record = entry.get("userMetadata")
         yield Commit(
             version=int(entry["version"]),
@@ -144,6 +164,19 @@ def commits(uri: str, limit: int | None = None) -> Iterator[Commit]:
             operation=entry.get("operation", ""),
             metrics=entry.get("operationMetrics", {}),
         )
+
+
+def _history(uri: str, limit: int | None) -> list[dict[str, Any]]:
+    """Entries of the log, while nobody commits.
+
+    deltalake lists the newest entries but counts their versions down from the table's as it was opened: a
+    commit in between would shift all of them.
+    """
+    while True:
+        table = open_table(uri)
+        entries: list[dict[str, Any]] = table.history(limit)
+        if open_table(uri).version() == table.version():
+            return entries
 
 
 def last_commit(uri: str, partition: str) -> Commit | None:

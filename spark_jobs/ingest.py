@@ -41,6 +41,7 @@ from spark_jobs.contract import (
 )
 from spark_jobs.datasets import dataset_named
 from spark_jobs.deltalog import LakeError, exists
+from spark_jobs.failures import spark_errors
 from spark_jobs.lake import replace_partition, table_at
 from spark_jobs.phases import reach
 from spark_jobs.quarantine import as_quarantined, quarantine
@@ -326,7 +327,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     try:
         spark = spark_session(f"ingest {dataset.name} {arguments.ds}")
-        result = ingest(spark, dataset, arguments.ds, raw_root(dataset.name))
+        with spark_errors(f"ingest of {dataset.name} {arguments.ds}"):
+            result = ingest(spark, dataset, arguments.ds, raw_root(dataset.name))
     except (FileNotFoundError, DeliveryRefusedError, LakeError, SparkUnavailableError) as error:
         LOG.error("%s", error)
         return 1

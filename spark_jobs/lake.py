@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
@@ -33,6 +32,7 @@ from spark_jobs.deltalog import (
     last_commit,
     open_table,
 )
+from spark_jobs.failures import SPARK_ERRORS, reason
 from spark_jobs.lease import FencedError, Lease
 from spark_jobs.phases import reach
 
@@ -212,11 +212,13 @@ def _retried(action: Callable[[], Any], uri: str, name: str) -> None:
         try:
             action()
             return
-        except PySparkException as error:
+        except SPARK_ERRORS as error:
             if "ConcurrentTransaction" in str(error):
                 raise FencedError(f"{uri}: {name} was committed by a newer run at the same time") from error
             if not _CONFLICT.search(str(error)):
-                raise LakeError(f"{uri}: writing {name} failed, the last version stands: {error}") from error
+                raise LakeError(
+                    f"{uri}: writing {name} failed, the last version stands: {reason(error, uri)}"
+                ) from error
             if attempt == _ATTEMPTS:
                 raise LakeError(f"{uri}: {name} met other writers {attempt} times; run again") from error
             LOG.warning("%s: %s met another writer (attempt %d); trying again", uri, name, attempt)
@@ -225,8 +227,9 @@ def _retried(action: Callable[[], Any], uri: str, name: str) -> None:
 
 def _own_version(uri: str, name: str, token: int, before: int, *, allow_empty: bool) -> int:
     """Version of the commit that carries our token: Delta drops an overtaken transaction without a word."""
-    newest = open_table(uri).version()
-    for commit in commits(uri, newest - before):
+    for commit in commits(uri):
+        if commit.version <= before:
+            break
         if commit.metadata.get("partition") == name and commit.metadata.get("token") == token:
             rows = int(commit.metrics.get("numOutputRows", 0))
             if rows == 0 and not allow_empty:

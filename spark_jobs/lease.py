@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from spark_jobs.deltalog import LakeError, create_table, open_table, storage_uri
+from spark_jobs.deltalog import LakeError, create_table, full_disk, open_table, storage_uri
 
 LOG = logging.getLogger(__name__)
 LEASE_MS = 60_000
@@ -78,6 +78,8 @@ class Lease:
 
     def acquire(self) -> int:
         """Takes the lease and returns its token."""
+        from deltalake.exceptions import DeltaError
+
         create_table(self.uri, [("lease", "string")])
         table = open_table(self.uri)
         held = json.loads(table.metadata().description or "{}")
@@ -88,7 +90,13 @@ class Lease:
                 f"{held['host']}) for {seconds} s; wait for it, or stop it and run again"
             )
         self._table, self._record["since_ms"] = table, _now_ms()
-        self._commit(released=False)
+        try:
+            self._commit(released=False)
+        except (DeltaError, OSError) as error:
+            raise LakeError(
+                f"{self.subject}: the lease at {self.uri} cannot be written, nothing was changed: "
+                f"{full_disk(error, self.uri)}{error}"
+            ) from error
         if self._lost:
             raise LeaseHeldError(f"{self.subject}: another run took it at the same moment; run again later")
         self.token = table.version()

@@ -20,9 +20,9 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 from spark_jobs.contract import (
-    KEY_COLUMNS,
     MAX_REALTIME,
     MAX_STATIC,
+    STRUCTURE_COLUMNS,
     Dataset,
     EventType,
     FeatureSpec,
@@ -32,7 +32,17 @@ from spark_jobs.contract import (
     shift_day,
 )
 from spark_jobs.events import is_event, known, with_context, with_items
-from spark_jobs.statistics import Keys, by_keys, day_counts, global_rates, rates, with_today, with_values
+from spark_jobs.statistics import (
+    Keys,
+    by_keys,
+    countable,
+    day_counts,
+    global_rates,
+    rates,
+    slot,
+    with_today,
+    with_values,
+)
 from spark_jobs.windows import day_windows
 
 _OUTCOMES = (EventType.CLICK, EventType.CONVERSION)
@@ -88,6 +98,7 @@ def build(
         .transform(with_context, dataset)
         .transform(with_items, items_df, dataset)
         .transform(past.joined, of_items)
+        .transform(with_known, dataset)
         .transform(by_user)
         .transform(with_earlier_behaviours)
         .transform(with_today, dataset.features)
@@ -118,15 +129,11 @@ class Past:
     """What is counted over the days before.
 
     Args:
-        ds: The day.
-        events_df: Events before the day with all that is grouped by; they lie by user.
-        active_df: The day's users.
+        of_users_df: `countable` events of the day's users; they lie by user.
         counts: Counts that are not by user, one row a key; under no keys, those of all events.
     """
 
-    ds: str
-    events_df: DataFrame
-    active_df: DataFrame
+    of_users_df: DataFrame
     counts: Mapping[Keys, DataFrame]
 
     @classmethod
@@ -144,15 +151,17 @@ class Past:
         the day's events instead of spreading them by every key.
         """
         keyed = by_keys(dataset.features, today=False)
-        columns = dict.fromkeys(["user_id", "ds", "event_type", *(key for keys in keyed for key in keys)])
-        events_df = keep(past_df.select(*columns).transform(by_user))
-        counts = {(): keep(day_counts(events_df, (), rates(dataset.features), ds))}
+        columns = dict.fromkeys(["user_id", *(key for keys in keyed for key in keys)])
+        is_active_df = active_df.withColumn("is_active", F.lit(True)).hint("shuffle_hash")
+        countable_df = past_df.transform(countable, columns, ds).transform(by_user)
+        events_df = keep(countable_df.join(is_active_df, "user_id", "left"))
+        counts: dict[Keys, DataFrame] = {(): keep(day_counts(events_df, (), rates(dataset.features)))}
         for keys, features in keyed.items():
             if "user_id" not in keys:
-                counts[keys] = keep(day_counts(events_df, keys, features, ds))
+                counts[keys] = keep(day_counts(events_df, keys, features))
         for counts_df in counts.values():
             counts_df.count()
-        return cls(ds=ds, events_df=events_df, active_df=active_df, counts=counts)
+        return cls(of_users_df=events_df.where("is_active"), counts=counts)
 
     def joined(self, df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
         """Adds statistics over days; what nothing was counted of has those of zero events."""
@@ -162,8 +171,7 @@ class Past:
         for keys, of_keys in by_keys(features, today=False).items():
             counts_df = self.counts.get(keys)
             if counts_df is None:
-                of_day_df = self.events_df.join(self.active_df.hint("shuffle_hash"), "user_id", "left_semi")
-                counts_df = day_counts(of_day_df, keys, of_keys, self.ds).hint("shuffle_hash")
+                counts_df = day_counts(self.of_users_df, keys, of_keys).hint("shuffle_hash")
             df = df.join(counts_df, list(keys), "left").transform(with_values, of_keys)
         return df.drop(*rates_df.columns)
 
@@ -172,6 +180,15 @@ def known_before(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
     """Events before day `ds` that were delivered before it, as far back as the history goes."""
     oldest = shift_day(ds, -dataset.history_days)
     return events_df.where((F.col("ds") >= oldest) & (F.col("ds") < ds) & (F.col("delivery_ds") < ds))
+
+
+def with_known(events_df: DataFrame, dataset: Dataset) -> DataFrame:
+    """Packs the features of item and context into `known`, see `slot`; keys of statistics stay beside it."""
+    features = [f for f in dataset.of(Owner.ITEM, Owner.CONTEXT)]
+    statistics = (f.statistic for f in dataset.features if f.statistic)
+    keys = {key for s in statistics if s.is_by_user for key in s.keys}
+    packed = events_df.withColumn("known", F.struct(*(f.name for f in features)))
+    return packed.drop(*(f.name for f in features if f.name not in keys))
 
 
 def is_behaviour() -> Column:
@@ -233,14 +250,14 @@ def as_lists(today_df: DataFrame, dataset: Dataset) -> DataFrame:
         "impression_id",
         "label_click",
         "label_conversion",
-        *(f.name for f in dataset.in_group(Group.CANDIDATE)),
+        *dict.fromkeys(slot(f) for f in dataset.in_group(Group.CANDIDATE)),
     )
     is_candidate = is_event(EventType.IMPRESSION)
     return (
         today_df.groupBy("user_id")
         .agg(
             F.sort_array(F.collect_list(F.when(is_candidate, candidate))).alias("candidates"),
-            F.sort_array(F.collect_list(F.when(is_behaviour(), _behaviour(dataset)))).alias("behaviours"),
+            F.sort_array(F.collect_list(F.when(is_behaviour(), _behaviour()))).alias("behaviours"),
         )
         .where(F.size("candidates") > 0)
     )
@@ -251,12 +268,14 @@ def static_behaviours(past_df: DataFrame, active_df: DataFrame, dataset: Dataset
     history_df = (
         past_df.where(F.col("action").isNotNull())
         .withColumn("earlier", F.lit(0))
+        .transform(with_known, dataset)
+        .select("user_id", _behaviour().alias("behaviour"))
         .transform(by_user)
         .join(active_df.hint("shuffle_hash"), "user_id", "left_semi")
     )
     return (
         history_df.groupBy("user_id")
-        .agg(F.sort_array(F.collect_list(_behaviour(dataset))).alias("history"))
+        .agg(F.sort_array(F.collect_list("behaviour")).alias("history"))
         .withColumn("history", _latest(F.col("history"), limit))
     )
 
@@ -299,19 +318,19 @@ def as_samples(windows_df: DataFrame, dataset: Dataset, ds: str, limits: Limits)
         "label_conversion": F.col("candidate")["label_conversion"],
     }
     for feature in dataset.of(Owner.PROFILE):
-        own = F.col(feature.name) if feature.statistic else known(feature)
+        own = F.col(slot(feature))[feature.name] if feature.statistic else known(feature)
         made[f"profile_{feature.name}"] = F.col("user_id") if feature.name == "user_id" else own
-    names = [name for name, _ in sample_columns(dataset)]
-    for name in names[len(KEY_COLUMNS) :]:
-        if name not in made:
-            group, _, field = name.partition("_")
-            made[name] = F.col(group)[field]
+    for feature in dataset.features:
+        for group, name in feature.columns():
+            own = F.col(group) if feature.owner is Owner.ACTION else F.col(group)[slot(feature)]
+            made.setdefault(name, own[feature.name])
+    for group, name, _ in STRUCTURE_COLUMNS:
+        made.setdefault(name, F.col(group)[name.removeprefix(f"{group}_")])
     return windows_df.select(*(made[name].cast(kind).alias(name) for name, kind in sample_columns(dataset)))
 
 
-def _behaviour(dataset: Dataset) -> Column:
-    features = dataset.in_group(Group.STATIC)
-    return F.struct("time_ms", "event_id", "earlier", *(F.col(f.name) for f in features))
+def _behaviour() -> Column:
+    return F.struct("time_ms", "event_id", "earlier", "action", "known")
 
 
 def _latest(list_: Column, limit: int) -> Column:

@@ -112,6 +112,8 @@ def _remote_session(remote: str) -> Any:
 
     host, _, port = remote.removeprefix("sc://").split("/")[0].partition(":")
     _require_port("SPARK_REMOTE", remote, host, int(port or 15002), "`python -m spark_jobs.session serve`")
+    # PySpark's default keeps the session of a step that has ended in the server's memory for an hour.
+    os.environ.setdefault("SPARK_CONNECT_RELEASE_SESSION_ON_EXIT", "true")
     return SparkSession.builder.remote(remote).getOrCreate()
 
 

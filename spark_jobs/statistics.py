@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract import EventType, FeatureSpec, Measure, Statistic, shift_day
+from spark_jobs.contract import EventType, FeatureSpec, Measure, Statistic
 from spark_jobs.events import is_event
 
 SMOOTHING = 20
@@ -48,27 +48,33 @@ def count_column(keys: Keys, measure: Measure, days: int) -> str:
     return f"_{'_'.join(keys)}_{measure}_{days}"
 
 
-def day_counts(past_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec], ds: str) -> DataFrame:
+def countable(past_df: DataFrame, keys: Iterable[str], ds: str) -> DataFrame:
+    """What `day_counts` needs of events before day `ds`: keys, `age` in days, and a flag a kind of event."""
+    flags = {f"is_{kind}": is_event(kind) for kind in _EVENT_OF.values()}
+    age = F.datediff(F.lit(ds).cast("date"), F.col("ds").cast("date"))
+    return past_df.select(*keys, age.alias("age"), *(flag.alias(name) for name, flag in flags.items()))
+
+
+def day_counts(events_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec]) -> DataFrame:
     """Counts over every window that the features need: one row a key, or one of everything for no keys.
 
     Args:
-        past_df: Events known before day `ds`, with the key columns.
+        events_df: `countable` events with the key columns.
         keys: Columns to group by.
         features: Statistics over days with these keys (whatever their keys, when `keys` is empty).
-        ds: The day whose features these are.
 
     Returns:
         The keys and one `count_column(keys, measure, days)` a count and window.
     """
     wanted = _wanted(features)
-    sums = [
-        F.count(F.when(is_event(_EVENT_OF[measure]) & (F.col("ds") >= shift_day(ds, -days)), 1)).alias(
+    counted = [
+        F.count(F.when(F.col(f"is_{_EVENT_OF[measure]}") & (F.col("age") <= days), 1)).alias(
             count_column(keys, measure, days)
         )
         for measure, days in wanted
     ]
     longest = max((days for _, days in wanted), default=0)
-    return past_df.where(F.col("ds") >= shift_day(ds, -longest)).groupBy(*keys).agg(*sums)
+    return events_df.where(F.col("age") <= longest).groupBy(*keys).agg(*counted)
 
 
 def _wanted(features: Iterable[FeatureSpec]) -> list[tuple[Measure, int]]:
@@ -108,10 +114,25 @@ def global_column(measure: Measure, days: int) -> str:
 
 
 def with_values(df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
-    """Replaces the counts of statistics by their values, a column a feature under its name."""
+    """Replaces the counts of statistics by their values: a struct `slot(feature)` that holds them by name."""
     features = list(features)
     used = {column for f in features for column in _columns(f)}
-    return df.withColumns({f.name: _value(f) for f in features}).drop(*used)
+    slots: dict[str, list[Column]] = {}
+    for feature in features:
+        slots.setdefault(slot(feature), []).append(_value(feature).alias(feature.name))
+    return df.withColumns({name: F.struct(*values) for name, values in slots.items()}).drop(*used)
+
+
+def slot(feature: FeatureSpec) -> str:
+    """Column that holds the feature until the sample is written.
+
+    A row of the day has some sixty values on its way through a dozen sorts, windows and joins; packed by what
+    they hang on, each of these copies a few blocks of bytes instead.
+    """
+    if feature.statistic is None:
+        return "known"
+    when = "past" if feature.statistic.days else "today"
+    return f"{'_'.join(feature.statistic.keys)}_{when}"
 
 
 def _columns(feature: FeatureSpec) -> list[str]:

@@ -155,7 +155,19 @@ def _logged(log: Path, target: Callable[..., None], *arguments: Any) -> None:
     with log.open("ab") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
-    target(*arguments)
+    try:
+        target(*arguments)
+    finally:
+        _release_session()
+
+
+def _release_session() -> None:
+    """Does what PySpark does when an interpreter ends; a forked process ends without."""
+    from pyspark.sql.connect.session import SparkSession
+
+    session = SparkSession.getActiveSession()
+    if session is not None:
+        session.stop()
 
 
 def _run_step(step: Step, environment: Mapping[str, str]) -> None:

@@ -68,8 +68,12 @@ class Target:
 
 
 def steps_until(stages: set[str], options: Sequence[str]) -> list[tuple[Step, bool]]:
-    """The chain up to the last stage that is asked for, and which steps are to be killed."""
+    """The chain up to the last stage that is asked for, and which steps are to be killed.
+
+    What comes after that stage within a day is left out for the days before, too.
+    """
     first, second, third = DAYS
+    most = max(STAGES.index(stage) for stage in stages)
     chain = [
         (simulation(first, third, *options), "simulate" in stages),
         *((step, False) for step in data_steps(first)),
@@ -79,7 +83,7 @@ def steps_until(stages: set[str], options: Sequence[str]) -> list[tuple[Step, bo
         *((step, step.stage in stages) for step in training_steps(third, PRESET)),
     ]
     last = max(number for number, (_, is_target) in enumerate(chain) if is_target)
-    return chain[: last + 1]
+    return [(step, is_target) for step, is_target in chain[: last + 1] if STAGES.index(step.stage) <= most]
 
 
 def targets(chain: Chain, stages: set[str], options: Sequence[str]) -> Iterator[Target]:

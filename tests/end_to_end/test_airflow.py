@@ -1,14 +1,15 @@
-"""The two DAGs in a real Airflow: a scheduled run, a run without a day, and a backfill with broken days.
+"""The DAGs in a real Airflow with real steps: scheduled, backfilled with broken days, interrupted, submitted.
 
 Every test starts the components as `make` does, in a folder and on ports of its own, and runs the real steps
 on a small simulated app. Minutes long: `make test-slow`.
 """
 
+import contextlib
 import gzip
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,26 +22,17 @@ import pytest
 from scripts import secrets_store
 from scripts.airflow_api import AirflowApi
 from spark_jobs.contract import shift_day
+from tests.end_to_end.chain import difference, state_of
+from tests.spark_servers import free_port, standalone_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).resolve().parents[2]
 DAYS = ["2026-03-01", "2026-03-02", "2026-03-03"]
 
 
-def _free_ports(number: int) -> list[int]:
-    probes = [socket.socket() for _ in range(number)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @pytest.fixture
 def environment(tmp_path):
-    names = ("AIRFLOW_PORT", "MLFLOW_PORT", "SPARK_PORT", "DOCS_PORT")
-    ports = dict(zip(names, map(str, _free_ports(4)), strict=True))
+    ports = {name: str(free_port()) for name in ("AIRFLOW_PORT", "MLFLOW_PORT", "SPARK_PORT", "DOCS_PORT")}
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "MTGR_", "SPARK_"))}
     return {**kept, **ports, "MTGR_VAR": str(tmp_path / "var"), "PYTHONPATH": str(ROOT)}
 
@@ -162,3 +154,76 @@ def test_a_scheduled_run_and_a_run_without_a_day(environment, tmp_path):
         ui.send_signal(signal.SIGTERM)
         assert ui.wait(timeout=90) == 0
     assert [process.pid for process in started if process.is_running()] == []
+
+
+def _make(environment, said, *arguments):
+    """Starts `make` as a terminal does: the leader of a process group of its own."""
+    return subprocess.Popen(
+        ["make", "--no-print-directory", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=said,
+        stderr=said,
+        start_new_session=True,
+    )
+
+
+def _of_folder(var):
+    """Processes whose environment names the folder: components, steps, and what they have started."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            if process.environ().get("MTGR_VAR") == str(var):
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def test_an_interrupted_run_ends_in_the_state_of_an_undisturbed_backfill(environment, tmp_path):
+    window = [f"FROM={DAYS[0]}", f"TO={DAYS[1]}"]
+    undisturbed = {**environment, "MTGR_VAR": str(tmp_path / "undisturbed")}
+    with (tmp_path / "backfill").open("w+") as said:
+        code = _make(undisturbed, said, "backfill", "SIMULATE=1", *window).wait()
+        assert code == 0, (tmp_path / "backfill").read_text()
+    var = Path(environment["MTGR_VAR"])
+    task = rf"{DAYS[0]}  samples_daily +gate_events +success"
+    for number, moment in enumerate([task, rf"{DAYS[1]}  retraining_daily +first_champion +success"]):
+        path = tmp_path / f"run{number}"
+        with path.open("w") as said:
+            run = _make(environment, said, "run", *window)
+            _wait_for(lambda path=path, moment=moment: re.search(moment, path.read_text()), moment)
+            if number == 0:
+                second = _python(environment, "scripts.run", FROM=DAYS[0], TO=DAYS[1])
+                assert second.returncode == 1
+                assert f"already runs on {var}/airflow: wait for it, stop it" in second.stderr
+            time.sleep(3)  # into the step that follows: build_samples, then train
+            os.killpg(run.pid, signal.SIGINT)
+            assert run.wait(timeout=120) != 0
+        assert "interrupted: all components are stopped; run it again to go on" in path.read_text()
+        assert _of_folder(var) == []
+    with (tmp_path / "run").open("w") as said:
+        assert _make(environment, said, "run", *window).wait() == 0, (tmp_path / "run").read_text()
+    assert _of_folder(var) == []
+    assert difference(state_of(tmp_path / "undisturbed"), state_of(var)) == []
+
+
+def test_spark_steps_are_submitted_to_the_cluster_that_the_connection_names(environment, tmp_path):
+    (tmp_path / "work").mkdir()
+    with standalone_cluster(tmp_path / "work") as master:
+        done = _python(
+            environment,
+            "scripts.run",
+            AIRFLOW_CONN_SPARK_DEFAULT=master,
+            PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            DAYS="1",
+            SPARK_CONF="spark.executor.memory=512m;spark.cores.max=2;spark.sql.shuffle.partitions=4",
+        )
+        applications = sorted((tmp_path / "work").glob("app-*"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[2] for line in done.stdout.splitlines() if " samples_daily " in line] == [
+        "ingest",
+        "gate_events",
+        "build_samples",
+        "gate_samples",
+    ]
+    assert _sample_days(environment) == [DAYS[0]]
+    assert len(applications) == 4  # one a step, each with executors on the workers

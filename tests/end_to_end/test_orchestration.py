@@ -1,4 +1,4 @@
-"""What Airflow does with the DAGs, whatever the steps do: order, backlog, retries, gates, alerts.
+"""What Airflow does with the DAGs, whatever the steps do: order, backlog, retries, gates, alerts, Ctrl-C.
 
 A real Airflow with the real DAG files; the steps are replaced by a program that notes what it was asked to do
 and ends as the test says (`MTGR_PYTHON`), so that this takes a minute or two and no Spark. `make test-slow`.
@@ -6,19 +6,24 @@ and ends as the test says (`MTGR_PYTHON`), so that this takes a minute or two an
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+
+from tests.spark_servers import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
 # Called as `<step> -m <module> --dataset foodlog [...] --ds <day> ...`. A file `<module>.<day>` in the folder
-# holds the exit codes of its next calls, one a line.
+# holds the exit codes of its next calls; `hangs` is a call that does not end.
 STEP = """#!{python}
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 words = sys.argv[1:]
 module, ds = words[1], words[words.index("--ds") + 1]
@@ -30,6 +35,8 @@ with (folder / "calls").open("a") as file:
 codes = (folder / name).read_text().split() if (folder / name).exists() else []
 if codes:
     (folder / name).write_text(" ".join(codes[1:]))
+    if codes[0] == "hangs":
+        time.sleep(3600)
     if codes[0] != "0":
         print("refused on purpose")
         sys.exit(int(codes[0]))
@@ -43,35 +50,41 @@ print(json.dumps({{"ds": ds, "rebuilt": [], "empty": empty}}))
 """
 
 
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 @pytest.fixture
 def folder(tmp_path):
     step = tmp_path / "step"
     step.write_text(STEP.format(python=sys.executable, folder=str(tmp_path)))
     step.chmod(0o755)
-    return tmp_path
+    with socket.socket() as spark:  # no Spark, but something that answers at its address
+        spark.bind(("127.0.0.1", 0))
+        spark.listen()
+        (tmp_path / "spark").write_text("spark-connect://{}:{}".format(*spark.getsockname()))
+        yield tmp_path
 
 
-def _call(folder, module, **settings):
+def _environment(folder, **settings):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "MTGR_", "SPARK_"))}
-    environment = {
+    return {
         **kept,
         "PYTHONPATH": str(ROOT),
         "MTGR_VAR": str(folder / "var"),
         "MTGR_PYTHON": str(folder / "step"),
         "MTGR_RETRY_SECONDS": "1",
-        "AIRFLOW_PORT": _free_port(),
-        "AIRFLOW_CONN_SPARK_DEFAULT": "spark-connect://127.0.0.1:1",
+        "AIRFLOW_PORT": str(free_port()),
+        "AIRFLOW_CONN_SPARK_DEFAULT": (folder / "spark").read_text(),
         "SIMULATE": "0",
         **settings,
     }
+
+
+def _call(folder, module, **settings):
     return subprocess.run(
-        [sys.executable, "-m", module], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", module],
+        cwd=ROOT,
+        env=_environment(folder, **settings),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -148,3 +161,71 @@ def test_a_backfill_repeats_what_it_is_asked_to(folder):
     calls = _calls(folder)
     assert [call for call in calls if call.split(".")[0] == "ingest"] == [f"ingest.{ds}" for ds in days]
     assert f"promote.{days[1]}" in calls
+
+
+def _left_behind(folder):
+    """Processes whose environment names the folder: components, steps, and what they have started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("MTGR_VAR") == str(folder / "var"):
+                found.append(" ".join(process.cmdline()))
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def _interrupt_when(folder, is_there, module, **settings):
+    """Starts a command, presses Ctrl-C when `is_there`; returns its exit code and what it said."""
+    with (folder / "said").open("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            cwd=ROOT,
+            env=_environment(folder, **settings),
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+        end = time.monotonic() + 900
+        while not is_there():
+            assert process.poll() is None, (folder / "said").read_text()
+            assert time.monotonic() < end, (folder / "said").read_text()
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
+        code = process.wait(timeout=600)
+    return code, (folder / "said").read_text()
+
+
+@pytest.mark.parametrize("module", ["scripts.run", "scripts.backfill"])
+def test_an_interrupted_run_stops_everything_and_is_done_by_the_next(folder, module):
+    days = ["2026-03-01", "2026-03-02"]
+    window = {"FROM": days[0], "TO": days[1]}
+    (folder / f"build_samples.{days[0]}").write_text("hangs")
+    (folder / f"train.{days[1]}").write_text("hangs")
+    calls = folder / "calls"
+
+    def is_called(name):
+        return lambda: calls.exists() and name in calls.read_text().split()
+
+    airflow = folder / "var" / "airflow"
+    moments = [
+        (airflow / "secrets").exists,  # components are starting
+        is_called(f"build_samples.{days[0]}"),
+        is_called(f"train.{days[1]}"),
+    ]
+    for moment in moments:
+        code, said = _interrupt_when(folder, moment, module, **window, REPROCESS="completed")
+        assert code == 130, said
+        assert "interrupted: all components are stopped; run it again to go on" in said
+        assert "Traceback" not in said
+        assert _left_behind(folder) == []
+    assert _calls(folder)[-1] == f"train.{days[1]}"
+
+    done = _call(folder, module, **window, REPROCESS="completed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _left_behind(folder) == []
+    made = _calls(folder)
+    assert [call for call in made if call in {c for ds in days for c in _samples_of(ds)}] == [
+        call for ds in days for call in _samples_of(ds)
+    ]
+    assert [call for call in made if call in _training_of(days[1])] == _training_of(days[1])

@@ -40,6 +40,8 @@ def rule(trailing: Trailing) -> Rule:
         (Trailing.INCREASE, 0.9, [0.1, 0.2, 0.3], 0.7),
         (Trailing.SHIFT, PRICES, [PRICES, PRICES], 0.0),
         (Trailing.SHIFT, [price * 100 for price in PRICES], [PRICES], 99 * 19 / 18),
+        (Trailing.SCORES, [price * 100 for price in PRICES], [PRICES], 99 * 19 / 1800),
+        (Trailing.SCORES, PRICES, [[19 + (price - 19) / 100 for price in PRICES]], 0.99 * 90 / 19 / 18),
     ],
 )
 def test_comparisons(trailing: Trailing, value: Any, before: list[Any], expected: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Every rule for events has a row, or a delivery, that breaks it and only it."""
+"""Every rule for events, of every dataset, has a row, or a delivery, that breaks it and only it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,21 @@ from typing import Any
 
 import pytest
 
+from expectations.baseline import compared
 from expectations.event_rules import events_suite
 from expectations.facts import KnownTables, event_joins, measure
-from expectations.rules import schema_differences
-from spark_jobs.contract import event_columns
+from expectations.rules import Suite, schema_differences
+from expectations.suites import suite_of
+from spark_jobs.contract import (
+    CLOCK_FEATURES,
+    Dataset,
+    FeatureSpec,
+    Kind,
+    Owner,
+    event_columns,
+    shift_day,
+)
+from spark_jobs.datasets import FOODLOG, KUAIRAND
 from tests.expectations.mini import (
     DS,
     HOUR,
@@ -26,77 +37,183 @@ from tests.expectations.mini import (
 SUITE = events_suite(MINI, LIMITS)
 SCHEMA = ", ".join(f"{name} {kind}" for name, kind in event_columns(MINI))
 NAMES = [name for name, _ in event_columns(MINI)]
-NOON = START + 12 * HOUR
-# Rule -> what is different in the delivery's last impression.
-ROWS: list[tuple[str, dict[str, Any]]] = [
-    ("event_id_present", {"event_id": None}),
-    ("user_id_present", {"user_id": None}),
-    ("item_id_present", {"item_id": None}),
-    ("time_ms_present", {"time_ms": None}),
-    ("impression_id_present", {"impression_id": None}),
-    ("request_id_present", {"request_id": None}),
-    ("event_type_known", {"event_type": "view"}),
-    ("event_type_known", {"event_type": None}),
-    ("time_in_ds", {"ds": "2026-03-01"}),
-    ("time_in_ds", {"time_ms": START - 1}),
-    ("time_in_ds", {"time_ms": START + 24 * HOUR}),
-    ("time_in_ds", {"time_ms": 2**63 - 1}),
-    ("ds_of_delivery", {"ds": "2026-02-26", "time_ms": START - 4 * 24 * HOUR}),
-    ("ds_of_delivery", {"ds": "2026-03-04", "time_ms": START + 48 * HOUR}),
-    ("ds_of_delivery", {"ds": "1970-01-21", "time_ms": NOON // 1000}),  # seconds
-    ("action_values", {"action": 3}),
-    ("action_values", {"action": -1}),
-    ("weather_values", {"weather": 4}),
-    ("distance_values", {"distance": math.nan}),
-    ("distance_values", {"distance": -0.5}),
-    ("distance_values", {"distance": math.inf}),
-]
-FINE: list[dict[str, Any]] = [
-    {},
-    {"weather": None, "distance": None},
-    {"ds": "2026-02-27", "time_ms": START - 2 * 24 * HOUR - MINUTE},
-    {"ds": "2026-03-03", "time_ms": START + 24 * HOUR},
-    {"event_type": "feedback", "impression_id": None, "request_id": None},
-]
+Row = dict[str, Any]
 
 
-def delivery(**change: Any) -> list[dict[str, Any]]:
+def context(dataset: Dataset) -> list[FeatureSpec]:
+    return [feature for feature in dataset.of(Owner.CONTEXT) if feature.name not in CLOCK_FEATURES]
+
+
+def day_of_events(dataset: Dataset) -> list[Row]:
+    """A valid delivery: two impressions an hour, one with a click and a conversion, and other feedback."""
+    rows = []
+    for number in range(48):
+        start = dataset.day_start_ms(DS) + number // 2 * HOUR
+        row: Row = {
+            "event_id": f"{number}",
+            "event_type": "impression",
+            "user_id": number % 8,
+            "item_id": number % 5,
+            "request_id": f"r{number}",
+            "impression_id": f"{number}",
+            "time_ms": start + number % 2 * MINUTE,
+            "action": None,
+            "ds": DS,
+            "delivery_ds": DS,
+        }
+        for feature in context(dataset):
+            span = min(feature.high, 1000.0) - feature.low
+            is_number = feature.kind is Kind.NUMBER
+            row[feature.name] = feature.low + span * (0.3 + 0.005 * number) if is_number else 1
+        rows.append(row)
+        after = {"event_id": f"{number}+", "request_id": None, "time_ms": row["time_ms"] + MINUTE}
+        rows.append(
+            row | after | {"event_type": ("click", "conversion", "feedback")[number % 3], "action": 1}
+        )
+    return rows
+
+
+def row_cases(dataset: Dataset) -> list[tuple[str, Row]]:
+    """(rule, what is different in the delivery's last event, or, with a request, in its last impression)."""
+    start = dataset.day_start_ms(DS)
+    noon, day = start + 12 * HOUR, 24 * HOUR
+    most = len(dataset.actions)
+    cases: list[tuple[str, Row]] = [
+        ("event_id_present", {"event_id": None}),
+        ("user_id_present", {"user_id": None}),
+        ("item_id_present", {"item_id": None}),
+        ("time_ms_present", {"time_ms": None}),
+        ("impression_id_present", {"impression_id": None, "request_id": "r"}),
+        ("request_id_present", {"request_id": None, "event_type": "impression"}),
+        ("event_type_known", {"event_type": "view"}),
+        ("event_type_known", {"event_type": None}),
+        ("time_in_ds", {"ds": shift_day(DS, -1)}),
+        ("time_in_ds", {"time_ms": start - 1}),
+        ("time_in_ds", {"time_ms": start + day}),
+        ("time_in_ds", {"time_ms": 2**63 - 1}),
+        ("ds_of_delivery", {"ds": shift_day(DS, -4), "time_ms": start - 4 * day}),
+        ("ds_of_delivery", {"ds": shift_day(DS, 2), "time_ms": start + 2 * day}),
+        ("ds_of_delivery", {"ds": "1970-01-21", "time_ms": noon // 1000}),  # seconds
+        ("action_values", {"action": most + 1}),
+        ("action_values", {"action": -1}),
+    ]
+    for feature in context(dataset):
+        wrong = [feature.cardinality, -1]
+        if feature.kind is Kind.NUMBER:
+            wrong = [math.nan, feature.low - 0.5, math.inf]
+        cases += [(f"{feature.name}_values", {feature.name: one}) for one in wrong]
+    return cases
+
+
+def fine_cases(dataset: Dataset) -> list[Row]:
+    start, day = dataset.day_start_ms(DS), 24 * HOUR
+    return [
+        {},
+        {feature.name: None for feature in context(dataset)},
+        {"ds": shift_day(DS, -3), "time_ms": start - 2 * day - MINUTE},
+        {"ds": shift_day(DS, 1), "time_ms": start + day},
+        {"impression_id": None},
+    ]
+
+
+def changed(rows: list[Row], change: Row) -> list[Row]:
+    """The delivery with its last event, or its last impression when a request is in question, changed."""
+    at = 94 if "request_id" in change else 95
+    return [row | change if place == at else row for place, row in enumerate(rows)]
+
+
+def day_cases(dataset: Dataset) -> list[tuple[str, list[Row]]]:
+    """(rule, delivery that breaks it)."""
+    rows = day_of_events(dataset)
+    hour = {row["event_id"]: (row["time_ms"] - dataset.day_start_ms(DS)) // HOUR for row in rows}
+    cases = [
+        ("hours_covered", [row for row in rows if not 5 <= hour[row["event_id"]] < 10]),
+        ("fresh", [row for row in rows if hour[row["event_id"]] < 20]),
+    ]
+    for feature in context(dataset):
+        name = feature.name
+        half = [row | {name: None} if place % 4 == 0 else row for place, row in enumerate(rows)]
+        cases.append((f"{name}_null_drift", half))
+        if feature.kind is Kind.NUMBER:
+            far = 0.4 * (min(feature.high, 1000.0) - feature.low)
+            cases.append((f"{name}_drift", [row | {name: row[name] + far} for row in rows]))
+    return cases
+
+
+VALID = "valid"
+VOLUMES = ("impressions_volume", "users_volume")  # the trailing days had three times as much
+JOINED = tuple(
+    fact.name for fact in SUITE.facts if not fact.sql and not fact.name.startswith("schema")
+)  # their rules: test_keys_references_and_maturity
+OTHERS = {"rows_present": 0, "impressions_present": 0} | {
+    f"schema_{what}": 1 for what in ("missing", "retyped", "unexpected")
+}
+
+
+@pytest.fixture(scope="module", params=(FOODLOG, KUAIRAND), ids=lambda dataset: dataset.name)
+def measured(request: pytest.FixtureRequest, spark: Any) -> tuple[Dataset, Suite, dict[str, Any]]:
+    """Dataset, suite, and the facts of each case's delivery, measured in one pass."""
+    dataset = request.param
+    suite = suite_of(dataset, "events")
+    rows = day_of_events(dataset)
+    days = {VALID: rows}
+    days |= {f"row {at}": changed(rows, change) for at, (_, change) in enumerate(row_cases(dataset))}
+    days |= {f"fine {at}": changed(rows, change) for at, change in enumerate(fine_cases(dataset))}
+    days |= {f"day {at}": day for at, (_, day) in enumerate(day_cases(dataset))}
+    columns = event_columns(dataset)
+    data = [(case, *(row[name] for name, _ in columns)) for case, day in days.items() for row in day]
+    schema = ", ".join(f"{name} {kind}" for name, kind in columns)
+    return dataset, suite, measure(spark.createDataFrame(data, f"case string, {schema}"), suite, "case")
+
+
+def broken_of(suite: Suite, facts: Row, trailing: Row) -> set[str]:
+    """The rules that a delivery breaks, of all whose fact one pass measures."""
+    values = {}
+    for rule in suite.rules:
+        if rule.trailing is not None:
+            values[rule.name] = compared(rule, facts[rule.fact], [trailing[rule.fact]])
+        elif rule.fact not in JOINED and rule.name not in OTHERS:
+            values[rule.name] = facts[rule.name if rule.is_row_rule else rule.fact]
+    return broken_by(suite, values)
+
+
+def test_a_valid_delivery_breaks_no_rule(measured: Any) -> None:
+    dataset, suite, days = measured
+    for case in (VALID, *(f"fine {at}" for at in range(len(fine_cases(dataset))))):
+        assert broken_of(suite, days[case], days[VALID]) == set(), case
+
+
+def test_a_row_or_a_delivery_breaks_its_rule_and_no_other(measured: Any) -> None:
+    dataset, suite, days = measured
+    cases = {f"row {at}": rule for at, (rule, _) in enumerate(row_cases(dataset))}
+    cases |= {f"day {at}": rule for at, (rule, _) in enumerate(day_cases(dataset))}
+    found = {case: broken_of(suite, days[case], days[VALID]) for case in cases}
+    assert {case: rules for case, rules in found.items() if rules != {cases[case]}} == {}
+    for rule in VOLUMES:
+        trailing = days[VALID] | {(fact := rule.removesuffix("_volume")): days[VALID][fact] * 3}
+        assert broken_of(suite, days[VALID], trailing) == {rule}
+
+
+def test_every_rule_has_a_row_or_a_delivery_that_breaks_it(measured: Any) -> None:
+    dataset, suite, _ = measured
+    covered = {rule for rule, _ in (*row_cases(dataset), *day_cases(dataset))}
+    joined = {rule.name for rule in suite.rules if rule.fact in JOINED}
+    assert joined <= set().union(*(broken for broken, _, _ in JOINED_CASES))
+    assert covered | joined | {*VOLUMES, *OTHERS} == {rule.name for rule in suite.rules}
+    for name, value in OTHERS.items():
+        assert broken_by(suite, {name: value}) == {name}
+
+
+def delivery(**change: Any) -> list[Row]:
     return [*valid_events()[:-1], valid_events()[-1] | change]
 
 
-def frame(spark: Any, rows: list[dict[str, Any]]) -> Any:
+def frame(spark: Any, rows: list[Row]) -> Any:
     return spark.createDataFrame([tuple(row[name] for name in NAMES) for row in rows], SCHEMA).coalesce(1)
 
 
-@pytest.fixture(scope="module")
-def counts(spark: Any) -> dict[str, dict[str, Any]]:
-    """Facts of valid deliveries and of every broken one, measured in one pass."""
-    cases = {f"fine {index}": delivery(**change) for index, change in enumerate(FINE)}
-    cases |= {f"row {index}": delivery(**change) for index, (_, change) in enumerate(ROWS)}
-    data = [(case, *(row[name] for name in NAMES)) for case, rows in cases.items() for row in rows]
-    return measure(spark.createDataFrame(data, f"case string, {SCHEMA}").coalesce(1), SUITE, "case")
-
-
-def broken_rows_of(facts: dict[str, Any]) -> set[str]:
-    return broken_by(SUITE, {rule.name: facts[rule.name] for rule in SUITE.row_rules})
-
-
-@pytest.mark.parametrize("index", range(len(FINE)))
-def test_a_valid_row_breaks_no_rule(counts: dict[str, dict[str, Any]], index: int) -> None:
-    assert broken_rows_of(counts[f"fine {index}"]) == set()
-
-
-@pytest.mark.parametrize("index", range(len(ROWS)), ids=[f"{i}-{rule}" for i, (rule, _) in enumerate(ROWS)])
-def test_a_row_breaks_its_rule_and_no_other(counts: dict[str, dict[str, Any]], index: int) -> None:
-    assert broken_rows_of(counts[f"row {index}"]) == {ROWS[index][0]}
-
-
-def test_every_row_rule_has_a_row_that_breaks_it() -> None:
-    assert {rule for rule, _ in ROWS} == {rule.name for rule in SUITE.row_rules}
-
-
-def test_facts_of_a_valid_delivery(counts: dict[str, dict[str, Any]]) -> None:
-    facts = counts["fine 0"]
+def test_facts_of_a_valid_delivery(spark: Any) -> None:
+    facts = measure(frame(spark, valid_events()), SUITE, "delivery_ds")[DS]
     expected = {
         "rows": 6,
         "impressions": 3,
@@ -132,7 +249,7 @@ def keys(spark: Any, name: str, *values: Any) -> Any:
     return spark.createDataFrame([(value,) for value in values], f"{name} {TYPES[name]}")
 
 
-JOINED: list[tuple[set[str], list[dict[str, Any]], dict[str, list[Any]]]] = [
+JOINED_CASES: list[tuple[set[str], list[Row], dict[str, list[Any]]]] = [
     (set(), valid_events(), {}),
     ({"event_id_unique"}, [*valid_events(), event("a", "impression", 13 * 60, "a")], {}),
     ({"user_known"}, valid_events(), {"user_id": [1]}),
@@ -148,9 +265,9 @@ JOINED: list[tuple[set[str], list[dict[str, Any]], dict[str, list[Any]]]] = [
 ]
 
 
-@pytest.mark.parametrize("index", range(len(JOINED)))
+@pytest.mark.parametrize("index", range(len(JOINED_CASES)))
 def test_keys_references_and_maturity(spark: Any, index: int) -> None:
-    broken, rows, changed = JOINED[index]
+    broken, rows, changed = JOINED_CASES[index]
     known = {"user_id": [1, 2], "item_id": [10, 11], "impression_id": ["a", "b", "c"], "reason": []} | changed
     tables = KnownTables(
         impressions_df=keys(spark, "impression_id", *known["impression_id"]),
@@ -161,26 +278,7 @@ def test_keys_references_and_maturity(spark: Any, index: int) -> None:
     last_time_ms = max(row["time_ms"] for row in rows) + HOUR
     facts = event_joins(frame(spark, rows), tables, MINI, DS, last_time_ms)
     values = {rule.name: facts.get(rule.fact) for rule in SUITE.rules if rule.fact in facts}
-    assert len(values) == 6
-    assert broken_by(SUITE, values) == broken
-
-
-@pytest.mark.parametrize(
-    ("facts", "broken"),
-    [
-        ({"rows": 5, "impressions": 3, "hours": 2, "idle_hours": 12.0}, set()),
-        ({"rows": 0}, {"rows_present"}),
-        ({"rows": 5, "impressions": 0}, {"impressions_present"}),
-        ({"hours": 1}, {"hours_covered"}),
-        ({"idle_hours": 12.5}, {"fresh"}),
-        ({"idle_hours": None}, {"fresh"}),
-        ({"schema_missing": 1}, {"schema_missing"}),
-        ({"schema_retyped": 1}, {"schema_retyped"}),
-        ({"schema_unexpected": 1}, {"schema_unexpected"}),
-    ],
-)
-def test_levels(facts: dict[str, float | None], broken: set[str]) -> None:
-    values = {rule.name: facts[rule.fact] for rule in SUITE.rules if rule.fact in facts and not rule.trailing}
+    assert len(values) == len(JOINED)
     assert broken_by(SUITE, values) == broken
 
 

@@ -15,18 +15,29 @@ from deltalake import DeltaTable, write_deltalake
 from expectations import gate, limits
 from expectations.listing import rule_tables
 from spark_jobs import locations
-from spark_jobs.contract import Owner, dimension_columns, event_columns, shift_day
-from tests.expectations.mini import DS, LIMITS, MINI, event, valid_events
+from spark_jobs.contract import Owner, dimension_columns, event_columns, sample_columns, shift_day
+from tests.expectations.mini import DS, LIMITS, MINI, event, sample, valid_events
 
-ARROW = {"string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "float": pa.float32()}
+ARROW = {
+    "string": pa.string(),
+    "bigint": pa.int64(),
+    "int": pa.int32(),
+    "tinyint": pa.int8(),
+    "float": pa.float32(),
+}
 NEXT = shift_day(DS, 1)
 DAY_MINUTES = 24 * 60
+
+
+def arrow_type(kind: str) -> pa.DataType:
+    item = kind.removeprefix("array<").removesuffix(">")
+    return pa.list_(ARROW[item]) if item != kind else ARROW[kind]
 
 
 def write(
     name: str, columns: list[tuple[str, str]], rows: list[dict[str, Any]], partitions: list[str]
 ) -> None:
-    schema = pa.schema([(column, ARROW[kind]) for column, kind in columns])
+    schema = pa.schema([(column, arrow_type(kind)) for column, kind in columns])
     table = pa.Table.from_pylist(rows, schema=schema)
     write_deltalake(locations.table("mini", name), table, partition_by=partitions, mode="append")
 
@@ -68,9 +79,9 @@ def run(capsys: pytest.CaptureFixture[str], *days: str) -> tuple[int, dict[str, 
     return code, json.loads(output[-1])
 
 
-def quarantined() -> list[dict[str, Any]]:
+def quarantined(stage: str = "gate_events") -> list[dict[str, Any]]:
     rows = DeltaTable(locations.table("mini", "quarantine")).to_pyarrow_table().to_pylist()
-    return [row for row in rows if row["stage"] == "gate_events"]
+    return [row for row in rows if row["stage"] == stage]
 
 
 @pytest.mark.timeout(1200)  # two Delta writes: minutes on a machine that does much else
@@ -78,7 +89,7 @@ def test_a_broken_row_stops_the_run_and_goes_to_quarantine_until_repaired(
     mini: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     write_events(next_day(distance=math.nan, user_id=987654321))
-    with caplog.at_level(logging.ERROR, "expectations.gate"):
+    with caplog.at_level(logging.INFO):
         code, result = run(capsys, NEXT, DS)
     assert code == 1
     assert result["verdicts"] == {DS: True, NEXT: False}
@@ -92,11 +103,29 @@ def test_a_broken_row_stops_the_run_and_goes_to_quarantine_until_repaired(
     assert verdict["baseline_days"] == [DS]
     docs = list((mini / "data_docs").rglob("*.html")) + list((mini / "data_docs").rglob("*.json"))
     assert len(docs) >= 4
-    assert not [path for path in docs if "987654321" in path.read_text()]  # no id of a user in the docs
+    assert not [path for path in docs if "987654321" in path.read_text()]  # no id of a user in the docs,
+    assert "987654321" not in caplog.text + json.dumps(
+        [result, verdict]
+    )  # nor in what is logged or handed on
     _repair()
     code, result = run(capsys, NEXT)
     assert (code, result["failed"]) == (0, [])
     assert quarantined() == []
+
+
+def test_a_broken_sample_goes_to_quarantine_with_the_rules_that_it_breaks(
+    mini: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = sample(static_action=[1, 3], profile_age=math.nan)
+    write("samples", sample_columns(MINI), [broken], ["ds"])
+    code = gate.main(["--dataset", "mini", "--suite", "samples", "--ds", DS])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (code, result["success"]) == (1, False)
+    assert {f"{DS}/static_action_values", f"{DS}/profile_age_values"} == set(result["failed"])
+    (row,) = quarantined("gate_samples")
+    assert row["log"] == "samples"
+    assert set(row["reason"].split(", ")) == {"static_action_values", "profile_age_values"}
+    assert json.loads(row["record"])["candidate_impression_id"] == ["a", "b", "c"]
 
 
 def _repair() -> None:

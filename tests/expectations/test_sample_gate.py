@@ -1,144 +1,280 @@
-"""Every rule for samples has a row, or a day, that breaks it and only it."""
+"""Every rule for samples, of every dataset, has a row, or a day, that breaks it and only it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from expectations.baseline import compared
 from expectations.facts import measure, sample_joins
+from expectations.rules import Rule, Suite, Trailing, schema_differences
 from expectations.sample_rules import samples_suite
-from spark_jobs.contract import sample_columns
+from expectations.suites import suite_of
+from model.features import arrow_schema
+from spark_jobs.contract import MAX_REALTIME, MAX_STATIC, Dataset, FeatureSpec, Group, Kind, sample_columns
+from spark_jobs.datasets import FOODLOG, KUAIRAND
 from tests.expectations.mini import DS, HOUR, LIMITS, MINI, MINUTE, START, broken_by, sample
 
-SUITE = samples_suite(MINI, LIMITS)
-NOON = START + 12 * HOUR
+MINI_SUITE = samples_suite(MINI, LIMITS)
 SCHEMA = ", ".join(f"{name} {kind}" for name, kind in sample_columns(MINI))
+DATASETS = (FOODLOG, KUAIRAND)
+NOON = START + 12 * HOUR
 NAN, INF = math.nan, math.inf
-LONG = [START - HOUR] * 1001
-MANY = [NOON - HOUR] * 101
+# One broken row of 21 moves no quantile from 5 % to 95 %, no rate and no volume: drift is for whole days.
+ROWS = 21
+Row = dict[str, Any]
+Change = Callable[[int, Row], Row]
 
 
-def lists(group: str, length: int) -> dict[str, list[Any]]:
-    """All lists of a group at another length, so that only the rule about the length breaks."""
-    return {name: values[:1] * length for name, values in sample().items() if name.startswith(group)}
+def value(feature: FeatureSpec, number: int, share: float = 0.3) -> Any:
+    """A valid value of a feature in row `number`; numbers lie from `share` of their range on."""
+    if feature.kind is Kind.NUMBER:
+        span = min(feature.high, 1000.0) - feature.low
+        return feature.low + span * (share + 0.01 * number)
+    return 10 + number if feature.kind is Kind.ID else {"hour": 12}.get(feature.name, 1)
 
 
-NO_CANDIDATE: dict[str, Any] = {**lists("candidate", 0), "label_click": [], "label_conversion": []}
-# Rule -> what is different in the row that breaks it.
-ROWS: list[tuple[str, dict[str, Any]]] = [
-    ("user_id_present", {"user_id": None}),
-    ("window_in_day", {"window_end_ms": START + 24 * HOUR + 1}),
-    ("window_in_day", {"window_start_ms": START - 1, "static_time_ms": [START - 5, START - 2]}),
-    ("window_in_day", {"window_start_ms": None}),
-    ("static_lengths", {"static_price": [9.5]}),
-    ("static_lengths", {"static_time_ms": None}),
-    ("realtime_lengths", {"realtime_action": [1, 1, 1]}),
-    ("candidate_lengths", {"candidate_distance": None}),
-    ("candidate_lengths", {"label_click": [1, 1, 0, 0]}),
-    ("static_limit", {**lists("static", 1001), "static_time_ms": LONG}),
-    ("realtime_limit", {**lists("realtime", 101), "realtime_time_ms": MANY, "candidate_visible": [101] * 3}),
-    ("candidate_present", NO_CANDIDATE),
-    ("static_ascending", {"static_time_ms": [START - HOUR, START - 2 * HOUR]}),
-    (
-        "realtime_ascending",
-        {"realtime_time_ms": [NOON, NOON - 1], "realtime_visible": [0, 0], "candidate_visible": [0, 2, 2]},
-    ),
-    (
-        "candidate_ascending",
-        {"candidate_time_ms": [NOON, NOON + 2 * MINUTE, NOON + MINUTE]},
-    ),
-    ("static_before_window", {"static_time_ms": [START - HOUR, START]}),
-    ("static_horizon", {"static_time_ms": [START - 31 * 24 * HOUR, START - HOUR]}),
-    (
-        "realtime_in_window",
-        {"realtime_time_ms": [START - 1, NOON], "realtime_visible": [0, 1], "candidate_visible": [1, 2, 2]},
-    ),
-    ("candidate_in_window", {"window_end_ms": NOON + 2 * MINUTE}),
-    ("realtime_visible_recount", {"realtime_visible": [0, 1]}),
-    ("candidate_visible_recount", {"candidate_visible": [0, 2, 1]}),
-    ("candidate_visible_recount", {"candidate_visible": [2, 2, 2]}),
-    ("candidate_visible_recount", {"candidate_visible": [0, 2, 3]}),
-    ("candidate_visible_recount", {"candidate_visible": [0, -1, 2]}),
-    ("static_time_ms_present", {"static_time_ms": [None, START - HOUR]}),
-    (
-        "realtime_time_ms_present",
-        {"realtime_time_ms": [None, NOON], "realtime_visible": [0, 0], "candidate_visible": [0, 2, 2]},
-    ),
-    ("candidate_request_id_present", {"candidate_request_id": ["r1", None, "r1"]}),
-    ("candidate_impression_id_present", {"candidate_impression_id": ["a", None, "c"]}),
-    ("label_click_values", {"label_click": [1, 2, 0]}),
-    ("label_click_values", {"label_click": [1, None, 0]}),
-    ("label_conversion_values", {"label_conversion": [-1, 0, 0]}),
-    ("conversion_implies_click", {"label_click": [0, 1, 0]}),
-    ("profile_user_id_values", {"profile_user_id": None}),
-    ("profile_age_values", {"profile_age": NAN}),
-    ("profile_age_values", {"profile_age": None}),
-    ("profile_age_values", {"profile_age": INF}),
-    ("profile_member_values", {"profile_member": 3}),
-    ("static_item_id_values", {"static_item_id": [10, None]}),
-    ("static_price_values", {"static_price": [9.5, NAN]}),
-    ("static_hour_values", {"static_hour": [12, 24]}),
-    ("static_weekday_values", {"static_weekday": [None, 0]}),
-    ("static_weather_values", {"static_weather": [-1, 1]}),
-    ("static_distance_values", {"static_distance": [2.5, -INF]}),
-    ("static_action_values", {"static_action": [1, 3]}),
-    ("realtime_item_id_values", {"realtime_item_id": [None, 10]}),
-    ("realtime_price_values", {"realtime_price": [9.5, None]}),
-    ("realtime_hour_values", {"realtime_hour": [12, -1]}),
-    ("realtime_weekday_values", {"realtime_weekday": [7, 0]}),
-    ("realtime_weather_values", {"realtime_weather": [1, None]}),
-    ("realtime_distance_values", {"realtime_distance": [2.5, 100.1]}),
-    ("realtime_action_values", {"realtime_action": [None, 1]}),
-    ("candidate_item_id_values", {"candidate_item_id": [10, None, 10]}),
-    ("candidate_price_values", {"candidate_price": [9.5, INF, 9.5]}),
-    ("candidate_weather_values", {"candidate_weather": [1, 1, 4]}),
-    ("candidate_distance_values", {"candidate_distance": [NAN, 2.5, 2.5]}),
-    ("candidate_hour_clock", {"candidate_hour": [12, 4, 12]}),  # 4 is the hour in UTC
-    ("candidate_weekday_clock", {"candidate_weekday": [0, 0, 1]}),
-    ("candidate_hour_values", {"candidate_hour": [12, None, 12]}),
-    ("candidate_weekday_values", {"candidate_weekday": [0, None, 0]}),
-    ("realtime_visible_present", {"realtime_visible": [0, None]}),
-    ("candidate_visible_present", {"candidate_visible": [0, None, 2]}),
-    ("candidate_time_ms_present", {"candidate_time_ms": [None, NOON, NOON], "candidate_visible": [0, 0, 0]}),
-]
+def row_of(dataset: Dataset, number: int) -> Row:
+    """A valid row: two static tokens, two real-time tokens at one time, three candidates around them."""
+    start = dataset.day_start_ms(DS)
+    noon = start + 12 * HOUR
+    row: Row = {
+        "user_id": number + 1,
+        "ds": DS,
+        "window_start_ms": start,
+        "window_end_ms": start + 24 * HOUR,
+        "static_time_ms": [start - 2 * HOUR, start - HOUR],
+        "realtime_time_ms": [noon, noon],
+        "realtime_visible": [0, 0],
+        "candidate_time_ms": [noon, noon + MINUTE, noon + 2 * MINUTE],
+        "candidate_visible": [0, 2, 2],
+        "candidate_request_id": [f"r{number}"] * 3,
+        "candidate_impression_id": [f"{number}{place}" for place in "abc"],
+        "label_click": [1, 0, 0],
+        "label_conversion": [int(number < 9), 0, 0],
+    }
+    lengths = {Group.STATIC: 2, Group.REALTIME: 2, Group.CANDIDATE: 3}
+    for group in Group:
+        for feature in dataset.in_group(group):
+            one = 0 if feature.name == "weekday" else value(feature, number)  # DS is a Monday
+            row[f"{group}_{feature.name}"] = [one] * lengths[group] if group in lengths else one
+    return row
 
 
-@pytest.fixture(scope="module")
-def counts(spark: Any) -> dict[str, dict[str, Any]]:
-    """Facts of a valid row and of every broken row, each a partition of its own, measured in one pass."""
+def row_cases(dataset: Dataset) -> list[tuple[str, Row]]:
+    """(rule, what is different in one row): all that holds for every dataset's rows, then their values."""
+    start = dataset.day_start_ms(DS)
+    noon = start + 12 * HOUR
+    valid = row_of(dataset, 0)
+
+    def lists(group: str, length: int) -> Row:
+        return {name: values[:1] * length for name, values in valid.items() if name.startswith(group)}
+
+    none = {**lists("candidate", 0), "label_click": [], "label_conversion": []}
+    many = {**lists("realtime", MAX_REALTIME + 1), "realtime_time_ms": [noon - HOUR] * (MAX_REALTIME + 1)}
+    cases: list[tuple[str, Row]] = [
+        ("user_id_present", {"user_id": None}),
+        ("window_in_day", {"window_end_ms": start + 24 * HOUR + 1}),
+        ("window_in_day", {"window_start_ms": start - 1, "static_time_ms": [start - 5, start - 2]}),
+        ("window_in_day", {"window_start_ms": None}),
+        ("static_lengths", {"static_item_id": [10]}),
+        ("static_lengths", {"static_time_ms": None}),
+        ("realtime_lengths", {"realtime_action": [1, 1, 1]}),
+        ("candidate_lengths", {"candidate_item_id": None}),
+        ("candidate_lengths", {"label_click": [1, 1, 0, 0]}),
+        (
+            "static_limit",
+            {**lists("static", MAX_STATIC + 1), "static_time_ms": [start - HOUR] * (MAX_STATIC + 1)},
+        ),
+        ("realtime_limit", {**many, "candidate_visible": [MAX_REALTIME + 1] * 3}),
+        ("candidate_present", none),
+        ("static_ascending", {"static_time_ms": [start - HOUR, start - 2 * HOUR]}),
+        ("realtime_ascending", {"realtime_time_ms": [noon, noon - 1]}),
+        ("candidate_ascending", {"candidate_time_ms": [noon, noon + 2 * MINUTE, noon + MINUTE]}),
+        ("static_before_window", {"static_time_ms": [start - HOUR, start]}),
+        (
+            "static_horizon",
+            {"static_time_ms": [start - (dataset.history_days + 1) * 24 * HOUR, start - HOUR]},
+        ),
+        (
+            "realtime_in_window",
+            {
+                "realtime_time_ms": [start - 1, noon],
+                "realtime_visible": [0, 1],
+                "candidate_visible": [1, 2, 2],
+            },
+        ),
+        ("candidate_in_window", {"window_end_ms": noon + 2 * MINUTE}),
+        ("realtime_visible_recount", {"realtime_visible": [0, 1]}),
+        *(
+            ("candidate_visible_recount", {"candidate_visible": counts})
+            for counts in ([0, 2, 1], [2, 2, 2], [0, 2, 3], [0, -1, 2])
+        ),
+        ("static_time_ms_present", {"static_time_ms": [None, start - HOUR]}),
+        ("realtime_time_ms_present", {"realtime_time_ms": [None, noon]}),
+        ("realtime_visible_present", {"realtime_visible": [0, None]}),
+        (
+            "candidate_time_ms_present",
+            {"candidate_time_ms": [None, noon, noon], "candidate_visible": [0, 0, 0]},
+        ),
+        ("candidate_visible_present", {"candidate_visible": [0, None, 2]}),
+        ("candidate_request_id_present", {"candidate_request_id": ["r1", None, "r1"]}),
+        ("candidate_impression_id_present", {"candidate_impression_id": ["a", None, "c"]}),
+        ("label_click_values", {"label_click": [1, 2, 0]}),
+        ("label_click_values", {"label_click": [1, None, 0]}),
+        ("label_conversion_values", {"label_conversion": [-1, 0, 0]}),
+        ("conversion_implies_click", {"label_click": [0, 1, 0]}),
+        # 4 is the hour in UTC of a dataset whose day starts 8 hours before
+        ("candidate_hour_clock", {"candidate_hour": [12, 4, 12]}),
+        ("candidate_weekday_clock", {"candidate_weekday": [0, 0, 1]}),
+    ]
+    for group in Group:
+        for feature in dataset.in_group(group):
+            cases += value_cases(group, feature, valid)
+    return cases
+
+
+def value_cases(group: Group, feature: FeatureSpec, valid: Row) -> list[tuple[str, Row]]:
+    """Values that a column may not have, one a row; each kind of wrong value in some column."""
+    column = f"{group}_{feature.name}"
+    wrong: list[Any] = [None]
+    if feature.kind is Kind.CATEGORY and column not in ("candidate_hour", "candidate_weekday"):
+        wrong = [None, feature.cardinality] if len(column) % 2 else [-1, feature.cardinality]
+    if feature.kind is Kind.NUMBER:
+        wrong = [NAN, feature.high * 1.001] if len(column) % 2 else [None, INF, feature.low - 0.001]
+    if group is not Group.PROFILE:
+        wrong = [[*valid[column][:-1], one] for one in wrong]
+    return [(f"{column}_values", {column: one}) for one in wrong]
+
+
+def day_cases(dataset: Dataset, suite: Suite) -> list[tuple[str, Change]]:
+    """(rule, change of every row): for rules about label rates and drift."""
+    cases: list[tuple[str, Change]] = [
+        ("ctr_level", lambda number, row: {"label_click": [1, 1, 1]}),
+        ("ctcvr_level", lambda number, row: {"label_conversion": [0, 0, 0]}),
+        ("ctr_drift", lambda number, row: {"label_click": [int(number < 9), 0, 0]}),
+        ("ctcvr_drift", lambda number, row: {"label_conversion": [int(number < 4), 0, 0]}),
+    ]
+    for group in (Group.PROFILE, Group.CANDIDATE):
+        for feature in dataset.in_group(group):
+            column = f"{group}_{feature.name}"
+            if f"{column}_drift" in {rule.name for rule in suite.rules}:
+                cases.append((f"{column}_drift", _everywhere(column, lambda n, f=feature: value(f, n, 0.7))))
+            if f"{column}_unknown_drift" in {rule.name for rule in suite.rules}:
+                cases.append((f"{column}_unknown_drift", _everywhere(column, lambda n: 0)))
+    return cases
+
+
+def _everywhere(column: str, new: Callable[[int], Any]) -> Change:
+    def change(number: int, row: Row) -> Row:
+        return {column: [new(number)] * len(row[column]) if isinstance(row[column], list) else new(number)}
+
+    return change
+
+
+VALID = "valid"
+LEVELS = ("ctr_level", "ctcvr_level")  # so on the trailing days, too
+VOLUMES = ("rows_volume", "users_volume", "candidates_volume")  # the trailing days had three times as much
+JOINED = ("impressions_built", "candidate_unique", "windows_disjoint")  # see test_keys_and_completeness
+OTHERS = ("rows_present", "schema_missing", "schema_retyped", "schema_unexpected")
+
+
+@pytest.fixture(scope="module", params=DATASETS, ids=lambda dataset: dataset.name)
+def measured(request: pytest.FixtureRequest, spark: Any) -> tuple[Dataset, Suite, list[str], dict[str, Any]]:
+    """Dataset, suite, the rule of each case, and the facts of each case's day, measured in one pass."""
+    dataset = request.param
+    suite = suite_of(dataset, "samples")
+    valid = [row_of(dataset, number) for number in range(ROWS)]
+    one, whole = row_cases(dataset), day_cases(dataset, suite)
+    days = {VALID: valid}
+    for at, (_, change) in enumerate(one):
+        days[f"{at}"] = [valid[0] | change, *valid[1:]]
+    for at, (_, of_row) in enumerate(whole, len(one)):
+        days[f"{at}"] = [row | of_row(number, row) for number, row in enumerate(valid)]
+    rows = [{"case": case, **row} for case, day in days.items() for row in day]
+    table = pa.Table.from_pylist(rows, schema=arrow_schema(dataset).insert(0, pa.field("case", pa.string())))
+    return (
+        dataset,
+        suite,
+        [rule for rule, _ in (*one, *whole)],
+        measure(spark.createDataFrame(table), suite, "case"),
+    )
+
+
+def values_of(suite: Suite, facts: Row, trailing: Row) -> dict[str, float | None]:
+    """The value of every rule whose fact one pass measures."""
+
+    def of(rule: Rule) -> float | None:
+        if rule.trailing is not None:
+            return compared(rule, facts[rule.fact], [trailing[rule.fact]])
+        return facts[rule.name if rule.is_row_rule else rule.fact]
+
+    left_out = {*JOINED, *OTHERS}
+    return {rule.name: of(rule) for rule in suite.rules if rule.name not in left_out}
+
+
+def test_a_valid_day_breaks_no_rule(measured: Any) -> None:
+    _, suite, _, days = measured
+    assert broken_by(suite, values_of(suite, days[VALID], days[VALID])) == set()
+
+
+def test_a_row_or_a_day_breaks_its_rule_and_no_other(measured: Any) -> None:
+    _, suite, rules, days = measured
+    wrong = {}
+    for at, rule in enumerate(rules):
+        facts = days[f"{at}"]
+        found = broken_by(suite, values_of(suite, facts, facts if rule in LEVELS else days[VALID]))
+        if found != {rule}:
+            wrong[f"{at} {rule}"] = found
+    assert wrong == {}
+
+
+def test_a_volume_breaks_its_rule_and_no_other(measured: Any) -> None:
+    _, suite, _, days = measured
+    for rule in VOLUMES:
+        fact = rule.removesuffix("_volume")
+        trailing = days[VALID] | {fact: days[VALID][fact] * 3}
+        assert broken_by(suite, values_of(suite, days[VALID], trailing)) == {rule}
+
+
+def test_every_rule_has_a_row_or_a_day_that_breaks_it(measured: Any) -> None:
+    dataset, suite, rules, _ = measured
+    assert {*rules, *VOLUMES, *JOINED, *OTHERS} == {rule.name for rule in suite.rules}
+    declared = dict(sample_columns(dataset))
+    lost, *kept = declared.items()
+    other = {**dict(kept), "extra": "int", kept[0][0]: "binary"}
+    assert {name: len(found) for name, found in schema_differences(declared.items(), other).items()} == {
+        "schema_missing": 1,
+        "schema_retyped": 1,
+        "schema_unexpected": 1,
+    }
+    assert lost[0] not in other
+    for name in OTHERS:
+        assert broken_by(suite, {name: 0 if name == "rows_present" else 1}) == {name}
+    assert {rule.trailing for rule in suite.rules if rule.trailing} == {
+        Trailing.RATIO,
+        Trailing.INCREASE,
+        Trailing.SHIFT,
+    }
+
+
+def test_facts_of_a_valid_row(spark: Any) -> None:
+    names = [name for name, _ in sample_columns(MINI)]
     rows = {
         "valid": sample(),
-        "empty lists": sample(**lists("static", 0), **lists("realtime", 0), candidate_visible=[0, 0, 0]),
+        "empty lists": sample()
+        | {name: [] for name in names if name.startswith(("static", "realtime"))}
+        | {"candidate_visible": [0, 0, 0]},
     }
-    rows |= {f"one {index}": sample(**change) for index, (_, change) in enumerate(ROWS)}
-    names = [name for name, _ in sample_columns(MINI)]
     data = [(case, *(row[name] for name in names)) for case, row in rows.items()]
-    df = spark.createDataFrame(data, f"case string, {SCHEMA}").coalesce(1)
-    return measure(df, SUITE, "case")
-
-
-def broken_rows_of(facts: dict[str, Any]) -> set[str]:
-    return broken_by(SUITE, {rule.name: facts[rule.name] for rule in SUITE.row_rules})
-
-
-@pytest.mark.parametrize("case", ["valid", "empty lists"])
-def test_a_valid_row_breaks_no_rule(counts: dict[str, dict[str, Any]], case: str) -> None:
-    assert broken_rows_of(counts[case]) == set()
-
-
-@pytest.mark.parametrize("index", range(len(ROWS)), ids=[f"{i}-{rule}" for i, (rule, _) in enumerate(ROWS)])
-def test_a_row_breaks_its_rule_and_no_other(counts: dict[str, dict[str, Any]], index: int) -> None:
-    assert broken_rows_of(counts[f"one {index}"]) == {ROWS[index][0]}
-
-
-def test_every_row_rule_has_a_row_that_breaks_it() -> None:
-    assert {rule for rule, _ in ROWS} == {rule.name for rule in SUITE.row_rules}
-
-
-def test_facts_of_a_valid_row(counts: dict[str, dict[str, Any]]) -> None:
-    facts = counts["valid"]
+    measured = measure(spark.createDataFrame(data, f"case string, {SCHEMA}").coalesce(1), MINI_SUITE, "case")
+    for facts in measured.values():
+        assert broken_by(MINI_SUITE, {rule.name: facts[rule.name] for rule in MINI_SUITE.row_rules}) == set()
+    facts = measured["valid"]
     assert {
         name: facts[name] for name in ("rows", "users", "candidates", "static_tokens", "realtime_tokens")
     } == {
@@ -194,27 +330,9 @@ def test_keys_and_completeness(
     spark: Any, rows: list[dict[str, Any]], shown: tuple[tuple[str, int], ...], broken: set[str]
 ) -> None:
     facts = sample_joins(windows(spark, *rows), impressions(spark, *shown), MINI)
-    values = {rule.name: facts.get(rule.fact) for rule in SUITE.rules if rule.fact in facts}
+    values = {rule.name: facts.get(rule.fact) for rule in MINI_SUITE.rules if rule.fact in facts}
     assert len(values) == 3
-    assert broken_by(SUITE, values) == broken
-
-
-@pytest.mark.parametrize(
-    ("facts", "broken"),
-    [
-        ({"ctr": 0.3, "ctcvr": 0.2}, set()),
-        ({"ctr": 0.95, "ctcvr": 0.2}, {"ctr_level"}),
-        ({"ctr": 0.3, "ctcvr": 0.05}, {"ctcvr_level"}),
-        ({"ctr": None, "ctcvr": 0.2}, {"ctr_level"}),
-        ({"rows": 0}, {"rows_present"}),
-        ({"schema_missing": 1}, {"schema_missing"}),
-        ({"schema_retyped": 1}, {"schema_retyped"}),
-        ({"schema_unexpected": 1}, {"schema_unexpected"}),
-    ],
-)
-def test_levels(facts: dict[str, float | None], broken: set[str]) -> None:
-    values = {rule.name: facts[rule.fact] for rule in SUITE.rules if rule.fact in facts and not rule.trailing}
-    assert broken_by(SUITE, values) == broken
+    assert broken_by(MINI_SUITE, values) == broken
 
 
 def test_the_day_of_a_sample_is_the_datasets_day() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,8 +129,15 @@ def test_data_docs_show_description_and_value_and_keep_the_last(
     index = (docs / "index.html").read_text()
     assert "2026-03-03" in index
     assert "2026-03-01" not in index
-    for link in [part.split('"')[0] for part in index.split('href="validations')[1:]]:
+    links = [part.split('"')[0] for part in index.split('href="validations')[1:]]
+    assert len(links) == 2
+    for link in links:
         assert (docs / f"validations{link}").exists()
+    assert index.count('class="failed"') == 2  # 12345 rows, at most 9 are allowed
+    for page in docs.rglob("*.html"):  # nothing is fetched: a browser loads what is under src and link
+        assert not re.search(
+            r"""\ssrc=["']?(https?:)?//|<link[^>]+https?:|url\(["']?(https?:)?//""", page.read_text()
+        )
 
 
 def test_rules_must_bound_something() -> None:

@@ -8,10 +8,21 @@ import pytest
 from model.config import PRESETS, Config, ModelConfig, large, medium, preset_named, small, tiny, xl
 
 
-@pytest.mark.parametrize(("preset", "gflops"), [(small, 5.47), (medium, 18.59), (large, 55.76), (xl, 137.87)])
-def test_flops_are_the_papers(preset, gflops):
-    assert preset().model.flops(500) / 1e9 == pytest.approx(gflops, abs=0.006)
-    assert preset().model.head_dim == 256
+@pytest.mark.parametrize(
+    ("preset", "num_blocks", "d_model", "dense_lr", "gflops"),
+    [
+        (small, 3, 512, 3e-4, 5.47),
+        (medium, 5, 768, 3e-4, 18.59),
+        (large, 15, 768, 1e-4, 55.76),
+        (xl, 22, 1024, 1e-4, 137.87),
+    ],
+)
+def test_sizes_are_the_papers(preset, num_blocks, d_model, dense_lr, gflops):
+    found = preset()
+    assert (found.model.num_blocks, found.model.d_model, found.model.head_dim) == (num_blocks, d_model, 256)
+    assert found.model.flops(500) / 1e9 == pytest.approx(gflops, abs=0.006)
+    assert (found.train.dense_lr, found.train.precision) == (dense_lr, "bfloat16")
+    assert (found.model.architecture, found.model.max_static) == ("mtgr", 1000)
 
 
 @pytest.mark.parametrize("name", PRESETS)

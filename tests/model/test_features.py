@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model.batch import JaggedBatch
-from model.features import SampleEncoder, mix64, number_names
+from model.features import SampleEncoder, id_features, mix64, number_names
 from model.synthetic import random_batch, random_samples
 from spark_jobs.contract import Group
 from spark_jobs.datasets import FOODLOG, KUAIRAND
@@ -38,6 +38,21 @@ def test_mix64_golden_vectors():
         "0x2a67d7552e039ea7",
         "0x481ec0a212a9f3db",
     ]
+
+
+def test_any_64_bit_id_has_its_row_of_the_embedding_table():
+    ids = [0, 1, -1, 2**63 - 1, -(2**63), 2**31, 2**53 + 1]
+    rows = random_samples(FOODLOG, len(ids), max_candidates=1, max_static=0, max_realtime=0).to_pylist()
+    for row, one in zip(rows, ids, strict=True):
+        row["user_id"] = row["profile_user_id"] = one
+        row["candidate_item_id"] = [one]
+    batch = SampleEncoder(FOODLOG).encode(rows)
+    for group, name in ((Group.PROFILE, "user_id"), (Group.CANDIDATE, "item_id")):
+        names = [feature.name for feature in id_features(FOODLOG, group)]
+        size = {feature.name: feature.cardinality for feature in FOODLOG.features}[name]
+        expected = [int(mix64(np.array([one], np.int64))[0]) % size for one in ids]
+        assert batch.ids[group][names.index(name)].tolist() == expected
+        assert len(set(expected)) == len(ids)
 
 
 @pytest.mark.parametrize("dataset", [FOODLOG, KUAIRAND], ids=lambda dataset: dataset.name)

@@ -15,14 +15,15 @@ from model.synthetic import random_batch, random_samples
 from spark_jobs.contract import Group
 from spark_jobs.datasets import FOODLOG
 
-
-def with_reference(config):
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, ops_backend="reference"))
+CASES = {"mtgr": (tiny, "reference"), "mtgr_compiled": (tiny, "cpu"), "user_tower": (user_tower, "reference")}
 
 
-@pytest.fixture(scope="module", params=[tiny, user_tower], ids=["mtgr", "user_tower"])
+@pytest.fixture(scope="module", params=CASES)
 def ranker(request):
-    ranker = build_ranker(FOODLOG, with_reference(request.param())).eval()
+    preset, backend = CASES[request.param]
+    base = preset()
+    config = dataclasses.replace(base, model=dataclasses.replace(base.model, ops_backend=backend))
+    ranker = build_ranker(FOODLOG, config).eval()
     ranker.inputs.scaler.fit(random_batch(FOODLOG, 30, seed=9))
     return ranker
 

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from deltalake import write_deltalake
+from hstu_ops.backends import resolve
 from mlflow.exceptions import MlflowException
 
-from model import evaluate, promote, register, registry
+from model import evaluate, promote, register, registry, train
 from model.config import preset_named
+from model.mlflow_store import client
 from model.network import build_ranker
-from model.runs import CONFIG, WEIGHTS, Run, load_run, partial_path, publish, run_path, write_text
+from model.runs import CONFIG, WEIGHTS, Run, load_run
 from model.synthetic import random_samples
 from spark_jobs import locations
 from spark_jobs.datasets import FOODLOG
 
-DS = "2026-03-02"
+DAYS = ("2026-03-01", "2026-03-02")
+DS = DAYS[1]
 LOAD = """
 import json, sys
 import mlflow
@@ -32,37 +38,64 @@ mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model("models:/mtgr-foodlog@champion")
 rows = pd.read_pickle(sys.argv[2])
 found = {state: model.predict(rows, params={"state": state}).to_dict("list") for state in ("live", "frozen")}
+import hstu_ops
 import model as ours
-print(json.dumps({"scores": found, "code": ours.__file__}))
+backend = hstu_ops.backends.resolve("auto", "cpu", __import__("torch").float32, 32)
+print(json.dumps({"scores": found, "code": ours.__file__, "backend": backend}))
 """
 
 
 @pytest.fixture
-def evaluated(var: Path) -> Run:
-    """A run of an untrained tiny ranker, evaluated on a day of random samples."""
-    from safetensors.torch import save_file
-
-    samples = random_samples(FOODLOG, 60, ds=DS, max_candidates=8)
-    write_deltalake(locations.table("foodlog", "samples"), samples, partition_by=["ds"])
-    config = preset_named("tiny")
-    partial = partial_path(run_path("foodlog", "tiny", DS))
-    partial.mkdir(parents=True)
-    write_text(partial / CONFIG, config.to_json(dataset="foodlog"))
-    save_file(dict(build_ranker(FOODLOG, config).state_dict()), partial / WEIGHTS)
-    run = publish(
-        partial,
-        {
-            "ds": DS,
-            "dataset": "foodlog",
-            "preset": "tiny",
-            "seen_days": {"2026-03-01": 0},
-            "samples_version": 0,
-            "losses": [["2026-03-01/0/0", 0.7], ["2026-03-01/0/1", 0.6]],
-            "loss_by_day": {"2026-03-01": 0.65},
-        },
-    )
+def evaluated(var: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run of a tiny ranker, trained on a day of random samples and evaluated on the next."""
+    monkeypatch.delenv("RANK", raising=False)
+    for seed, ds in enumerate(DAYS):
+        samples = random_samples(FOODLOG, 60, seed=seed, ds=ds, max_candidates=8)
+        mode: Any = "append" if seed else "error"
+        write_deltalake(locations.table("foodlog", "samples"), samples, partition_by=["ds"], mode=mode)
+    train.train(FOODLOG, preset_named("tiny"), DS, torch.device("cpu"))
+    run = load_run("foodlog", "tiny", DS)
     evaluate.evaluate(FOODLOG, run)
     return run
+
+
+def test_the_run_holds_all_that_explains_it(evaluated: Run) -> None:
+    import mlflow
+
+    version, _ = register.register(FOODLOG, evaluated)
+    run = client().get_run(version.run_id)
+    config = asdict(preset_named("tiny"))
+    for part in ("model", "train"):
+        assert {f"{part}.{k}": str(v) for k, v in config[part].items()}.items() <= run.data.params.items()
+    assert run.data.params["world_size"] == "1"
+    tags = {"samples_version": "1", "seen_days": '{"2026-03-01": 1}', "ds": DS, "digest": evaluated.digest}
+    assert tags.items() <= run.data.tags.items()
+    assert re.fullmatch(r"[0-9a-f]{40}(\+dirty)?|unknown", run.data.tags["git_sha"])
+    metrics = {f"{task}_{kind}" for task in ("ctr", "ctcvr") for kind in ("auc", "gauc", "gauc_users")}
+    assert metrics | {"item_mean_ctr_gauc", "ctcvr_copc"} <= run.data.metrics.keys()
+    for name, points in (("train_loss", 1), ("loss_by_day", 1)):
+        assert len(client().get_metric_history(version.run_id, name)) >= points
+    assert _artifacts(version.run_id, "plots") == {
+        f"plots/{name}.png"
+        for name in ("loss", "gauc_by_day", "calibration", "gauc_by_segment", "sequence_lengths")
+    }
+    assert _artifacts(version.run_id, "tables") == {"tables/days.csv", "tables/segments.csv"}
+    assert {"evaluation.json", "environment.json"} <= _artifacts(version.run_id)
+    place = mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="environment.json")
+    installed = json.loads(Path(place).read_text())["distributions"]
+    assert installed["torch"] == torch.__version__.split("+")[0]
+    info = mlflow.models.get_model_info(f"models:/mtgr-foodlog/{version.version}")
+    assert info.signature.inputs.input_names()[:2] == ["user_id", "ds"]
+    assert info.signature.outputs.input_names() == ["ctr", "ctcvr"]
+    assert info.saved_input_example_info is not None
+    files = {path.name for path in Path(client().get_logged_model(version.model_id).artifact_location
+             .removeprefix("file://")).rglob("*") if path.is_file()}  # fmt: skip
+    assert {"MLmodel", "requirements.txt", "conda.yaml", "serving.py", CONFIG, WEIGHTS} <= files
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".bin", ".so"))]
+
+
+def _artifacts(run_id: str, folder: str = "") -> set[str]:
+    return {entry.path for entry in client().list_artifacts(run_id, folder)}
 
 
 @pytest.mark.slow
@@ -71,8 +104,8 @@ def test_a_fresh_process_elsewhere_scores_as_evaluation_did(evaluated: Run, tmp_
     assert is_new
     assert register.register(FOODLOG, load_run("foodlog", "tiny", DS)) == (version, False)
     with registry.exclusive("foodlog", "test"):
-        registry.set_champion("foodlog", version)  # an untrained model is no champion by the rules
-    rows = random_samples(FOODLOG, 60, ds=DS, max_candidates=8).to_pandas()
+        registry.set_champion("foodlog", version)  # a model of one day of noise is none by the rules
+    rows = random_samples(FOODLOG, 60, seed=1, ds=DS, max_candidates=8).to_pandas()
     rows.to_pickle(tmp_path / "rows.pkl")
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MTGR_VAR")}
     done = subprocess.run(
@@ -86,6 +119,9 @@ def test_a_fresh_process_elsewhere_scores_as_evaluation_did(evaluated: Run, tmp_
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["code"].startswith(str(locations.var()))  # the code that was registered, not the checkout
+    # Training and evaluation ran on the compiled operators, the model that MLflow loads on the reference.
+    assert resolve("auto", "cpu", torch.float32, 32) == "cpu"
+    assert answer["backend"] == "reference"
     seen = pq.read_table(evaluated.path / "scores_candidate.parquet").to_pandas()
     expected = {(i, u): row for i, u, row in zip(seen.impression_id, seen.user_id, seen.to_dict("records"),
                 strict=True)}  # fmt: skip

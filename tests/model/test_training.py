@@ -13,6 +13,7 @@ from deltalake import write_deltalake
 from model import evaluate as evaluation
 from model import train as training
 from model.config import tiny
+from model.embeddings import NumberScaler
 from model.features import SampleEncoder
 from model.network import build_ranker
 from model.reader import SamplesTable, SamplesUnavailableError, Step, steps_of, token_cuts
@@ -84,6 +85,18 @@ def test_a_day_at_a_time_is_all_days_at_once(lake, monkeypatch):
     assert at_once["digest"] == second["digest"]
     again = training.train(DATASET, config(), DAYS[2], CPU)
     assert (again["changed"], again["digest"]) == (False, at_once["digest"])
+
+
+def test_numbers_are_standardised_by_the_newest_day(lake):
+    training.train(DATASET, config(), DAYS[2], CPU)
+    found = Scorer.load(load_run(DATASET.name, "tiny", DAYS[2]).path).ranker.inputs.scaler
+    newest = SampleEncoder(DATASET).encode(random_samples(DATASET, 40, seed=1, ds=DAYS[1]))
+    expected = NumberScaler(DATASET)
+    expected.fit(newest)
+    torch.testing.assert_close(found.state_dict(), expected.state_dict())
+    constant = {group: torch.full_like(numbers, 3.0) for group, numbers in newest.numbers.items()}
+    expected.fit(dataclasses.replace(newest, numbers=constant))  # what does not vary keeps its constants
+    torch.testing.assert_close(found.state_dict(), expected.state_dict())
 
 
 @pytest.mark.parametrize("phase", ["train:checkpoint_saved", "train:before_publish"])

@@ -1,7 +1,9 @@
 """What doctor finds, and that each finding says what to do."""
 
+import importlib.metadata
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,6 +110,78 @@ def test_a_spark_that_does_not_answer_blocks(monkeypatch, tmp_path):
     (problem,) = doctor.blocking(Settings())
     assert problem.startswith("AIRFLOW_CONN_SPARK_DEFAULT: no answer from 127.0.0.1:")
     assert "correct AIRFLOW_CONN_SPARK_DEFAULT" in problem
+
+
+def test_other_versions_than_the_locks_block(monkeypatch):
+    assert [f.subject for f in doctor.check_python()] == ["python", "packages"]
+    found = importlib.metadata.version
+    other = {"mlflow": "2.0.0"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: other.get(name) or found(name))
+    finding = list(doctor.check_python())[-1]
+    assert (finding.level, finding.fix) == (Level.BLOCKS, "make setup")
+    assert finding.text.startswith("mlflow 2.0.0, not ")
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert "torch missing, not " in list(doctor.check_python())[-1].text
+    monkeypatch.setattr(doctor.sys, "version_info", SimpleNamespace(major=3, minor=10))
+    finding = _only(doctor.check_python())
+    assert (finding.level, finding.text) == (Level.BLOCKS, "3.10")
+    assert "install Python 3.11 or 3.12" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("nvidia_smi", "is_gpu_lock", "level", "fix"),
+    [
+        (None, False, Level.OK, ""),
+        ("echo 'driver mismatch' >&2; exit 9", True, Level.WARNING, "repair the driver: driver mismatch"),
+        ("echo 'H100, 580.1, 81559 MiB'", False, Level.WARNING, "GPU=1 make setup"),
+        ("echo 'H100, 580.1, 81559 MiB'", True, Level.OK, ""),
+    ],
+)
+def test_the_gpu_and_the_environment_have_to_fit(monkeypatch, tmp_path, nvidia_smi, is_gpu_lock, level, fix):
+    if nvidia_smi:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{nvidia_smi}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if nvidia_smi else str(tmp_path))
+
+    def version(name):
+        assert name == "fbgemm-gpu"
+        if not is_gpu_lock:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.6.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    finding = _only(doctor.check_gpu())
+    assert (finding.level, finding.fix) == (level, fix)
+
+
+def test_little_memory_is_a_warning_with_a_setting(monkeypatch):
+    monkeypatch.setattr(doctor, "MEMORY_GB", 1e6)
+    finding = _only(doctor.check_memory())
+    assert finding.level is Level.WARNING
+    assert "SPARK_CONF=spark.driver.memory=1g" in finding.fix
+
+
+@pytest.mark.parametrize(
+    "uri", ["postgresql://user:canary@127.0.0.1:1/db", "http://user:1canary@host:canary/"]
+)
+def test_no_secret_is_printed(monkeypatch, tmp_path, capsys, uri):
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", '{"conn_type": "spark", "password": "canary", "host": ')
+    home = Settings().home
+    secrets_store.generate(home)
+    secret = [path.read_text() for path in (home / "secrets").iterdir()]
+    assert doctor.main([]) == 1
+    printed = "".join(capsys.readouterr())
+    assert "canary" not in printed
+    assert not [one for one in secret if one in printed]
+    assert "MLFLOW_TRACKING_URI" in printed
+    assert "AIRFLOW_CONN_SPARK_DEFAULT is no address that can be read" in " ".join(printed.split())
+    assert printed.count("BLOCKS") <= printed.count("fix: ")
 
 
 def test_every_finding_that_is_not_ok_has_a_fix(monkeypatch, tmp_path):

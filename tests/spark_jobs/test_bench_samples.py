@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from spark_jobs.bench_events import World
 from spark_jobs.bench_samples import bench, compare, extrapolated
 from spark_jobs.contract import sample_columns
 from spark_jobs.datasets import FOODLOG
@@ -17,7 +18,7 @@ def test_duckdb_makes_the_same_samples(
     spark: Any, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MTGR_LAKE", "set by bench")  # and set back after the test
-    point = bench(spark, 1_000, 1, tmp_path / "bench")
+    point = bench(spark, World(impressions=1_000), 1, tmp_path / "bench")
     assert point["rows"] > 15
     assert point["equal_columns"] == len(sample_columns(FOODLOG)) - 1
     assert point["mean_lengths"]["static"] > 10

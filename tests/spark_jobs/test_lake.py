@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from spark_jobs import deltalog
 from spark_jobs import lease as lease_module
 from spark_jobs.deltalog import LakeError, commits, current_version, last_commit, partition_values
+from spark_jobs.failures import spark_errors
 from spark_jobs.lake import (
     EmptyInputError,
     SchemaDriftError,
@@ -202,6 +207,27 @@ def test_writers_of_different_days_both_succeed(spark: Any, uri: str) -> None:
     assert [a for _, a in content(spark, uri)] == [0, 1, 2, 3]
 
 
+def test_versions_of_commits_are_right_while_others_write(
+    spark: Any, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(rows(spark, [1]), uri)
+    opened = deltalog.open_table
+    late: list[int] = []
+
+    def open_late(table: str, version: int | None = None) -> Any:
+        found = opened(table, version)
+        if not late:  # another day is committed between the opening of the table and the reading of its log
+            late.append(-1)
+            late[0] = write(rows(spark, [2], NEXT), uri, NEXT)
+        return found
+
+    mine = current_version(uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(deltalog, "open_table", open_late)
+        found = {commit.metadata.get("partition"): commit.version for commit in commits(uri)}
+    assert (found[f"ds={DAY}"], found[f"ds={NEXT}"]) == (mine, late[0])
+
+
 def test_damage_has_a_name(spark: Any, uri: str) -> None:
     with pytest.raises(LakeError, match="there is no table at"):
         table_at(spark, uri)
@@ -212,6 +238,50 @@ def test_damage_has_a_name(spark: Any, uri: str) -> None:
     newest.write_bytes(newest.read_bytes()[:-40])
     with pytest.raises(LakeError, match="_delta_log is damaged"):
         table_at(spark, uri)
+
+
+def damaged(path: Path) -> None:
+    """Flips one bit in the middle of a file, and lets Hadoop's own checksum beside it go."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0x10
+    path.write_bytes(content)
+    path.with_name(f".{path.name}.crc").unlink(missing_ok=True)
+
+
+def numbers(spark: Any, count: int) -> Any:
+    """Rows that do not compress, so that a flipped bit still decodes."""
+    return (
+        spark.range(count).selectExpr("xxhash64(id) AS a", "array('x') AS tags", f"'{DAY}' AS ds").coalesce(1)
+    )
+
+
+def test_a_flipped_bit_is_an_error_and_no_value(spark: Any, uri: str) -> None:
+    write(numbers(spark, 20_000), uri)
+    (path,) = Path(uri).glob(f"ds={DAY}/*.parquet")
+    damaged(path)
+    with pytest.raises(LakeError, match=rf"sum of a: .*{path.name}.*CRC checksum"), spark_errors("sum of a"):
+        table_at(spark, uri).selectExpr("bit_xor(a)").collect()
+
+
+def test_a_full_disk_is_named_and_the_last_version_stands(spark: Any, uri: str) -> None:
+    """The files of Spark's process may not grow: what a full disk does to each of them."""
+    write(rows(spark, [1]), uri)
+    before = current_version(uri)
+    java = spark.sparkContext._gateway.proc.pid
+    soft, hard = resource.prlimit(java, resource.RLIMIT_FSIZE)
+    try:
+        resource.prlimit(java, resource.RLIMIT_FSIZE, (20_000, hard))
+        with pytest.raises(
+            LakeError,
+            match=rf"writing ds={DAY} failed, the last version stands: the disk takes no more \(\d+ bytes",
+        ):
+            write(numbers(spark, 50_000), uri)
+    finally:
+        resource.prlimit(java, resource.RLIMIT_FSIZE, (soft, hard))
+    assert current_version(uri) == before
+    assert content(spark, uri) == [(DAY, 1)]
+    write(rows(spark, [2]), uri)
+    assert content(spark, uri) == [(DAY, 2)]
 
 
 def test_own_work_is_recognised_by_code_and_inputs(
@@ -232,6 +302,36 @@ def test_content_hash_sees_values_and_copies_but_no_order(spark: Any) -> None:
     assert content_hash(rows(spark, [1, 2, 4])) != one
     assert content_hash(rows(spark, [1, 2, 3, 3, 3])) != content_hash(rows(spark, [1, 2, 3]))
     assert content_hash(rows(spark, [])) == "0:0"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_without_a_free_byte_is_named_before_anything_changes(spark: Any, small_disk: Path) -> None:
+    uri = str(small_disk / "tiny" / "samples")
+    write(rows(spark, [1]), uri)
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(
+        LakeError, match=r"_leases/.* the disk takes no more \(0 bytes are free at .*free space"
+    ):
+        write(rows(spark, [2]), uri)  # the lease cannot be taken
+    with pytest.raises(LakeError, match=r"_leases/.* cannot be created: the disk takes no more \(0 bytes"):
+        write(rows(spark, [3], NEXT), uri, NEXT)  # nor made
+    filler.unlink()
+    write(rows(spark, [2]), uri)
+    assert content(spark, uri) == [(DAY, 2)]
 
 
 _WRITER = """
@@ -261,3 +361,47 @@ def test_a_kill_at_any_phase_leaves_the_old_or_the_new_and_a_rerun_gives_the_new
     write(rows(spark, [5]), uri)
     assert content(spark, uri) == [(DAY, 5)]
     assert len([c for c in commits(uri) if c.metadata]) == (3 if new else 2)
+
+
+_TORN = """
+import os, sys, time
+os.environ["SPARK_CONF"] = "spark.sql.shuffle.partitions=2;spark.driver.memory=512m"
+from pyspark import TaskContext
+from spark_jobs.lake import replace_partition
+from spark_jobs.session import spark_session
+def rows(batches):
+    yield from batches
+    if TaskContext.get().partitionId() == 1 and os.path.exists(sys_argv_1):
+        time.sleep(600)
+sys_argv_1 = sys.argv[1]
+spark = spark_session("torn")
+df = spark.range(0, 8, 1, 2).selectExpr("id AS a", "array('x') AS tags", "'2026-03-01' AS ds")
+columns = [("a", "bigint"), ("tags", "array<string>"), ("ds", "string")]
+replace_partition(
+    df.mapInArrow(rows, df.schema), sys.argv[1], {"ds": "2026-03-01"}, columns=columns, partition_by=["ds"],
+    stage="test", witness_df=df,
+)
+"""
+
+
+@pytest.mark.slow
+def test_half_written_files_are_invisible_and_vacuumed(spark: Any, uri: str) -> None:
+    write(rows(spark, [1, 2]), uri)
+    known = set(Path(uri).rglob("*.parquet"))
+    writer = subprocess.Popen([sys.executable, "-c", _TORN, uri], start_new_session=True)
+    while not (torn := set(Path(uri, f"ds={DAY}").glob("*.parquet")) - known):
+        assert writer.poll() is None, "it ended before it was killed"
+        time.sleep(0.1)
+    os.killpg(writer.pid, signal.SIGKILL)  # with its JVM, one file written, the other not
+    writer.wait()
+    assert content(spark, uri) == [(DAY, 1), (DAY, 2)]
+    write(rows(spark, [5]), uri)
+    assert content(spark, uri) == [(DAY, 5)]
+    assert torn <= set(Path(uri).rglob("*.parquet"))
+    spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    try:
+        spark.sql(f"VACUUM delta.`{uri}` RETAIN 0 HOURS")
+    finally:
+        spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
+    assert not torn & set(Path(uri).rglob("*.parquet"))
+    assert content(spark, uri) == [(DAY, 5)]

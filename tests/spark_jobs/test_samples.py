@@ -260,3 +260,32 @@ def test_neither_time_zone_nor_partitioning_nor_order_changes_a_sample(spark: An
             spark.conf.set("spark.sql.session.timeZone", "UTC")
             spark.conf.set("spark.sql.shuffle.partitions", "2")
     assert len(hashes) == 1
+
+
+@pytest.mark.slow
+def test_a_user_with_a_million_events_changes_nothing_and_fits_in_a_gigabyte(spark: Any) -> None:
+    events = literal_events()
+    names = [name for name, _ in event_columns(TINY)]
+    one = event("m", "impression", 99, 10, START + HOUR)
+    values = {
+        "event_id": "concat('m', id)",
+        "impression_id": "concat('m', id)",
+        "time_ms": f"{START} + id * 60",
+    }
+    bot_df = spark.range(1_000_000).selectExpr(
+        *(
+            f"CAST({values.get(name, 'NULL' if one.get(name) is None else repr(one[name]))} AS {kind}) {name}"
+            for name, kind in event_columns(TINY)
+        )
+    )
+    alone_df = frame(spark, events, event_columns(TINY))
+    users_df = as_of(frame(spark, USERS, dimension_columns(TINY, Owner.PROFILE)), DS)
+    items_df = as_of(frame(spark, ITEMS, dimension_columns(TINY, Owner.ITEM)), DS)
+    hashes, found = [], []
+    for events_df in (alone_df, alone_df.unionByName(bot_df.select(*names))):
+        once_df = events_of(events_df)
+        bots_df = bots(once_df, TINY)
+        found.append({row["user_id"] for row in bots_df.collect()})
+        hashes.append(content_hash(build(without(once_df, bots_df), users_df, items_df, TINY, DS)))
+    assert found == [{6}, {6, 99}]
+    assert hashes[0] == hashes[1]
