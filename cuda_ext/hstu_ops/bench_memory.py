@@ -1,7 +1,7 @@
 """How much memory one row's attention takes on the CPU, forward and backward, by the row's length.
 
-Each length runs in a process of its own, whose peak is read before and after; run as a script it is that
-process.
+Each length runs in a process of its own, whose peak is read before and after (Linux: VmHWM, since getrusage
+starts from the peak of the process that started this one); run as a script it is that process.
 """
 
 import os
@@ -14,9 +14,12 @@ LENGTHS = (2_000, 4_000, 8_000)
 HEAD_DIM = 32
 
 
-def _grown_kib(tokens: int) -> int:
-    import resource
+def _peak_kib() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
 
+
+def _grown_kib(tokens: int) -> int:
     import torch
 
     from hstu_ops.attention import mtgr_attention
@@ -28,9 +31,9 @@ def _grown_kib(tokens: int) -> int:
         mtgr_attention(q, k, v, offsets, end, 0.1, 0.1, backend="cpu").sum().backward()  # type: ignore[no-untyped-call]
 
     run(64)  # what the first call of all allocates once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_kib()
     run(tokens)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return _peak_kib() - before
 
 
 def memory() -> list[dict[str, Any]]:

@@ -100,5 +100,5 @@ def test_tables_refuse_a_marker_without_measurements(tmp_path):
 def test_cpu_memory_is_linear_in_the_tokens_of_a_row():
     *_, shorter, longer = bench_memory.memory()
     assert longer["tokens"] == 2 * shorter["tokens"]
-    assert longer["grown_mib"] < 60  # linear: tensors, blocks; one N x N matrix would be 244 MiB
-    assert longer["grown_mib"] < 2.5 * shorter["grown_mib"] + 5
+    assert 1 < longer["grown_mib"] < 60  # linear: tensors, blocks; one N x N matrix would be 244 MiB
+    assert longer["grown_mib"] < 2.5 * shorter["grown_mib"]
