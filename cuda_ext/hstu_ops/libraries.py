@@ -26,18 +26,21 @@ def loaded(part: str) -> bool:
 
 
 def load() -> None:
-    """Loads each compiled part that lies in the package.
+    """Loads each compiled part that was built; from the sources alone there is none.
 
     Raises:
-        ImportError: a part was built for another PyTorch, or does not load; the message has the build
-            command.
+        ImportError: a part is lost, was built for another PyTorch, or does not load; the message has the
+            build command.
     """
+    record = _FOLDER / "_build.json"
+    build = json.loads(record.read_text()) if record.exists() else {"torch": "unknown", "parts": []}
     for part in ("cpu", "sm90"):
         path = _FOLDER / f"_{part}.so"
         if not path.exists():
+            if part in build["parts"]:
+                raise ImportError(f"{path} is missing, though it was built: {_REBUILD}")
             continue
-        record = _FOLDER / "_build.json"
-        built_for = json.loads(record.read_text())["torch"] if record.exists() else "unknown"
+        built_for = build["torch"]
         if built_for != torch.__version__:
             raise ImportError(
                 f"{path} was built for PyTorch {built_for}, this is PyTorch {torch.__version__}: {_REBUILD}"

@@ -1,6 +1,7 @@
 """Bad arguments are refused before anything runs, by name, with what was expected."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -104,6 +105,26 @@ def test_gpu_backends_refuse_cpu_tensors():
             mtgr_attention(**attention_arguments(), backend=name)
 
 
+@pytest.mark.parametrize(
+    ("name", "capability", "dtype", "head_dim", "message"),
+    [
+        ("cutlass", (9, 0), torch.bfloat16, 32, "no head dim 32, only .64, 128, 256.: use 'triton'"),
+        ("cutlass", (9, 0), torch.float32, 64, "does not take torch.float32: use bfloat16 or float16"),
+        ("cutlass", (8, 0), torch.bfloat16, 64, r"needs compute capability 9.0, .*\(8, 0\): use 'triton'"),
+        ("cutlass", (10, 0), torch.bfloat16, 64, r"needs compute capability 9.0, .*\(10, 0\): use 'triton'"),
+        ("triton", (7, 5), torch.bfloat16, 64, r"capability 8.0 or more, not \(7, 5\): use 'reference'"),
+        ("triton", (8, 0), torch.bfloat16, 48, "no head dim 48, only .*: use 'reference'"),
+        ("triton", (8, 0), torch.float64, 64, "does not take torch.float64: use one of"),
+        ("triton", (8, 0), torch.bfloat16, 32, None),
+    ],
+)
+def test_what_a_gpu_cannot_run_names_what_can(name, capability, dtype, head_dim, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    reason = backends.missing(name, "cuda", dtype, head_dim)
+    assert reason is None if message is None else re.search(message, reason)
+
+
 def test_an_uncompiled_backend_names_the_build_command(monkeypatch):
     monkeypatch.setattr(libraries, "_loaded", set())
     backends._choose_and_log.cache_clear()
@@ -126,7 +147,7 @@ def test_auto_says_which_backend_it_chose(monkeypatch, caplog):
     backends._choose_and_log.cache_clear()
 
 
-def test_a_library_for_another_pytorch_is_refused(tmp_path, monkeypatch):
+def test_a_library_for_another_pytorch_or_a_lost_one_is_refused(tmp_path, monkeypatch):
     (tmp_path / "_cpu.so").write_bytes(b"")
     (tmp_path / "_build.json").write_text(json.dumps({"torch": "1.0.0", "parts": ["cpu"]}))
     monkeypatch.setattr(libraries, "_FOLDER", tmp_path)
@@ -137,3 +158,8 @@ def test_a_library_for_another_pytorch_is_refused(tmp_path, monkeypatch):
     (tmp_path / "_build.json").write_text(json.dumps({"torch": torch.__version__, "parts": ["cpu"]}))
     with pytest.raises(ImportError, match=r"does not load .* run `pip install --force-reinstall"):
         libraries.load()
+    (tmp_path / "_cpu.so").unlink()
+    with pytest.raises(ImportError, match=r"_cpu.so is missing, .* run `pip install --force-reinstall"):
+        libraries.load()
+    (tmp_path / "_build.json").unlink()
+    libraries.load()  # the sources alone: nothing was built
