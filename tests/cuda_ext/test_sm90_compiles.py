@@ -71,7 +71,26 @@ def test_a_toolkit_asked_for_and_not_there_is_an_error(build, monkeypatch):
     monkeypatch.setenv("HSTU_OPS_CUDA", "1")
     monkeypatch.setattr(build, "_homes", lambda: [Path("/nowhere")])
     monkeypatch.setattr(build, "_cuda_major", lambda: 13)
-    with pytest.raises(SystemExit, match="no nvcc: set CUDA_HOME"):
+    with pytest.raises(SystemExit, match="no nvcc of CUDA 13, as PyTorch is: set CUDA_HOME"):
         build.find_toolkit()
     monkeypatch.setenv("HSTU_OPS_CUDA", "auto")
     assert build.find_toolkit() is None
+
+
+def test_the_first_toolkit_of_pytorchs_cuda_is_taken(build, monkeypatch, tmp_path):
+    for version in (12, 13, 14):
+        nvcc = tmp_path / str(version) / "bin" / "nvcc"
+        nvcc.parent.mkdir(parents=True)
+        nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}.0, V{version}.0.1'\n")
+        nvcc.chmod(0o755)
+    (tmp_path / "cute").mkdir()
+    monkeypatch.setenv("HSTU_OPS_CUDA", "1")
+    monkeypatch.setattr(build, "_cuda_major", lambda: 13)
+    monkeypatch.setattr(build, "_cutlass", lambda: tmp_path)
+    monkeypatch.setattr(build, "_homes", lambda: [tmp_path / "12", tmp_path / "13", tmp_path / "14"])
+    assert build.find_toolkit().home == tmp_path / "13"
+    monkeypatch.setattr(build, "_homes", lambda: [tmp_path / "12"])
+    with pytest.raises(
+        SystemExit, match=r"no nvcc of CUDA 13, as PyTorch is, .*12 is another: set CUDA_HOME"
+    ):
+        build.find_toolkit()

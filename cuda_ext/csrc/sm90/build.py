@@ -107,18 +107,16 @@ def find_toolkit() -> Toolkit | None:
     Raises:
         SystemExit: It is not there, and HSTU_OPS_CUDA=1 asks for it; with the reason.
     """
-    home = next((home for home in _homes() if (home / "bin" / "nvcc").exists()), None)
+    found = [home for home in _homes() if (home / "bin" / "nvcc").exists()]
+    home = next((home for home in found if _nvcc_major(home / "bin" / "nvcc") == _cuda_major()), None)
     cutlass = _cutlass()
     if _cuda_major() == 0:
         reason = f"PyTorch {torch.__version__} has no CUDA: install a CUDA build of it"
     elif home is None:
-        reason = (
-            "no nvcc: set CUDA_HOME, or `pip install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-cccl==13.0.85`"
+        of = f"no nvcc of CUDA {_cuda_major()}, as PyTorch is" + "".join(
+            f", {home} is another" for home in found
         )
-    elif _nvcc_major(home / "bin" / "nvcc") != _cuda_major():
-        reason = (
-            f"{home}/bin/nvcc is not of CUDA {_cuda_major()}, as PyTorch is: set CUDA_HOME to one that is"
-        )
+        reason = f"{of}: set CUDA_HOME, or `pip install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-cccl==13.0.85`"
     elif cutlass is None or not (cutlass / "cute").is_dir():
         reason = "no CUTLASS headers: set CUTLASS_PATH, or `pip install nvidia-cutlass==4.2.0.0`"
     else:
