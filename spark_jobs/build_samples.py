@@ -113,8 +113,9 @@ def _build_day(spark: SparkSession, dataset: Dataset, ds: str, versions: dict[st
         return {"samples_version": version, "unchanged": True, **_sizes(spark, uri, ds, version)}
     metadata = {"ds": ds, "inputs": inputs}
     with day_inputs(spark, dataset, ds, versions) as inputs_of_day:
-        version = write_samples(inputs_of_day, dataset, ds, metadata)
+        # The samples last: once they are there, a rerun takes the day for done.
         quarantine(unused(inputs_of_day, ds), dataset.name, ds, STAGE, metadata)
+        version = write_samples(inputs_of_day, dataset, ds, metadata)
     return {"samples_version": version, "unchanged": False, **_sizes(spark, uri, ds, version)}
 
 

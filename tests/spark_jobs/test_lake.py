@@ -388,7 +388,8 @@ replace_partition(
 def test_half_written_files_are_invisible_and_vacuumed(spark: Any, uri: str) -> None:
     write(rows(spark, [1, 2]), uri)
     known = set(Path(uri).rglob("*.parquet"))
-    writer = subprocess.Popen([sys.executable, "-c", _TORN, uri], start_new_session=True)
+    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}
+    writer = subprocess.Popen([sys.executable, "-c", _TORN, uri], env=environment, start_new_session=True)
     while not (torn := set(Path(uri, f"ds={DAY}").glob("*.parquet")) - known):
         assert writer.poll() is None, "it ended before it was killed"
         time.sleep(0.1)
