@@ -1,4 +1,4 @@
-"""A part of the kill points, in a small world."""
+"""A part of the kill points, in a small world; and the table in the documentation is the record's."""
 
 import json
 import subprocess
@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 from tests.end_to_end.chain import difference
+from tests.end_to_end.kill_points import STAGES, table
 
 ROOT = Path(__file__).resolve().parents[2]
+RECORD = ROOT / "docs" / "results" / "kill_points.json"
 
 
 def test_a_part_of_the_kill_points_holds(tmp_path):
@@ -23,6 +25,13 @@ def test_a_part_of_the_kill_points_holds(tmp_path):
     assert [(point["point"], point["holds"], point["difference"]) for point in found] == [
         (point, True, []) for point in points
     ]
+
+
+def test_the_record_has_every_stage_and_is_what_the_documentation_shows():
+    record = json.loads(RECORD.read_text())
+    assert {point["stage"] for point in record["points"]} == set(STAGES)
+    assert len(record["points"]) >= 30
+    assert table(record) in (ROOT / "docs" / "faults.md").read_text()
 
 
 def test_a_difference_is_seen():
