@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 from scripts.settings import SHORT_LIVED
-from spark_jobs.deltalog import code_version
 from tests.end_to_end.chain import (
     BASELINE,
     DATASET,
@@ -134,6 +133,14 @@ def say(text: str, started: float) -> None:
     sys.stdout.flush()
 
 
+def merged(path: Path, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points, and those of other stages that the file holds from an earlier run, in the chain's order."""
+    done = {point["stage"] for point in points}
+    earlier = json.loads(path.read_text())["points"] if path.exists() else []
+    kept = [point for point in earlier if point["stage"] not in done]
+    return sorted([*kept, *points], key=lambda point: STAGES.index(point["stage"]))
+
+
 def table(record: dict[str, Any]) -> str:
     """The points as a Markdown table: one line a stage."""
     lines = ["| stage | killed at | points | hold |", "|---|---|---|---|"]
@@ -164,7 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--points", nargs="+", help="only these, e.g. ingest:before_commit#1")
     parser.add_argument("--options", nargs="+", default=[], help="of the simulator, e.g. users=200")
-    parser.add_argument("--out", type=Path, help="write the table of points there as JSON")
+    parser.add_argument(
+        "--out", type=Path, help="write the points there as JSON, beside those of other stages"
+    )
     arguments = parser.parse_args(argv)
     for name in ("MTGR_LAKE", "MTGR_RUNS", "MLFLOW_TRACKING_URI", "SPARK_MASTER"):
         os.environ.pop(name, None)
@@ -178,17 +187,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(Path(folder, "steps.log"), kept)
             sys.stdout.write(f"the output of all steps is kept in {kept}\n")
-    record = {
-        "dataset": DATASET,
-        "days": DAYS,
-        "preset": PRESET,
-        "code_version": code_version(),
-        SECONDS: round(time.monotonic() - started),
-        "points": points,
-    }
+    record = {"dataset": DATASET, "days": DAYS, "preset": PRESET, "points": points}
+    sys.stdout.write(f"{table(record)}\n{time.monotonic() - started:.0f} s\n")
     if arguments.out:
+        record["points"] = merged(arguments.out, points)
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
-    sys.stdout.write(f"{table(record)}\n")
     return 0 if points and all(point["holds"] for point in points) else 1
 
 

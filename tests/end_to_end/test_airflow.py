@@ -99,7 +99,7 @@ def test_a_backfill_with_an_empty_day_and_a_failing_gate(environment):
     assert done.stdout.count("has a run already") == 3
 
 
-def _wait_for(condition, what, seconds=900):
+def _wait_for(condition, what, seconds=1800):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()
@@ -129,21 +129,21 @@ def test_a_scheduled_run_and_a_run_without_a_day(environment, tmp_path):
         )
     try:
         home = Path(environment["MTGR_VAR"], "airflow")
-        _wait_for((home / "secrets" / "passwords.json").exists, "secrets", 120)
+        _wait_for((home / "secrets" / "passwords.json").exists, "secrets")
         url = f"http://127.0.0.1:{environment['AIRFLOW_PORT']}"
         api = AirflowApi(url, secrets_store.USER, secrets_store.password(home))
-        _wait_for(lambda: api.is_healthy("scheduler"), "scheduler", 180)
-        _wait_for(lambda: api.has_dag("samples_daily"), "DAGs", 120)
+        _wait_for(lambda: api.is_healthy("scheduler"), "scheduler")
+        _wait_for(lambda: api.has_dag("samples_daily"), "DAGs")
 
         # Airflow accepts a run without a day; its first task refuses it: it never becomes today's run.
         run_id = api.call("POST", "/dags/samples_daily/dagRuns", {"logical_date": None})["dag_run_id"]
-        _wait_for(lambda: api.run("samples_daily", run_id)["state"] == "failed", "failure", 120)
+        _wait_for(lambda: api.run("samples_daily", run_id)["state"] == "failed", "failure")
         assert any("no partition key" in line for line in api.log("samples_daily", run_id, "ingest", 1))
 
         run = _wait_for(lambda: _ended(api, "samples_daily", "scheduled"), "scheduled run")
         assert (run["state"], run["partition_key"]) == ("success", day)
         assert _sample_days(environment) == [day]
-        follower = _wait_for(lambda: _ended(api, "retraining_daily", "asset_triggered"), "retraining", 180)
+        follower = _wait_for(lambda: _ended(api, "retraining_daily", "asset_triggered"), "retraining")
         assert (follower["state"], follower["partition_key"]) == ("success", day)
         tasks = api.tasks("retraining_daily", follower["dag_run_id"])
         assert {task["task_id"]: task["state"] for task in tasks}[
@@ -152,7 +152,7 @@ def test_a_scheduled_run_and_a_run_without_a_day(environment, tmp_path):
         started = psutil.Process(ui.pid).children(recursive=True)
     finally:
         ui.send_signal(signal.SIGTERM)
-        assert ui.wait(timeout=90) == 0
+        assert ui.wait(timeout=600) == 0
     assert [process.pid for process in started if process.is_running()] == []
 
 
@@ -197,7 +197,7 @@ def test_an_interrupted_run_ends_in_the_state_of_an_undisturbed_backfill(environ
                 assert f"already runs on {var}/airflow: wait for it, stop it" in second.stderr
             time.sleep(3)  # into the step that follows: build_samples, then train
             os.killpg(run.pid, signal.SIGINT)
-            assert run.wait(timeout=120) != 0
+            assert run.wait(timeout=600) != 0
         assert "interrupted: all components are stopped; run it again to go on" in path.read_text()
         assert _of_folder(var) == []
     with (tmp_path / "run").open("w") as said:

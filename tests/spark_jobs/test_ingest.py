@@ -306,6 +306,25 @@ def test_daily_runs_with_late_orders_equal_one_backfill_and_a_rerun(
     assert content_hash(table(spark, "samples")) == daily
 
 
+def test_a_build_that_died_after_its_commit_has_quarantined_before(
+    spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spark_jobs.lake.code_version", lambda: "abc")
+    deliver(DAY, [event("a", START), event("orphan", START + 5, event_type="click", impression_id="gone")])
+
+    def die(phase: str) -> None:
+        if phase == "build_samples:after_commit":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("spark_jobs.lake.reach", die)
+        with pytest.raises(KeyboardInterrupt):
+            build_days(spark, TINY, DAY)
+    assert build_days(spark, TINY, DAY)["unchanged"] is True
+    left = table(spark, "quarantine").where("stage = 'build_samples'").collect()
+    assert [json.loads(r["record"])["event_id"] for r in left] == ["orphan"]
+
+
 def test_a_commit_says_what_it_was_made_from_and_own_work_is_kept(
     spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
