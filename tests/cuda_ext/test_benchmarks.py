@@ -101,8 +101,8 @@ def test_cpu_memory_is_linear_in_the_tokens_of_a_row():
     *_, shorter, longer = bench_memory.memory()
     assert longer["tokens"] == 2 * shorter["tokens"]
     assert 1 < longer["grown_mib"] < 60  # linear: tensors, blocks; one N x N matrix would be 244 MiB
-    # What the process holds already hides a constant part, so what the added tokens take is compared: q, k, v,
-    # the output and their four gradients, with as much again for blocks. An N x N matrix would add 183 MiB.
+    # What the process holds already hides a constant part, so what the added tokens take is compared: q, k,
+    # v, the output and their four gradients, with as much again for blocks. N x N would add 183 MiB.
     added = longer["tokens"] - shorter["tokens"]
     tensors_mib = 8 * added * bench_memory.HEAD_DIM * 4 / 2**20
     assert longer["grown_mib"] - shorter["grown_mib"] < 2 * tensors_mib
