@@ -11,6 +11,7 @@ import pytest
 from model import results
 from model.config import preset_named
 from model.metrics import Array, group_auc
+from model.promotion import SETTINGS
 from spark_jobs.datasets import KUAIRAND
 
 ROOT = Path(__file__).parents[2]
@@ -86,3 +87,8 @@ def test_files_say_how_they_were_made(name: str) -> None:
     assert report["command"].startswith("python -m model.results --dataset ")
     assert not report["commit"].endswith("+dirty")
     assert report["candidates"] > 10_000
+    for model in report["models"].values():
+        for metric, ceiling in SETTINGS[report["dataset"]].ceilings.items():
+            assert model["pooled"][metric]["mean"] <= ceiling  # beyond, it is a leak
+            assert all(beaten["pooled"][metric] < model["pooled"][metric]["mean"]
+                       for name, beaten in report["baselines"].items() if name != "oracle")  # fmt: skip
