@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spark_jobs.bench_events import World
-from spark_jobs.bench_samples import bench, compare, extrapolated
+from spark_jobs.bench_samples import bench, compare, extrapolated, table
 from spark_jobs.contract import sample_columns
 from spark_jobs.datasets import FOODLOG
 
@@ -35,3 +36,9 @@ def test_the_line_goes_through_the_last_two_of_three_sizes() -> None:
     made = extrapolated([point(10, 9.0), point(20, 2.0), point(40, 4.0)], 100)["extrapolated"]
     assert (made["spark_seconds"], made["spark_cpu_seconds"]) == (10, 20)
     assert made["spark_microseconds_an_impression"] == 100_000.0
+
+
+def test_the_documented_tables_are_those_of_the_file() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    result = json.loads((docs / "results" / "bench_samples.json").read_text())
+    assert table(result) in (docs / "samples.md").read_text()
