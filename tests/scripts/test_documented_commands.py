@@ -44,3 +44,9 @@ def test_setup_scripts_are_valid_shell():
     for path in (ROOT / "scripts" / "setup.sh", ROOT / ".ci" / "run"):
         subprocess.run(["bash", "-n", str(path)], check=True)
         assert path.stat().st_mode & 0o111
+
+
+def test_what_make_run_prints_is_what_it_printed():
+    printed = (ROOT / "docs" / "results" / "make_run.txt").read_text()
+    table = printed[printed.index("day         version") :].rstrip()
+    assert f"```\n{table}\n```" in (ROOT / "README.md").read_text()
