@@ -31,6 +31,7 @@ from spark_jobs.contract import Dataset, EventType, parse_day, sample_columns, s
 from spark_jobs.datasets import dataset_named
 from spark_jobs.deltalog import LakeError, current_version, partition_values
 from spark_jobs.events import bots, events_of, is_event, repeated, without
+from spark_jobs.failures import spark_errors
 from spark_jobs.ingest import as_of
 from spark_jobs.lake import EmptyInputError, already_written, replace_partition, table_at
 from spark_jobs.phases import reach
@@ -247,7 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     try:
         spark = spark_session(f"{STAGE} {dataset.name} {arguments.ds}")
-        result = build_days(spark, dataset, arguments.ds, late=arguments.late)
+        with spark_errors(f"{STAGE} of {dataset.name} {arguments.ds}"):
+            result = build_days(spark, dataset, arguments.ds, late=arguments.late)
     except (LakeError, SparkUnavailableError) as error:
         LOG.error("%s", error)
         return 1
