@@ -37,6 +37,7 @@ from spark_jobs.statistics import (
     by_keys,
     countable,
     day_counts,
+    global_column,
     global_rates,
     rates,
     slot,
@@ -155,9 +156,9 @@ class Past:
         is_active_df = active_df.withColumn("is_active", F.lit(True)).hint("shuffle_hash")
         countable_df = past_df.transform(countable, columns, ds).transform(by_user)
         events_df = keep(countable_df.join(is_active_df, "user_id", "left"))
-        counts: dict[Keys, DataFrame] = {(): keep(day_counts(events_df, (), rates(dataset.features)))}
-        for keys, features in keyed.items():
-            if "user_id" not in keys:
+        counts: dict[Keys, DataFrame] = {}
+        for keys, features in {(): rates(dataset.features), **keyed}.items():
+            if features and "user_id" not in keys:
                 counts[keys] = keep(day_counts(events_df, keys, features))
         for counts_df in counts.values():
             counts_df.count()
@@ -166,14 +167,15 @@ class Past:
     def joined(self, df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
         """Adds statistics over days; what nothing was counted of has those of zero events."""
         features = list(features)
-        rates_df = global_rates(self.counts[()], rates(features))
-        df = df.crossJoin(F.broadcast(rates_df))
+        if with_prior := rates(features):
+            df = df.crossJoin(F.broadcast(global_rates(self.counts[()], with_prior)))
         for keys, of_keys in by_keys(features, today=False).items():
             counts_df = self.counts.get(keys)
             if counts_df is None:
                 counts_df = day_counts(self.of_users_df, keys, of_keys).hint("shuffle_hash")
             df = df.join(counts_df, list(keys), "left").transform(with_values, of_keys)
-        return df.drop(*rates_df.columns)
+        priors = {(f.statistic.measure, f.statistic.days) for f in with_prior if f.statistic}
+        return df.drop(*(global_column(measure, days) for measure, days in priors))
 
 
 def known_before(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
@@ -184,7 +186,7 @@ def known_before(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
 
 def with_known(events_df: DataFrame, dataset: Dataset) -> DataFrame:
     """Packs the features of item and context into `known`, see `slot`; keys of statistics stay beside it."""
-    features = [f for f in dataset.of(Owner.ITEM, Owner.CONTEXT)]
+    features = dataset.of(Owner.ITEM, Owner.CONTEXT)
     statistics = (f.statistic for f in dataset.features if f.statistic)
     keys = {key for s in statistics if s.is_by_user for key in s.keys}
     packed = events_df.withColumn("known", F.struct(*(f.name for f in features)))
