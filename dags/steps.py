@@ -10,7 +10,8 @@ partition key and nothing else: a run without one fails with a message, it never
 | `MTGR_SCHEDULE` | cron of `samples_daily`, UTC | 30 minutes after the day's attribution window |
 | `MTGR_SCHEDULED` | 0: no scheduled runs, only triggered ones and backfills | 1 |
 | `MTGR_PYTHON` | the interpreter that runs steps | the one that parses this file |
-| `MTGR_TRAIN_LAUNCHER` | runs `-m model.train`, e.g. `torchrun --nproc-per-node 8` | `MTGR_PYTHON` |
+| `MTGR_LAUNCHER` | the command that is given `-m <step> ...` | `MTGR_PYTHON` |
+| `MTGR_TRAIN_LAUNCHER` | the same for `model.train`, e.g. `torchrun --nproc-per-node 8` | `MTGR_LAUNCHER` |
 | `MTGR_RETRIES`, `MTGR_RETRY_SECONDS` | retries of a step, and the pause before the first | 2, 60 |
 
 Needs the repository on `PYTHONPATH`. Nothing heavy is imported: Airflow reads this every few seconds.
@@ -39,7 +40,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DATASET = os.environ.get("MTGR_DATASET") or "foodlog"
 PRESET = os.environ.get("MTGR_PRESET") or "tiny"
 PYTHON = os.environ.get("MTGR_PYTHON") or sys.executable
-TRAIN_LAUNCHER = os.environ.get("MTGR_TRAIN_LAUNCHER") or PYTHON
+LAUNCHER = os.environ.get("MTGR_LAUNCHER") or PYTHON
+TRAIN_LAUNCHER = os.environ.get("MTGR_TRAIN_LAUNCHER") or LAUNCHER
 TRAINING_POOL = "training"
 # Past its end date a DAG makes no scheduled runs; what is triggered or backfilled has no such date and runs.
 # Without, Airflow would follow a backfill by a run of the newest day.
@@ -122,7 +124,7 @@ class StepOperator(BashOperator):  # type: ignore[misc]
     """
 
     def __init__(
-        self, *, module: str, arguments: str = DAY_ARGUMENT, launcher: str = PYTHON, **kwargs: Any
+        self, *, module: str, arguments: str = DAY_ARGUMENT, launcher: str = LAUNCHER, **kwargs: Any
     ) -> None:
         self.module, self.arguments, self.launcher = module, arguments, launcher
         super().__init__(

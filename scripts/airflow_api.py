@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from scripts.settings import RunError
 
 _PAGE = 100  # the most runs that an answer holds
-RETRIED_S = 20.0  # how long a call that gets no answer is tried again: SQLite may be busy
+RETRIED_S = 120.0  # how long a call that gets no answer is tried again: SQLite or the machine may be busy
+_ANSWER_S = 30.0
 
 
 class AirflowApi:
@@ -39,7 +41,7 @@ class AirflowApi:
         return all((health.get(name) or {}).get("status") == "healthy" for name in components)
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> Any:
-        """Calls `/api/v2<path>` and returns the answer.
+        """Calls `/api/v2<path>` and returns the answer; None when an earlier try has made what is to be made.
 
         Raises:
             RunError: It was refused, or Airflow did not answer.
@@ -47,22 +49,26 @@ class AirflowApi:
         if query:
             path += "?" + urllib.parse.urlencode(query, doseq=True)
         end = time.monotonic() + RETRIED_S
+        unanswered = False
         while True:
             try:
                 self._token = self._token or self._send("POST", "/auth/token", self._login)["access_token"]
                 return self._send(method, f"/api/v2{path}", body)
             except urllib.error.HTTPError as error:
                 detail = error.read().decode(errors="replace")[:500]
+                if error.code == 409 and unanswered:
+                    return None
                 if error.code == 401:
                     self._token = ""
                 if error.code not in (401, 500, 503) or time.monotonic() > end:
                     raise RunError(f"Airflow refused {method} {path}: {error.code} {detail}") from error
-            except OSError as error:
+            except (OSError, http.client.HTTPException) as error:
+                unanswered = True
                 if time.monotonic() > end:
                     raise RunError(f"Airflow at {self.url} does not answer: {error}") from error
             time.sleep(0.5)
 
-    def _send(self, method: str, path: str, body: dict[str, Any] | None, timeout: float = 60) -> Any:
+    def _send(self, method: str, path: str, body: dict[str, Any] | None, timeout: float = _ANSWER_S) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
@@ -89,9 +95,11 @@ class AirflowApi:
             self.call("POST", "/pools", body)
 
     def trigger(self, dag_id: str, day: str) -> str:
-        """Starts a run of a day and returns its id."""
-        body = {"logical_date": None, "partition_key": day}
-        return str(self.call("POST", f"/dags/{dag_id}/dagRuns", body)["dag_run_id"])
+        """Starts a run of a day and returns its id, chosen here: a call tried again starts one run."""
+        run_id = f"manual__{day}__{datetime.now(UTC).isoformat()}"
+        body = {"dag_run_id": run_id, "logical_date": None, "partition_key": day}
+        self.call("POST", f"/dags/{dag_id}/dagRuns", body)
+        return run_id
 
     def runs(self, dag_id: str, since: datetime) -> list[dict[str, Any]]:
         """Runs that were queued at `since` or later, oldest first."""

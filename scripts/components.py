@@ -74,6 +74,8 @@ def embedded(
             processes.finish(name, process)
         if settings.has_own_spark:
             _wait(processes, "spark", lambda: ports.listens(settings.spark_port))
+        if settings.forks_steps:  # last: what it loads, the first steps do not wait for
+            processes.start("fork-server", python("scripts.fork_server", str(settings.step_socket)))
         logger.info("components are up after %.0f s", time.monotonic() - started)
         yield processes, api
         logger.info("stopping")

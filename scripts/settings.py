@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +110,34 @@ class Settings:
             "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
             "AIRFLOW_CONN_SPARK_DEFAULT": f"spark-connect://127.0.0.1:{self.spark_port}",
             "MTGR_SCHEDULED": str(int(scheduled)),
+            "MTGR_LAUNCHER": self._launcher,
             "MTGR_PYTHON": sys.executable,
             "MTGR_RETRIES": "1",
             "MTGR_RETRY_SECONDS": "5",
             "SPARK_CONF_DIR": str(REPOSITORY / "spark_jobs"),  # log4j2.properties: warnings only
         }
         return {**defaults, **os.environ, **given}
+
+    @property
+    def step_socket(self) -> Path:
+        """Socket of the server that forks steps."""
+        return self.home / "steps.sock"
+
+    @property
+    def forks_steps(self) -> bool:
+        """Whether steps are forks of one process with the libraries loaded (Linux, without a GPU).
+
+        A process that has touched CUDA cannot be forked, and libraries touch it when they are imported.
+        """
+        is_able = sys.platform == "linux" and shutil.which("nvidia-smi") is None
+        return is_able and "MTGR_LAUNCHER" not in os.environ
+
+    @property
+    def _launcher(self) -> str:
+        if not self.forks_steps:
+            return sys.executable
+        words = (sys.executable, "-S", REPOSITORY / "scripts" / "forked.py", self.step_socket)
+        return shlex.join(str(word) for word in words)
 
     def with_spark(self, command: list[str]) -> list[str]:
         """A step's command outside Airflow, on the run's own Spark Connect server."""

@@ -117,4 +117,4 @@ fi
 rm -f "$log"
 wait "$jars" || fail "Delta's jars were not fetched: see the message above"
 printf '%s\n' "$wanted" >"$stamp"
-say "done: .venv/bin/python is $(.venv/bin/python --version)"
+say "done in $SECONDS s: .venv/bin/python is $(.venv/bin/python --version)"

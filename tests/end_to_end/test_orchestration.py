@@ -1,7 +1,7 @@
 """What Airflow does with the DAGs, whatever the steps do: order, backlog, retries, gates, alerts, Ctrl-C.
 
 A real Airflow with the real DAG files; the steps are replaced by a program that notes what it was asked to do
-and ends as the test says (`MTGR_PYTHON`), so that this takes a minute or two and no Spark. `make test-slow`.
+and ends as the test says (`MTGR_LAUNCHER`), so that this takes minutes and no Spark. `make test-slow`.
 """
 
 import json
@@ -68,7 +68,7 @@ def _environment(folder, **settings):
         **kept,
         "PYTHONPATH": str(ROOT),
         "MTGR_VAR": str(folder / "var"),
-        "MTGR_PYTHON": str(folder / "step"),
+        "MTGR_LAUNCHER": str(folder / "step"),
         "MTGR_RETRY_SECONDS": "1",
         "AIRFLOW_PORT": str(free_port()),
         "AIRFLOW_CONN_SPARK_DEFAULT": (folder / "spark").read_text(),

@@ -1,0 +1,156 @@
+"""A forked step is, to its caller, the process that `python -m` would have been."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVER = """
+import sys
+from pathlib import Path
+from scripts import fork_server
+fork_server.load(["json"])
+fork_server.run(fork_server.serve(Path(sys.argv[1])))
+"""
+STEP = """
+import json, os, sys, time
+told = {"argv": sys.argv[1:], "cwd": os.getcwd(), "name": os.environ["NAME"], "in": sys.stdin.read()}
+print(json.dumps(told))
+print("to stderr", file=sys.stderr)
+sys.exit(int(sys.argv[1]))
+"""
+SLEEPER = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+with open("pids.part", "w") as file:
+    file.write(f"{os.getpid()} {child.pid}")
+os.rename("pids.part", "pids")
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Folder of modules and socket; its name is longer than a socket's may be."""
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    (folder / "step.py").write_text(STEP)
+    (folder / "sleeper.py").write_text(SLEEPER)
+    return folder
+
+
+@pytest.fixture
+def server(place):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(place / "socket")],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{place}"},
+        cwd=ROOT,
+    )
+    _await(lambda: (place / "socket").exists())
+    yield process
+    process.terminate()
+    process.wait(timeout=20)
+
+
+def _await(is_so):
+    end = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def _launch(place, *words, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, "-S", str(ROOT / "scripts" / "forked.py"), str(place / "socket"), "-m", *words],
+        cwd=place,
+        env={**os.environ, "NAME": "caller's", "PYTHONPATH": f"{ROOT}:{place}"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+def _sleeper(place):
+    caller = _launch(place, "sleeper", start_new_session=True)
+    _await((place / "pids").exists)
+    return caller, [int(pid) for pid in (place / "pids").read_text().split()]
+
+
+def _are_gone(pids):
+    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+
+
+def _check_step(place):
+    caller = _launch(place, "step", "7", "two words")
+    out, err = caller.communicate("given", timeout=20)
+    told = json.loads(out)
+    assert told == {"argv": ["7", "two words"], "cwd": str(place), "name": "caller's", "in": "given"}
+    assert err == "to stderr\n"
+    assert caller.returncode == 7
+
+
+def test_a_step_has_its_callers_arguments_folder_environment_files_and_exit_code(place, server):
+    _check_step(place)
+    assert oct((place / "socket").stat().st_mode)[-3:] == "700"  # nobody else may have code run
+
+
+def test_a_step_runs_while_the_server_is_not_there_yet(place):
+    _check_step(place)
+
+
+def test_an_error_that_nobody_caught_is_a_traceback_and_exit_code_1(place, server):
+    caller = _launch(place, "step", "no number")
+    _, err = caller.communicate("", timeout=20)
+    assert caller.returncode == 1
+    assert "invalid literal for int()" in err
+
+
+def test_steps_run_side_by_side(place, server):
+    caller, _ = _sleeper(place)
+    _check_step(place)
+    caller.kill()
+    caller.communicate(timeout=20)
+
+
+def test_sigterm_reaches_the_step_and_its_children(place, server):
+    caller, pids = _sleeper(place)
+    os.killpg(caller.pid, signal.SIGTERM)  # as Airflow does with a task that it stops
+    caller.communicate(timeout=20)
+    assert caller.returncode == 128 + signal.SIGTERM
+    _await(lambda: _are_gone(pids))
+
+
+def test_a_step_dies_with_a_caller_that_is_killed(place, server):
+    caller, pids = _sleeper(place)
+    caller.kill()
+    caller.communicate(timeout=20)
+    _await(lambda: _are_gone(pids))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_step_dies_with_the_server_and_its_caller_says_so(place, server, number):
+    caller, pids = _sleeper(place)
+    server.send_signal(number)
+    assert caller.wait(timeout=20) == 1
+    assert caller.stderr.readline() == "the fork server ended while the step ran\n"
+    _await(lambda: _are_gone(pids[:1]))
+    if number == signal.SIGKILL:  # then only the starter of all components knows of the step's children
+        os.kill(pids[1], signal.SIGKILL)
+
+
+def test_a_caller_that_asks_for_nothing_does_not_stop_the_server(place, server):
+    with socket.socket(socket.AF_UNIX) as hasty:
+        here = os.open(place, os.O_RDONLY)
+        hasty.connect(f"/proc/self/fd/{here}/socket")
+        os.close(here)
+    _check_step(place)
