@@ -12,6 +12,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import threading
@@ -181,11 +182,15 @@ def _write_state(var: Path, answer: Path) -> None:
     answer.write_text(json.dumps(state_of(var)))
 
 
-def state_of(var: Path) -> dict[str, Any]:
+def state_of(var: Path, cleaned: Callable[[str], str] = str) -> dict[str, Any]:
     """What a step may leave: raw logs, table rows, runs with all their files, verdicts, registry.
 
-    Times, random ids and table versions are left out: a rerun after a commit may make one more version of
-    the same rows.
+    Times, random ids and the tables' own versions are left out: a rerun after a commit may make one more
+    version of the same rows.
+
+    Args:
+        var: The folder.
+        cleaned: What to compare of JSON; see `without_table_versions`.
     """
     result: dict[str, Any] = {}
     lake = var / "lake" / DATASET
@@ -197,18 +202,25 @@ def state_of(var: Path) -> dict[str, Any]:
             result[f"table {name}"] = table_hash(log.parent)
     for path in sorted((var / "runs").rglob("*")):
         if path.is_file():
-            result[f"file {path.relative_to(var)}"] = _file_hash(path)
+            result[f"file {path.relative_to(var)}"] = _file_hash(path, cleaned)
     for verdict in sorted((var / "gates").rglob("*.json")):
         result[f"verdict {verdict.relative_to(var)}"] = json.loads(verdict.read_text())["success"]
     store = var / "mlflow" / "mlflow.db"
-    return result | (registry_of(f"sqlite:///{store}") if store.exists() else {})
+    return result | (registry_of(f"sqlite:///{store}", cleaned) if store.exists() else {})
 
 
-def _file_hash(path: Path) -> str:
+def without_table_versions(text: str) -> str:
+    """JSON without the versions of tables: a day that is run again is a further version of its rows."""
+    text = re.sub(r"(samples[ _]version\W*)\d+", r"\1-", text)
+    text = re.sub(r'(\d{4}-\d\d-\d\d\\?": )\d+(?![\d.])', r"\1-", text)  # seen_days
+    return re.sub(r"(evaluation_digest\W*)[0-9a-f]+", r"\1-", text)
+
+
+def _file_hash(path: Path, cleaned: Callable[[str], str]) -> str:
     content = path.read_bytes()
     if path.suffix == ".json":
         record = {key: value for key, value in json.loads(content).items() if key not in _VOLATILE}
-        content = json.dumps(record, sort_keys=True).encode()
+        content = cleaned(json.dumps(record, sort_keys=True)).encode()
     return hashlib.sha256(content).hexdigest()
 
 
@@ -226,7 +238,7 @@ def table_hash(path: Path) -> str:
     return f"{number} rows {total:x}"
 
 
-def registry_of(uri: str) -> dict[str, Any]:
+def registry_of(uri: str, cleaned: Callable[[str], str] = str) -> dict[str, Any]:
     """MLflow's runs by what was trained, logged models, registered versions, and the aliases of each."""
     from mlflow import MlflowClient
 
@@ -242,7 +254,11 @@ def registry_of(uri: str) -> dict[str, Any]:
         for version in client.search_model_versions(f"name='{name}'"):
             tags = {key: value for key, value in version.tags.items() if key not in _VOLATILE}
             own = sorted(alias for alias, number in aliases.items() if str(number) == str(version.version))
-            found[f"version {name}/{version.version}"] = [version.status, own, sorted(tags.items())]
+            found[f"version {name}/{version.version}"] = [
+                version.status,
+                own,
+                cleaned(json.dumps(tags, sort_keys=True)),
+            ]
     models = client.search_logged_models(experiments)
     found["logged models"] = sorted(str(model.tags.get("digest") or model.name) for model in models)
     return found

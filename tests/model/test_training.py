@@ -1,5 +1,6 @@
 """Training over a small samples table: the chain of runs, interruption, divergence, ranks."""
 
+import copy
 import dataclasses
 import json
 
@@ -12,7 +13,7 @@ from deltalake import write_deltalake
 
 from model import evaluate as evaluation
 from model import train as training
-from model.config import tiny
+from model.config import preset_named, tiny
 from model.embeddings import NumberScaler
 from model.features import SampleEncoder
 from model.network import build_ranker
@@ -273,3 +274,67 @@ def test_a_full_disk_and_a_lost_checkpoint_are_named(lake, monkeypatch):
     (base / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(RunError, match=r"checkpoint.pt cannot be read .*; remove .* and train again"):
         training.train(DATASET, config(), DAYS[2], CPU)
+
+
+def on_gpu(**changes):
+    """The CPU's preset as a GPU trains it, with the kernels of that device."""
+    defaults = {"batch_tokens": 400, "passes": 1, "checkpoint_steps": 3, "warmup_steps": 2}
+    return dataclasses.replace(tiny(), train=dataclasses.replace(tiny().train, **(defaults | changes)))
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_and_scores_as_the_cpu_does(lake, monkeypatch):
+    training.train(DATASET, on_gpu(), DAYS[2], CPU)
+    expected = losses(DAYS[2])
+    monkeypatch.setenv("MTGR_RUNS", str(lake / "gpu"))
+    training.train(DATASET, on_gpu(), DAYS[2], torch.device("cuda", 0))
+    np.testing.assert_allclose(*([loss for _, loss in one] for one in (losses(DAYS[2]), expected)), rtol=1e-3)
+    run, day = load_run(DATASET.name, "tiny", DAYS[2]), random_samples(DATASET, 40, seed=2, ds=DAYS[2])
+    cpu, gpu = (Scorer.load(run.path, device).score(day) for device in ("cpu", "cuda"))
+    for name in SCORES:
+        np.testing.assert_allclose(gpu[name], cpu[name], atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_a_run_killed_on_a_gpu_goes_on(lake, monkeypatch):
+    gpu = torch.device("cuda", 0)
+    training.train(DATASET, on_gpu(), DAYS[2], gpu)
+    expected = losses(DAYS[2])
+    monkeypatch.setenv("MTGR_RUNS", str(lake / "killed"))
+    with monkeypatch.context() as patch:
+
+        def die(reached):
+            if reached == "train:checkpoint_saved":
+                raise KeyboardInterrupt
+
+        patch.setattr(training, "reach", die)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(DATASET, on_gpu(), DAYS[2], gpu)
+    training.train(DATASET, on_gpu(), DAYS[2], gpu)
+    np.testing.assert_allclose(*([loss for _, loss in one] for one in (losses(DAYS[2]), expected)), rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", ["small", "medium", "large", "xl"])
+def test_the_papers_presets_train_in_bfloat16(lake, preset):
+    gpu, base = torch.device("cuda", 0), preset_named(preset)
+    config = dataclasses.replace(base, train=dataclasses.replace(base.train, warmup_steps=2))
+    table = random_samples(DATASET, 64, max_static=300, max_realtime=40, max_candidates=30)
+    rows = SampleEncoder(DATASET).encode(table)
+    step = Step(
+        name="0", batch=rows, num_candidates=rows.num_candidates, num_tokens=0, row_hash=torch.ones(64)
+    )
+    with process_group(gpu):
+        trainer = Trainer(DATASET, config, gpu)
+        trainer.scaler.fit(rows.to(gpu))
+        for _ in range(20):
+            trainer.step(step)
+        found = [loss for _, loss in trainer.losses()]
+        state = trainer.state()
+    assert found[-1] < 0.9 * found[0]
+    ranker = build_ranker(DATASET, config)
+    ranker.load_state_dict({**state["weights"], **state["averaged"]})
+    scorers = [Scorer(DATASET, config, copy.deepcopy(ranker), device) for device in ("cpu", "cuda")]
+    cpu, on_device = (scorer.score(table.slice(0, 8)) for scorer in scorers)
+    for name in SCORES:
+        np.testing.assert_allclose(on_device[name], cpu[name], atol=1e-4)
