@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from model import registry
 from model.mlflow_store import client, with_named_errors
 from model.runs import CONFIG, WEIGHTS, Run
+from model.settings import installed_fbgemm
 from model.tracking import experiment_id
 from spark_jobs.contract import Dataset, sample_columns
 
@@ -34,7 +35,6 @@ REQUIREMENTS = (
     "mlflow",
     "torch",
     "torchrec",
-    "fbgemm-gpu-cpu",
     "numpy",
     "pandas",
     "pyarrow",
@@ -78,7 +78,9 @@ def input_example(dataset: Dataset) -> Any:
 
 def requirements() -> list[str]:
     """What a process that scores has to install, at the versions of this environment, which is the lock's."""
-    return [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS]
+    names = (*REQUIREMENTS, installed_fbgemm())
+    # A local version (+cu130) is no registry's; without it the requirement holds for every build.
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
 
 
 def stage_code(folder: Path) -> list[str]:

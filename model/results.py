@@ -40,7 +40,7 @@ from model.reader import SamplesTable, SamplesUnavailableError
 from model.registry import RegistryError
 from model.runs import RunError, load_run, write_text
 from model.scoring import Scorer
-from model.settings import configure_logging, device_of
+from model.settings import configure_logging, device_of, installed_fbgemm
 from model.train import train
 from model.trainer import NonFiniteLossError
 from spark_jobs import locations
@@ -242,7 +242,7 @@ def _run(
 
 
 def _versions() -> dict[str, Any]:
-    names = ("torch", "torchrec", "fbgemm-gpu-cpu", "deltalake")
+    names = ("torch", "torchrec", installed_fbgemm(), "deltalake")
     return {
         "commit": code_version("model", "spark_jobs", "cuda_ext"),
         "python": platform.python_version(),

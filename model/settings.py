@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
 import sys
@@ -30,6 +31,20 @@ def device_of(name: str) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
+
+
+def installed_fbgemm() -> str:
+    """The package of FBGEMM that is installed: the one for CPUs or the one for NVIDIA GPUs.
+
+    Raises:
+        PackageNotFoundError: None of the two is.
+    """
+    try:
+        importlib.metadata.version("fbgemm-gpu")
+        return "fbgemm-gpu"
+    except importlib.metadata.PackageNotFoundError:
+        importlib.metadata.version("fbgemm-gpu-cpu")
+        return "fbgemm-gpu-cpu"
 
 
 def configure_logging() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -248,3 +249,20 @@ def test_requirements_are_those_of_the_lock() -> None:
 
 def test_promotion_reads_the_same_evaluation(evaluated: Run) -> None:
     assert promote.read_evaluation(evaluated)["candidate"]["digest"] == evaluated.digest
+
+
+def test_requirements_on_a_gpu_are_those_of_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    from model.packaging import requirements
+
+    found = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "fbgemm-gpu-cpu":
+            raise importlib.metadata.PackageNotFoundError(name)
+        if name == "fbgemm-gpu":
+            return found("fbgemm-gpu-cpu")
+        return found(name).partition("+")[0] + ("+cu130" if name == "torch" else "")
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    lock = (Path(__file__).parents[2] / "requirements-gpu.txt").read_text()
+    assert set(requirements()) <= set(re.findall(r"^[a-z0-9-]+==[^ \n]+", lock, re.MULTILINE))
