@@ -51,7 +51,7 @@ from spark_jobs.deltalog import code_version
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
-FILES = ("foodlog", "kuairand")  # what docs/model.md shows
+FILES = ("foodlog", "kuairand", "kuairand_choice")  # what docs/model.md shows
 _DEFAULT = ("tiny", "user_tower")
 _FAILURES = (RunError, SamplesUnavailableError, NonFiniteLossError, RegistryError, TrackingError, OSError)
 Scores = dict[str, Array]
