@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 
 _FETCHED = re.compile(
@@ -72,7 +73,7 @@ def _index(folder: Path) -> str:
             suite, run, time = place.parts[:3]
             rows.append((time, suite, run, bool(json.loads(path.read_text())["success"]), page))
     lines = [
-        f"<tr><td>{html.escape(time[:8])} {html.escape(time[9:15])} UTC</td><td>{html.escape(suite)}</td>"
+        f"<tr><td>{datetime.strptime(time[:15], '%Y%m%dT%H%M%S')} UTC</td><td>{html.escape(suite)}</td>"
         f'<td><a href="{html.escape(page.relative_to(folder).as_posix(), quote=True)}">{html.escape(run)}</a>'
         f'</td><td class="{"passed" if passed else "failed"}">{"passed" if passed else "failed"}</td></tr>'
         for time, suite, run, passed, page in sorted(rows, reverse=True)
