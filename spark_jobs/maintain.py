@@ -24,6 +24,7 @@ from pyspark.sql import SparkSession
 from spark_jobs import locations
 from spark_jobs.datasets import dataset_named
 from spark_jobs.deltalog import LakeError, exists, open_table
+from spark_jobs.failures import spark_errors
 from spark_jobs.session import SparkUnavailableError, spark_session
 
 LOG = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def maintain(spark: SparkSession, dataset: str, retain_hours: int = LEAST_HOURS)
 
     Raises:
         ValueError: The retention is too short.
+        LakeError: Spark failed; the message names the table.
     """
     if retain_hours < LEAST_HOURS:
         raise ValueError(
@@ -55,8 +57,9 @@ def maintain(spark: SparkSession, dataset: str, retain_hours: int = LEAST_HOURS)
         if not exists(uri):
             continue
         before = len(open_table(uri).file_uris())
-        spark.sql(f"OPTIMIZE delta.`{uri}`")
-        spark.sql(f"VACUUM delta.`{uri}` RETAIN {retain_hours} HOURS")
+        with spark_errors(f"maintenance of {uri}"):
+            spark.sql(f"OPTIMIZE delta.`{uri}`")
+            spark.sql(f"VACUUM delta.`{uri}` RETAIN {retain_hours} HOURS")
         table = open_table(uri)
         done[name] = {"before": before, "after": len(table.file_uris()), "version": table.version()}
         LOG.info("%s: %d files, now %d", uri, before, done[name]["after"])
