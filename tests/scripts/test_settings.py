@@ -1,9 +1,12 @@
 """Wrong settings are refused by name, before anything starts."""
 
+import shlex
+import sys
+
 import pytest
 
 from scripts.days import days_from_environment
-from scripts.settings import UsageError, settings_from_environment
+from scripts.settings import REPOSITORY, UsageError, settings_from_environment
 
 VARIABLES = ("DATASET", "DATA", "PRESET", "FROM", "TO", "DAYS", "MTGR_KUAIRAND", "AIRFLOW_PORT", "SPARK_PORT")
 
@@ -73,3 +76,20 @@ def test_a_connection_of_ones_own_is_kept(monkeypatch):
     settings = settings_from_environment()
     assert not settings.has_own_spark
     assert settings.environment()["AIRFLOW_CONN_SPARK_DEFAULT"] == "spark://cluster:7077"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks are for Linux")
+def test_steps_are_forks_unless_there_is_a_gpu_or_a_launcher_of_ones_own(monkeypatch):
+    monkeypatch.delenv("MTGR_LAUNCHER", raising=False)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    settings = settings_from_environment()
+    launcher = shlex.split(settings.environment()["MTGR_LAUNCHER"])
+    assert launcher[0] == sys.executable
+    assert launcher[-2:] == [str(REPOSITORY / "scripts" / "forked.py"), str(settings.step_socket)]
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/nvidia-smi")
+    assert not settings.forks_steps
+    assert settings.environment()["MTGR_LAUNCHER"] == sys.executable
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setenv("MTGR_LAUNCHER", "nice python")
+    assert not settings.forks_steps
+    assert settings.environment()["MTGR_LAUNCHER"] == "nice python"
