@@ -109,6 +109,7 @@ class _Steps:
             if pid == 0:
                 self._become(caller, files)
                 return request
+            os.setpgid(pid, pid)  # also here: a signal may come before the fork has done it
             self._pids[caller] = pid
             self._selector.register(caller, selectors.EVENT_READ)
             self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, caller)
@@ -119,7 +120,7 @@ class _Steps:
 
     def _become(self, caller: socket.socket, files: Sequence[int]) -> None:
         """In a fork: lets go of the server's sockets and takes the caller's standard files."""
-        os.setsid()
+        os.setpgid(0, 0)
         end_with_parent()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
