@@ -31,6 +31,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spark_jobs import bench_duckdb, locations
 from spark_jobs.bench_events import BENCH_DS, World, write_tables
 from spark_jobs.build_samples import day_inputs, write_samples
@@ -158,16 +160,22 @@ def sizes(samples: list[str], folder: Path, impressions: int) -> dict[str, Any]:
 
 
 def extrapolated(points: list[dict[str, Any]], to: int) -> dict[str, Any]:
-    """Spark's seconds at `to` impressions by the line through the last two sizes, when there are three."""
+    """Spark's seconds at `to` impressions by the line nearest to all sizes, when there are three or more.
+
+    The line is that of least squared relative distances; how far the sizes lie from it says whether time is
+    linear.
+    """
     if len(points) < 3:
         return {}
+    sizes = np.array([point["impressions"] for point in points], float)
     made: dict[str, Any] = {"impressions": to}
     for name in ("spark", "spark_cpu"):
-        (n1, t1), (n2, t2) = ((p["impressions"], statistics.median(p["seconds"][name])) for p in points[-2:])
-        slope = (t2 - t1) / (n2 - n1)
-        made[f"{name}_seconds"] = round(t2 + slope * (to - n2))
-        made[f"{name}_microseconds_an_impression"] = round(slope * 1e6, 2)
-        made["how"] = f"line through {n1} and {n2} impressions"
+        seconds = np.array([statistics.median(point["seconds"][name]) for point in points])
+        slope, start = np.polyfit(sizes, seconds, 1, w=1 / seconds)
+        made[f"{name}_seconds"] = round(float(start + slope * to))
+        made[f"{name}_microseconds_an_impression"] = round(float(slope) * 1e6, 2)
+        made[f"{name}_off_line"] = round(float(np.max(np.abs((start + slope * sizes) / seconds - 1))), 3)
+    made["how"] = f"line through {len(points)} sizes, off by at most {made['spark_off_line']:.1%}"
     return {"extrapolated": made}
 
 

@@ -28,14 +28,17 @@ def test_duckdb_makes_the_same_samples(
         compare([samples], str(tmp_path / "bench" / "duckdb.parquet"), tmp_path)
 
 
-def test_the_line_goes_through_the_last_two_of_three_sizes() -> None:
+def test_the_line_goes_through_all_sizes_and_says_how_far_off_they_are() -> None:
     def point(impressions: int, seconds: float) -> dict[str, Any]:
         return {"impressions": impressions, "seconds": {"spark": [seconds], "spark_cpu": [2 * seconds]}}
 
     assert extrapolated([point(10, 1.0), point(20, 2.0)], 100) == {}
-    made = extrapolated([point(10, 9.0), point(20, 2.0), point(40, 4.0)], 100)["extrapolated"]
-    assert (made["spark_seconds"], made["spark_cpu_seconds"]) == (10, 20)
+    made = extrapolated([point(10, 3.0), point(20, 4.0), point(40, 6.0)], 100)["extrapolated"]
+    assert (made["spark_seconds"], made["spark_cpu_seconds"]) == (12, 24)
     assert made["spark_microseconds_an_impression"] == 100_000.0
+    assert made["how"] == "line through 3 sizes, off by at most 0.0%"
+    bent = extrapolated([point(10, 3.0), point(20, 4.0), point(40, 16.0)], 100)["extrapolated"]
+    assert bent["spark_off_line"] > 0.2
 
 
 def test_the_documented_tables_are_those_of_the_file() -> None:
