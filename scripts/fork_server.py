@@ -43,6 +43,7 @@ LIBRARIES = (
     "safetensors.torch",
     "torchrec.distributed",
 )
+_OWN = ("dags", "expectations", "model", "scripts", "spark_jobs")
 _REQUEST_S = 10.0
 _KILLED = 128  # a shell's exit code of a program that a signal ended is this and the signal's number
 
@@ -173,6 +174,10 @@ def run(request: Mapping[str, Any]) -> None:
     if option != "-m":
         sys.exit(f"the launcher runs -m <module> ..., not {' '.join(request['argv'])!r}")
     sys.argv = [module, *arguments]
+    for name in [name for name in sys.modules if name.partition(".")[0] in _OWN]:
+        del sys.modules[
+            name
+        ]  # a step runs the sources as they are now, not as they were when the server started
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -130,12 +130,12 @@ class Settings:
         A process that has touched CUDA cannot be forked, and libraries touch it when they are imported.
         """
         is_able = sys.platform == "linux" and shutil.which("nvidia-smi") is None
-        return is_able and "MTGR_LAUNCHER" not in os.environ
+        return is_able and not {"MTGR_LAUNCHER", "MTGR_PYTHON"} & os.environ.keys()
 
     @property
     def _launcher(self) -> str:
         if not self.forks_steps:
-            return sys.executable
+            return os.environ.get("MTGR_PYTHON") or sys.executable
         words = (sys.executable, "-S", REPOSITORY / "scripts" / "forked.py", self.step_socket)
         return shlex.join(str(word) for word in words)
 

@@ -23,6 +23,7 @@ fork_server.run(fork_server.serve(Path(sys.argv[1])))
 STEP = """
 import json, os, sys, time
 told = {"argv": sys.argv[1:], "cwd": os.getcwd(), "name": os.environ["NAME"], "in": sys.stdin.read()}
+told["loaded sources"] = [name for name in sys.modules if name.startswith(("scripts", "model", "spark_jobs"))]
 print(json.dumps(told))
 print("to stderr", file=sys.stderr)
 sys.exit(int(sys.argv[1]))
@@ -94,6 +95,7 @@ def _check_step(place):
     caller = _launch(place, "step", "7", "two words")
     out, err = caller.communicate("given", timeout=20)
     told = json.loads(out)
+    assert told.pop("loaded sources") == []  # it imports them as they are now
     assert told == {"argv": ["7", "two words"], "cwd": str(place), "name": "caller's", "in": "given"}
     assert err == "to stderr\n"
     assert caller.returncode == 7

@@ -80,7 +80,8 @@ def test_a_connection_of_ones_own_is_kept(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks are for Linux")
 def test_steps_are_forks_unless_there_is_a_gpu_or_a_launcher_of_ones_own(monkeypatch):
-    monkeypatch.delenv("MTGR_LAUNCHER", raising=False)
+    for name in ("MTGR_LAUNCHER", "MTGR_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("shutil.which", lambda _: None)
     settings = settings_from_environment()
     launcher = shlex.split(settings.environment()["MTGR_LAUNCHER"])
@@ -90,6 +91,9 @@ def test_steps_are_forks_unless_there_is_a_gpu_or_a_launcher_of_ones_own(monkeyp
     assert not settings.forks_steps
     assert settings.environment()["MTGR_LAUNCHER"] == sys.executable
     monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setenv("MTGR_PYTHON", "/opt/other/python")
+    assert not settings.forks_steps
+    assert settings.environment()["MTGR_LAUNCHER"] == "/opt/other/python"
     monkeypatch.setenv("MTGR_LAUNCHER", "nice python")
     assert not settings.forks_steps
     assert settings.environment()["MTGR_LAUNCHER"] == "nice python"
