@@ -1,7 +1,7 @@
 """Launcher of a step as a fork: `python -S scripts/forked.py <socket> -m <module> ...` acts as `python -m`.
 
-See `scripts/fork_server.py`. While the server is still loading, the step runs as a process of its own, with
-the same result some seconds later. Imports next to nothing, since every step pays for it.
+See `scripts/fork_server.py`. While the server is still loading, the step says so and runs as a process of
+its own, with the same result some seconds later. Imports next to nothing, since every step pays for it.
 """
 
 import json
@@ -34,6 +34,7 @@ def main() -> int:
             os.chdir(os.path.dirname(path))  # the name of a socket has at most 107 bytes
             server.connect(os.path.basename(path))
         except (FileNotFoundError, ConnectionRefusedError):
+            sys.stderr.write("the fork server is still loading: this step imports by itself\n")
             os.chdir(folder)
             os.execv(sys.executable, [sys.executable, *words])
         return ask(server, words, folder)

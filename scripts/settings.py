@@ -110,12 +110,14 @@ class Settings:
             "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
             "AIRFLOW_CONN_SPARK_DEFAULT": f"spark-connect://127.0.0.1:{self.spark_port}",
             "MTGR_SCHEDULED": str(int(scheduled)),
-            "MTGR_LAUNCHER": self._launcher,
             "MTGR_PYTHON": sys.executable,
             "MTGR_RETRIES": "1",
             "MTGR_RETRY_SECONDS": "5",
             "SPARK_CONF_DIR": str(REPOSITORY / "spark_jobs"),  # log4j2.properties: warnings only
         }
+        if self.forks_steps:
+            words = (sys.executable, "-S", REPOSITORY / "scripts" / "forked.py", self.step_socket)
+            defaults["MTGR_LAUNCHER"] = shlex.join(str(word) for word in words)
         return {**defaults, **os.environ, **given}
 
     @property
@@ -131,13 +133,6 @@ class Settings:
         """
         is_able = sys.platform == "linux" and shutil.which("nvidia-smi") is None
         return is_able and not {"MTGR_LAUNCHER", "MTGR_PYTHON"} & os.environ.keys()
-
-    @property
-    def _launcher(self) -> str:
-        if not self.forks_steps:
-            return os.environ.get("MTGR_PYTHON") or sys.executable
-        words = (sys.executable, "-S", REPOSITORY / "scripts" / "forked.py", self.step_socket)
-        return shlex.join(str(word) for word in words)
 
     def with_spark(self, command: list[str]) -> list[str]:
         """A step's command outside Airflow, on the run's own Spark Connect server."""

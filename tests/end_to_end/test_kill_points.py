@@ -16,7 +16,8 @@ RECORD = ROOT / "docs" / "results" / "kill_points.json"
 
 @pytest.mark.timeout(1800)  # a minute, unless the machine is loaded
 def test_a_part_of_the_kill_points_holds(tmp_path):
-    points = ["simulate:clicks_moved#3", "ingest:before_commit#1"]
+    points = ["simulate:clicks_moved#3", "ingest_users:before_commit#1"]
+    points += ["ingest:before_commit#1", "ingest:after_commit#1"]
     command = [sys.executable, "-m", "tests.end_to_end.kill_points", "--stages", "simulate", "ingest"]
     command += ["--options", "users=60", "impressions-a-day=600", "--points", *points]
     out = tmp_path / "points.json"

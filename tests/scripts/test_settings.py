@@ -89,11 +89,13 @@ def test_steps_are_forks_unless_there_is_a_gpu_or_a_launcher_of_ones_own(monkeyp
     assert launcher[-2:] == [str(REPOSITORY / "scripts" / "forked.py"), str(settings.step_socket)]
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/nvidia-smi")
     assert not settings.forks_steps
-    assert settings.environment()["MTGR_LAUNCHER"] == sys.executable
+    assert "MTGR_LAUNCHER" not in settings.environment()  # then MTGR_PYTHON runs them (dags/steps.py)
+    assert settings.environment()["MTGR_PYTHON"] == sys.executable
     monkeypatch.setattr("shutil.which", lambda _: None)
     monkeypatch.setenv("MTGR_PYTHON", "/opt/other/python")
     assert not settings.forks_steps
-    assert settings.environment()["MTGR_LAUNCHER"] == "/opt/other/python"
+    assert "MTGR_LAUNCHER" not in settings.environment()
+    assert settings.environment()["MTGR_PYTHON"] == "/opt/other/python"
     monkeypatch.setenv("MTGR_LAUNCHER", "nice python")
     assert not settings.forks_steps
     assert settings.environment()["MTGR_LAUNCHER"] == "nice python"
