@@ -52,13 +52,13 @@ kill-points: setup  ## kill every stage at every phase, run it again, compare; J
 	@$(PY) -m tests.end_to_end.kill_points --out var/bench/kill_points.json
 
 bench-attention: setup  ## benchmark of the operators on the CPU; JSON in var/bench
-	@$(PY) -m hstu_ops.bench --device cpu --out var/bench/attention_cpu.json
+	@$(PY) -m benchmarks.attention --device cpu --out var/bench/attention_cpu.json
 
 bench-attention-gpu: setup  ## the same on an NVIDIA GPU (PEER=module:function adds another kernel); JSON in var/bench
-	@$(PY) -m hstu_ops.bench --device cuda --out var/bench/attention_gpu.json $(addprefix --peer ,$(PEER))
+	@$(PY) -m benchmarks.attention --device cuda --out var/bench/attention_gpu.json $(addprefix --peer ,$(PEER))
 
 bench-samples: setup  ## benchmark of the sample builder against DuckDB; JSON in var/bench
-	@$(PY) -m spark_jobs.bench_samples --out var/bench/samples.json
+	@$(PY) -m benchmarks.samples --out var/bench/samples.json
 
 lock:  ## compile requirements.in to the locks for Python 3.11 and 3.12
 	@$(PY) -m uv pip compile -q requirements.in --universal --python-version 3.11 -o requirements.txt

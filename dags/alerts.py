@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import urllib.request
 from datetime import UTC, datetime
 from typing import Any
 
-from spark_jobs import locations
+from dags.settings import alert_webhook
+from spark_jobs.contract import locations
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def send(kind: str, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"time": datetime.now(UTC).isoformat(), "kind": kind, "text": text}) + "\n")
-    webhook = os.environ.get("MTGR_ALERT_WEBHOOK")
+    webhook = alert_webhook()
     if webhook:
         body = json.dumps({"text": f"mtgr {kind}: {text}"}).encode()
         request = urllib.request.Request(webhook, body, {"Content-Type": "application/json"})

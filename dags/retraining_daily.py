@@ -15,13 +15,11 @@ from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
 from dags.alerts import deadline_missed, run_failed
+from dags.settings import DATASET, PRESET, TRAIN_LAUNCHER
 from dags.steps import (
-    DATASET,
     DAY_ARGUMENT,
     DEFAULT_ARGUMENTS,
-    PRESET,
     SAMPLES,
-    TRAIN_LAUNCHER,
     TRAINING_POOL,
     StepOperator,
     day,
@@ -50,8 +48,8 @@ with DAG(
     @task.short_circuit(execution_timeout=timedelta(minutes=10))  # type: ignore[untyped-decorator]
     def has_history(partition_key: str | None = None) -> bool:
         """Whether samples of an earlier day exist."""
-        from spark_jobs import locations
-        from spark_jobs.deltalog import partition_values
+        from spark_jobs.contract import locations
+        from spark_jobs.lake.log import partition_values
 
         today = day(partition_key)
         return any(ds < today for ds in partition_values(locations.table(DATASET, "samples"), "ds"))

@@ -1,18 +1,7 @@
-"""What both DAGs are made of: settings from the environment, and operators that run one step over one day.
+"""What both DAGs are made of: the schedule, and operators that run one step over one day.
 
 A step is a command of this repository (`python -m spark_jobs.ingest --ds ...`). The day is the run's
 partition key and nothing else: a run without one fails with a message, it never falls back to today.
-
-| variable | what | default |
-|---|---|---|
-| `MTGR_DATASET` | the dataset of this deployment | `foodlog` |
-| `MTGR_PRESET` | the model's preset | `tiny` |
-| `MTGR_SCHEDULE` | cron of `samples_daily`, UTC | 30 minutes after the day's attribution window |
-| `MTGR_SCHEDULED` | 0: no scheduled runs, only triggered ones and backfills | 1 |
-| `MTGR_PYTHON` | the interpreter that runs steps | the one that parses this file |
-| `MTGR_LAUNCHER` | the command that is given `-m <step> ...` | `MTGR_PYTHON` |
-| `MTGR_TRAIN_LAUNCHER` | the same for `model.train`, e.g. `torchrun --nproc-per-node 8` | `MTGR_LAUNCHER` |
-| `MTGR_RETRIES`, `MTGR_RETRY_SECONDS` | retries of a step, and the pause before the first | 2, 60 |
 
 Needs the repository on `PYTHONPATH`. Nothing heavy is imported: Airflow reads this every few seconds.
 """
@@ -20,9 +9,7 @@ Needs the repository on `PYTHONPATH`. Nothing heavy is imported: Airflow reads t
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import sys
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,24 +20,20 @@ from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from dags.alerts import task_retried
-from spark_jobs.contract import parse_day
-from spark_jobs.datasets import dataset_named
+from dags.settings import DATASET, IS_SCHEDULED, LAUNCHER, PYTHON, RETRIES, RETRY_DELAY, SCHEDULE
+from spark_jobs.contract.clock import parse_day
+from spark_jobs.contract.datasets import dataset_named
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DATASET = os.environ.get("MTGR_DATASET") or "foodlog"
-PRESET = os.environ.get("MTGR_PRESET") or "tiny"
-PYTHON = os.environ.get("MTGR_PYTHON") or sys.executable
-LAUNCHER = os.environ.get("MTGR_LAUNCHER") or PYTHON
-TRAIN_LAUNCHER = os.environ.get("MTGR_TRAIN_LAUNCHER") or LAUNCHER
 TRAINING_POOL = "training"
 # Past its end date a DAG makes no scheduled runs; what is triggered or backfilled has no such date and runs.
 # Without, Airflow would follow a backfill by a run of the newest day.
-END_DATE = datetime(2000, 1, 1, tzinfo=UTC) if os.environ.get("MTGR_SCHEDULED") == "0" else None
+END_DATE = datetime(2000, 1, 1, tzinfo=UTC) if not IS_SCHEDULED else None
 SPARK_CONNECTION = "spark_default"
 SAMPLES = Asset(name="samples", uri=f"mtgr://{DATASET}/samples")
 DEFAULT_ARGUMENTS: dict[str, Any] = {
-    "retries": int(os.environ.get("MTGR_RETRIES") or 2),
-    "retry_delay": timedelta(seconds=float(os.environ.get("MTGR_RETRY_SECONDS") or 60)),
+    "retries": RETRIES,
+    "retry_delay": RETRY_DELAY,
     "retry_exponential_backoff": 2,
     "max_retry_delay": timedelta(minutes=10),
     "on_retry_callback": task_retried,
@@ -67,7 +50,7 @@ def schedule() -> tuple[str, int]:
     minutes = (24 - dataset.utc_offset_hours) * 60 + dataset.attribution_ms // 60_000 + 30
     days, minute_of_day = divmod(minutes, 24 * 60)
     cron = f"{minute_of_day % 60} {minute_of_day // 60} * * *"
-    return os.environ.get("MTGR_SCHEDULE") or cron, -days
+    return SCHEDULE or cron, -days
 
 
 def day(partition_key: str | None) -> str:
@@ -162,7 +145,7 @@ class SparkStepOperator(StepOperator):
     def _submit(self) -> Any:
         from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 
-        from spark_jobs.session import settings
+        from spark_jobs.lake.session import settings
 
         last: list[str] = [""]
 
@@ -180,7 +163,7 @@ class SparkStepOperator(StepOperator):
             application_args=arguments[arguments.index("-m") + 1 :],
             env_vars={"PYTHONPATH": str(REPOSITORY), "PYSPARK_PYTHON": PYTHON},
         )
-        self._submitted.submit(str(REPOSITORY / "scripts" / "spark_main.py"))
+        self._submitted.submit(str(REPOSITORY / "scripts" / "launchers" / "spark_main.py"))
         return result_of(last[0])
 
     def on_kill(self) -> None:

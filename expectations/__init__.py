@@ -1,7 +1,12 @@
 """Gates: what must hold of events, samples and evaluation results before the next stage may use them.
 
-Reading order: `rules.py` (what a rule is); `event_rules.py` with `event_row_rules.py`, `sample_rules.py` with
-`jagged_rules.py`, `evaluation_rules.py` (the rules); `limits.py` (their numbers for each dataset); `facts.py`
-(Spark measures them in one pass); `baseline.py` (the trailing days); `judge.py` and `validation.py` (Great
-Expectations judges the facts) with `offline_docs.py`; `verdict.py`; `gate.py` (the command).
+Reading order: `rules/rule.py` (what a rule is); `rules/events.py` with `event_rows.py`, `samples.py` with
+`jagged.py`, `evaluation.py` (the rules); `limits.py` (their numbers for each dataset); `measuring/` (Spark
+measures the facts in one pass); `judging/` (the trailing days, Great Expectations, the verdict); `gate.py`
+(the command).
 """
+
+from spark_jobs.contract import environment
+
+# Great Expectations reads it when it is imported: nothing is sent anywhere.
+environment.set_defaults({"GX_ANALYTICS_ENABLED": "false"})

@@ -16,7 +16,6 @@ every rule holds for every day, 1 when one does not or the gate could not be car
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import sys
@@ -24,18 +23,18 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expectations.listing import rule_tables
-from expectations.rules import Suite
-from expectations.suites import SUITES, suite_of
-from expectations.verdict import Verdict, write_verdict
-from spark_jobs import locations
-from spark_jobs.contract import Dataset, parse_day
-from spark_jobs.datasets import dataset_named
-from spark_jobs.deltalog import LakeError, exists, open_table
-from spark_jobs.phases import reach
-from spark_jobs.session import SparkUnavailableError, spark_session
+from expectations.judging.verdict import Verdict, write_verdict
+from expectations.rules.listing import rule_tables
+from expectations.rules.rule import Suite
+from expectations.rules.suites import SUITES, suite_of
+from spark_jobs.contract import command, locations
+from spark_jobs.contract.command import RefusedError, UsageError
+from spark_jobs.contract.features import Dataset
+from spark_jobs.contract.phases import reach
+from spark_jobs.lake.log import exists, open_table
+from spark_jobs.lake.session import spark_session
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 MOST_QUARANTINED = 1_000
 _KEYS = {"events": ("event_id", "user_id", "time_ms"), "samples": ("user_id", "window_start_ms")}
 
@@ -47,8 +46,8 @@ def gate_lake(dataset: Dataset, suite: Suite, days: Sequence[str]) -> list[Verdi
         LakeError: A table cannot be read or quarantine not written.
         SparkUnavailableError: Spark cannot be reached.
     """
-    from expectations.partitions import inspect_events, inspect_samples
-    from spark_jobs.failures import spark_errors
+    from expectations.measuring.partitions import inspect_events, inspect_samples
+    from spark_jobs.lake.failures import spark_errors
 
     importing = threading.Thread(target=_import_validation, daemon=True)
     importing.start()  # Great Expectations takes seconds to import: while Spark works
@@ -58,7 +57,7 @@ def gate_lake(dataset: Dataset, suite: Suite, days: Sequence[str]) -> list[Verdi
         inspections = inspect(spark, dataset, sorted(set(days)), suite)
     reach("gate:measured")
     importing.join()
-    from expectations.judge import judge
+    from expectations.judging.judge import judge
 
     verdicts = []
     for ds, inspection in inspections.items():
@@ -77,8 +76,8 @@ def gate_evaluations(dataset: Dataset, suite: Suite, days: Sequence[str], preset
     Raises:
         EvaluationUnavailableError: An evaluation is missing or damaged.
     """
-    from expectations.evaluations import inspect_evaluation
-    from expectations.judge import judge
+    from expectations.judging.judge import judge
+    from expectations.measuring.evaluations import inspect_evaluation
 
     verdicts = []
     for ds in sorted(set(days)):
@@ -90,13 +89,13 @@ def gate_evaluations(dataset: Dataset, suite: Suite, days: Sequence[str], preset
 
 
 def _import_validation() -> None:
-    import expectations.validation  # noqa: F401
+    import expectations.judging.validation  # noqa: F401
 
 
 def _quarantine(dataset: Dataset, suite: Suite, ds: str, facts: Mapping[str, Any], partition_df: Any) -> None:
     """Replaces what the gate has quarantined of a day; without broken rows only what an earlier run left."""
-    from expectations.facts import broken_rows
-    from spark_jobs.quarantine import as_quarantined, quarantine
+    from expectations.measuring.facts import broken_rows
+    from spark_jobs.lake.quarantine import as_quarantined, quarantine
 
     stage = f"gate_{suite.name}"
     broken = {rule.name: facts[rule.name] for rule in suite.row_rules if facts.get(rule.name)}
@@ -106,7 +105,7 @@ def _quarantine(dataset: Dataset, suite: Suite, ds: str, facts: Mapping[str, Any
     rows_df = rows_df.selectExpr("* EXCEPT (reasons)", "array_join(reasons, ', ') AS reason")
     quarantine(as_quarantined(rows_df, suite.table), dataset.name, ds, stage, {"ds": ds, "broken": broken})
     if broken:
-        LOG.warning(
+        logger.warning(
             "%s %s: the broken rows of %s, at most %d, are in quarantine, stage %s",
             dataset.name,
             ds,
@@ -127,8 +126,8 @@ def _conclude(verdict: Verdict, suite: Suite) -> None:
     reach("gate:verdict")
     for finding in verdict.findings:
         if not finding.success:
-            LOG.error("%s", finding.message(verdict.dataset, suite.table, verdict.ds))
-    LOG.info(
+            logger.error("%s", finding.message(verdict.dataset, suite.table, verdict.ds))
+    logger.info(
         "%s %s: suite %s %s: %d of %d rules hold, %d left out; %s",
         verdict.dataset,
         verdict.ds,
@@ -141,62 +140,43 @@ def _conclude(verdict: Verdict, suite: Suite) -> None:
     )
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m expectations.gate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--dataset")
-    parser.add_argument("--suite", choices=sorted(SUITES))
-    parser.add_argument("--ds", nargs="+", default=[], help="days, YYYY-MM-DD")
-    parser.add_argument("--preset", default="tiny", help="of the run whose evaluation is checked")
-    parser.add_argument("--list", action="store_true", help="print the rules of all suites and end")
-    arguments = parser.parse_args(argv)
-    if arguments.list:
-        return arguments
-    if not (arguments.dataset and arguments.suite and arguments.ds):
-        parser.error("give --dataset, --suite and --ds: without them nothing would be validated")
-    try:
-        arguments.dataset = dataset_named(arguments.dataset)
-        for ds in arguments.ds:
-            parse_day(ds)
-    except ValueError as error:
-        parser.error(str(error))
-    if not re.fullmatch(r"[a-z0-9_]+", arguments.preset):
-        parser.error(f"{arguments.preset!r} is no preset: lower case letters, digits and underscores")
-    return arguments
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Gates partitions. Exit code 0 all rules hold, 1 one does not or the gate failed, 2 wrong usage."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("py4j", "great_expectations"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    arguments = _arguments(argv)
+def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
     if arguments.list:
         sys.stdout.write(rule_tables())
-        return 0
-    try:
-        suite = suite_of(arguments.dataset, arguments.suite)
-        if suite.name == "evaluation":
-            verdicts = gate_evaluations(arguments.dataset, suite, arguments.ds, arguments.preset)
-        else:
-            verdicts = gate_lake(arguments.dataset, suite, arguments.ds)
-    except (LakeError, SparkUnavailableError, RuntimeError, ValueError, OSError) as error:
-        LOG.error("%s", error)
-        return 1
+        return None
+    if not (arguments.dataset and arguments.suite and arguments.ds):
+        raise UsageError("give --dataset, --suite and --ds: without them nothing would be validated")
+    if not re.fullmatch(r"[a-z0-9_]+", arguments.preset):
+        raise UsageError(f"{arguments.preset!r} is no preset: lower case letters, digits and underscores")
+    suite = suite_of(arguments.dataset, arguments.suite)
+    if suite.name == "evaluation":
+        verdicts = gate_evaluations(arguments.dataset, suite, arguments.ds, arguments.preset)
+    else:
+        verdicts = gate_lake(arguments.dataset, suite, arguments.ds)
+    failed = [f"{verdict.ds}/{rule}" for verdict in verdicts for rule in verdict.failed]
     success = bool(verdicts) and all(verdict.success for verdict in verdicts)
     result = {
         "success": success,
         "dataset": arguments.dataset.name,
         "suite": suite.name,
-        "failed": [f"{verdict.ds}/{rule}" for verdict in verdicts for rule in verdict.failed],
+        "failed": failed,
         "verdicts": {verdict.ds: verdict.success for verdict in verdicts},
         "data_docs": str(locations.var() / "data_docs" / "index.html"),
     }
-    sys.stdout.write(json.dumps(result) + "\n")
-    return 0 if success else 1
+    if not success:
+        raise RefusedError(f"gate {suite.name}: {len(failed)} rules do not hold", result)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Gates partitions; a rule that does not hold ends with 1, see `command.run` for the other exit codes."""
+    parser = command.parser("expectations.gate", __doc__)
+    command.add_dataset(parser, required=False)
+    parser.add_argument("--suite", choices=sorted(SUITES))
+    command.add_day(parser, required=False, nargs="+", default=[], help="days, YYYY-MM-DD")
+    parser.add_argument("--preset", default="tiny", help="of the run whose evaluation is checked")
+    parser.add_argument("--list", action="store_true", help="print the rules of all suites and end")
+    return command.run(parser, _run, argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """MTGR: data, model, training, evaluation, registry and serving."""
 
 import logging
+import warnings
 
 
 def _says_something(record: logging.LogRecord) -> bool:
@@ -12,3 +13,6 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 logging.getLogger().addFilter(_says_something)
 logging.getLogger("torch.fx._symbolic_trace").addFilter(_says_something)
+logging.getLogger("torchrec").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module="torchrec")
+warnings.filterwarnings("ignore", message=".*ShardedTensor.*")

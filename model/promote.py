@@ -21,19 +21,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from model import registry, tracking
-from model.mlflow_store import TrackingError
-from model.promotion import Case, Contender, Decision, settings_of
-from model.promotion_rules import decide
-from model.registry import RegistryError, Version
-from model.run_record import read_evaluation
-from model.runs import Run, RunError, load_run, write_text
-from model.settings import configure_logging
-from spark_jobs.contract import Dataset, parse_day
-from spark_jobs.datasets import dataset_named
-from spark_jobs.deltalog import LakeError
-from spark_jobs.lease import Lease
-from spark_jobs.phases import reach
+from model.judging.decision import Case, Contender, Decision, settings_of
+from model.judging.rules import decide
+from model.registry import tracking
+from model.registry import versions as registry
+from model.registry.record import read_evaluation
+from model.registry.versions import RegistryError, Version
+from model.runs.files import write_text
+from model.runs.store import Run, load_run
+from spark_jobs.contract import command
+from spark_jobs.contract.command import RefusedError, UsageError
+from spark_jobs.contract.features import Dataset
+from spark_jobs.contract.phases import reach
+from spark_jobs.lake.lease import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -201,30 +201,28 @@ def _result(dataset: Dataset, run: Run, version: Version, *, changed: bool) -> d
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; prints the decision as one JSON line."""
-    parser = argparse.ArgumentParser(prog="python -m model.promote", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--ds", required=True, help="day of the run, YYYY-MM-DD")
-    parser.add_argument("--preset", default="tiny")
-    arguments = parser.parse_args(argv)
-    configure_logging()
+def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    dataset = arguments.dataset
     try:
-        dataset = dataset_named(arguments.dataset)
-        parse_day(arguments.ds)
         settings_of(dataset.name)
     except ValueError as error:
-        logger.error("%s", error)
-        return 2
-    try:
-        result = promote(dataset, load_run(dataset.name, arguments.preset, arguments.ds))
-    except (RunError, RegistryError, TrackingError, LakeError, OSError) as error:
-        logger.error("%s", error)
-        return 1
+        raise UsageError(str(error)) from error
+    result = promote(dataset, load_run(dataset.name, arguments.preset, arguments.ds))
     verdict = "is the champion" if result["promoted"] else "is not the champion"
-    logger.info("version %d %s: %s", result["version"], verdict, "; ".join(result["reasons"]))
-    sys.stdout.write(json.dumps(result) + "\n")
-    return 1 if result["alarm"] else 0
+    message = f"version {result['version']} {verdict}: {'; '.join(result['reasons'])}"
+    if result["alarm"]:
+        raise RefusedError(message, result)
+    logger.info("%s", message)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Decides; an alarm ends with 1, see `command.run` for the other exit codes."""
+    parser = command.parser("model.promote", __doc__)
+    command.add_dataset(parser)
+    command.add_day(parser, help="day of the run, YYYY-MM-DD")
+    parser.add_argument("--preset", default="tiny")
+    return command.run(parser, _run, argv)
 
 
 if __name__ == "__main__":

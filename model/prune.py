@@ -9,21 +9,17 @@ that as MLFLOW_TRACKING_URI.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model import registry
-from model.mlflow_store import TrackingError, client, with_named_errors
-from model.registry import RegistryError, Version
-from model.settings import configure_logging
-from spark_jobs import locations
-from spark_jobs.datasets import dataset_named
-from spark_jobs.deltalog import LakeError
+from model.registry import versions as registry
+from model.registry.removal import collect_garbage, delete_whole
+from model.registry.store import TrackingError
+from model.registry.versions import Version
+from spark_jobs.contract import command, locations
+from spark_jobs.contract.command import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -58,57 +54,23 @@ def prune(dataset: str, keep: int) -> list[int]:
     with registry.exclusive(dataset, "prune"):
         old = superfluous(dataset, keep)
         for version in old:
-            _delete(version)
-    _collect(uri)
+            delete_whole(version)
+    collect_garbage(uri)
     return [version.version for version in old]
 
 
-@with_named_errors
-def _delete(version: Version) -> None:
-    """Files before names: the version goes last, so that a rerun finds what is left of it."""
-    from mlflow.exceptions import MlflowException
-
-    for delete, name in (
-        (client().delete_logged_model, version.model_id),
-        (client().delete_run, version.run_id),
-    ):
-        try:
-            delete(name)
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-    registry.delete(version, "superfluous")
-    shutil.rmtree(locations.var() / "models" / version.digest, ignore_errors=True)
-
-
-def _collect(uri: str) -> None:
-    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise TrackingError(f"`mlflow gc` failed ({done.returncode}): {done.stderr.strip()[-2000:]}")
+def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    if arguments.keep < 1:
+        raise UsageError(f"--keep is {arguments.keep}; keep at least one version")
+    return {"deleted": prune(arguments.dataset.name, arguments.keep)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; prints the versions deleted as one JSON line."""
-    parser = argparse.ArgumentParser(prog="python -m model.prune", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", required=True)
+    """Prunes; see `command.run` for the exit codes."""
+    parser = command.parser("model.prune", __doc__)
+    command.add_dataset(parser)
     parser.add_argument("--keep", type=int, required=True, help="how many of the newest versions stay")
-    arguments = parser.parse_args(argv)
-    configure_logging()
-    try:
-        dataset = dataset_named(arguments.dataset).name
-        if arguments.keep < 1:
-            raise ValueError(f"--keep is {arguments.keep}; keep at least one version")
-    except ValueError as error:
-        logger.error("%s", error)
-        return 2
-    try:
-        result: dict[str, Any] = {"deleted": prune(dataset, arguments.keep)}
-    except (RegistryError, TrackingError, LakeError, OSError) as error:
-        logger.error("%s", error)
-        return 1
-    sys.stdout.write(json.dumps(result) + "\n")
-    return 0
+    return command.run(parser, _run, argv)
 
 
 if __name__ == "__main__":

@@ -8,22 +8,20 @@ from its first moment, by which a retry finds it. The alias `candidate` then nam
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model import packaging, registry, run_record
-from model.mlflow_store import TrackingError, client, with_named_errors
-from model.reader import SamplesUnavailableError
-from model.registry import RegistryError, Version
-from model.runs import Run, RunError, load_run
-from model.settings import configure_logging
-from spark_jobs.contract import Dataset, parse_day
-from spark_jobs.datasets import dataset_named
-from spark_jobs.deltalog import LakeError
-from spark_jobs.phases import reach
+from model.registry import packaging
+from model.registry import record as run_record
+from model.registry import versions as registry
+from model.registry.store import client, with_named_errors
+from model.registry.versions import RegistryError, Version
+from model.runs.store import Run, load_run
+from spark_jobs.contract import command
+from spark_jobs.contract.features import Dataset
+from spark_jobs.contract.phases import reach
 
 logger = logging.getLogger(__name__)
 
@@ -98,26 +96,10 @@ def _create(dataset: Dataset, run: Run, evaluation: Mapping[str, Any], run_id: s
     return registry.numbered(dataset.name, int(entry.version))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; prints the version as one JSON line."""
-    parser = argparse.ArgumentParser(prog="python -m model.register", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--ds", required=True, help="day of the run, YYYY-MM-DD")
-    parser.add_argument("--preset", default="tiny")
-    arguments = parser.parse_args(argv)
-    configure_logging()
-    try:
-        dataset = dataset_named(arguments.dataset)
-        parse_day(arguments.ds)
-    except ValueError as error:
-        logger.error("%s", error)
-        return 2
-    try:
-        version, is_new = register(dataset, load_run(dataset.name, arguments.preset, arguments.ds))
-    except (RunError, RegistryError, TrackingError, SamplesUnavailableError, LakeError, OSError) as error:
-        logger.error("%s", error)
-        return 1
-    result = {
+def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    dataset = arguments.dataset
+    version, is_new = register(dataset, load_run(dataset.name, arguments.preset, arguments.ds))
+    return {
         "model": version.model,
         "version": version.version,
         "new": is_new,
@@ -127,8 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "digest": version.digest,
         "run_id": version.run_id,
     }
-    sys.stdout.write(json.dumps(result) + "\n")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Registers; see `command.run` for the exit codes."""
+    parser = command.parser("model.register", __doc__)
+    command.add_dataset(parser)
+    command.add_day(parser, help="day of the run, YYYY-MM-DD")
+    parser.add_argument("--preset", default="tiny")
+    return command.run(parser, _run, argv)
 
 
 if __name__ == "__main__":

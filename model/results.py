@@ -2,9 +2,10 @@
 
 For each model and seed: a run is trained on all days before the first day, scored on it, continued over that
 day, scored on the next, and so on; the samples table must hold the days. Beside the models stand the item
-means and, where there is one, the oracle, on the same rows. Writes `docs/results/<dataset>.json`: metrics by
-seed and day, pooled over the days with (user, window) as GAUC's groups, mean and standard deviation over
-seeds, versions. A model is a preset with changed fields, if any: `tiny` or `tiny,train.warmup_steps=50`.
+means and, where there is one, the oracle, on the same rows. Writes `benchmarks/results/<dataset>.json`:
+metrics by seed and day, pooled over the days with (user, window) as GAUC's groups, mean and standard
+deviation over seeds, versions. A model is a preset with changed fields, if any: `tiny` or
+`tiny,train.warmup_steps=50`.
 
 Runs and their tracking lie apart, in `$MTGR_VAR/results/<what made them>`: the same code, config and table
 go on from them, others start afresh. `--table` prints what `docs/model.md` shows of the files.
@@ -17,7 +18,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import platform
 import re
 import shutil
@@ -32,28 +32,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.baselines import oracle
-from model.config import Config, preset_named
-from model.evaluate import Array, metrics_of, score_day
-from model.mlflow_store import TrackingError
-from model.reader import SamplesTable, SamplesUnavailableError
-from model.registry import RegistryError
-from model.runs import RunError, load_run, write_text
-from model.scoring import Scorer
-from model.settings import configure_logging, device_of, installed_fbgemm
-from model.train import train
-from model.trainer import NonFiniteLossError
-from spark_jobs import locations
-from spark_jobs.contract import Dataset, parse_day
-from spark_jobs.datasets import dataset_named
-from spark_jobs.deltalog import code_version
+from model.config.environment import device, installed_fbgemm
+from model.config.presets import preset_named
+from model.config.run import Config
+from model.data.reader import SamplesTable
+from model.judging.baselines import oracle
+from model.judging.evaluation import Array, metrics_of, score_day
+from model.judging.scoring import Scorer
+from model.registry import record
+from model.runs.files import write_text
+from model.runs.store import load_run
+from model.training.loop import train
+from spark_jobs.contract import command, locations
+from spark_jobs.contract import environment as variables
+from spark_jobs.contract.command import UsageError
+from spark_jobs.contract.features import Dataset
+from spark_jobs.lake.log import git_sha
 
 logger = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 FILES = ("foodlog", "kuairand", "kuairand_choice")  # what docs/model.md shows
 _DEFAULT = ("tiny", "user_tower")
-_FAILURES = (RunError, SamplesUnavailableError, NonFiniteLossError, RegistryError, TrackingError, OSError)
 Scores = dict[str, Array]
 
 
@@ -90,10 +90,11 @@ def measure(
         RunError: There are no samples before the first day.
         SamplesUnavailableError: A day has no samples.
     """
-    os.environ["MTGR_RUNS"] = str(folder)
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder.parent}/mlflow.db"
+    variables.override(
+        {"MTGR_RUNS": str(folder), "MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent}/mlflow.db"}
+    )
     for day in days:
-        seconds = float(train(dataset, config, day, device)["seconds"])
+        seconds = float(train(dataset, config, day, device, record.log_training)["seconds"])
         run = load_run(dataset.name, config.preset, day)
         samples = SamplesTable(dataset, int(run.record["samples_version"]))
         frame, scores = score_day(samples, day, {"model": Scorer.load(run.path, device)})
@@ -106,7 +107,7 @@ def folder_of(dataset: Dataset, config: Config) -> Path:
 
     Code that differs from its commit has no name: its runs are removed first.
     """
-    code = code_version("model", "spark_jobs", "cuda_ext")
+    code = git_sha("model", "spark_jobs", "cuda_ext")
     makes = f"{code} {config.to_json()} {locations.table(dataset.name, 'samples')}"
     folder = locations.var() / "results" / hashlib.sha256(makes.encode()).hexdigest()[:16]
     if not re.fullmatch(r"[0-9a-f]{40}", code):
@@ -164,44 +165,43 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; prints the pooled means of each model as one JSON line."""
-    parser = argparse.ArgumentParser(prog="python -m model.results", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset")
-    parser.add_argument("--days", nargs="+", default=[], help="consecutive days to score, YYYY-MM-DD")
+    """Measures models; see `command.run` for the exit codes."""
+    parser = command.parser("model.results", __doc__)
+    command.add_dataset(parser, required=False)
+    command.add_day(
+        parser, "--days", required=False, nargs="+", default=[], help="consecutive days to score, YYYY-MM-DD"
+    )
     parser.add_argument("--models", nargs="+", default=list(_DEFAULT), help="preset[,train.field=value]...")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--out", type=Path, help="default: docs/results/<dataset>.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/<dataset>.json")
     parser.add_argument("--table", action="store_true", help="print the tables of docs/model.md")
-    arguments = parser.parse_args(argv)
-    configure_logging()
-    if arguments.table:
-        sys.stdout.write(tables())
-        return 0
+    given = " ".join(argv if argv is not None else sys.argv[1:])
+
+    def body(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+        if arguments.table:
+            sys.stdout.write(tables())
+            return None
+        if arguments.dataset is None or not arguments.days:
+            raise UsageError("give --dataset and --days: without them there is nothing to score")
+        return _measured_report(arguments, f"python -m model.results {given}")
+
+    return command.run(parser, body, argv)
+
+
+def _measured_report(arguments: argparse.Namespace, given: str) -> Mapping[str, Any]:
+    dataset = arguments.dataset
     try:
-        dataset = dataset_named(arguments.dataset)
         models = {model: config_of(model) for model in arguments.models}
-        days = sorted(arguments.days, key=parse_day)
-        if not days:
-            raise ValueError("--days names no day")
-        device = device_of(os.environ.get("MTGR_DEVICE", "auto"))
     except ValueError as error:
-        logger.error("%s", error)
-        return 2
+        raise UsageError(str(error)) from error
     out = arguments.out or FOLDER / f"{dataset.name}.json"
-    command = f"python -m model.results {' '.join(argv if argv is not None else sys.argv[1:])}"
-    try:
-        report = _run(
-            dataset, models, days, arguments.seeds, device, {"command": command, **_versions()}, out
-        )
-    except _FAILURES as error:
-        logger.error("%s", error)
-        return 1
+    about = {"command": given, **_versions()}
+    report = _run(dataset, models, sorted(arguments.days), arguments.seeds, device(), about, out)
     means = {
         name: {key: round(value["mean"], 4) for key, value in model["pooled"].items()}
         for name, model in report["models"].items()
     }
-    sys.stdout.write(json.dumps({"out": str(out), **means}) + "\n")
-    return 0
+    return {"out": str(out), **means}
 
 
 def tables() -> str:
@@ -244,7 +244,7 @@ def _run(
 def _versions() -> dict[str, Any]:
     names = ("torch", "torchrec", installed_fbgemm(), "deltalake")
     return {
-        "commit": code_version("model", "spark_jobs", "cuda_ext"),
+        "commit": git_sha("model", "spark_jobs", "cuda_ext"),
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in names},

@@ -9,19 +9,15 @@ the restored champion as usual.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model import registry
-from model.mlflow_store import TrackingError
-from model.registry import RegistryError, Version
-from model.settings import configure_logging
-from spark_jobs.datasets import dataset_named
-from spark_jobs.deltalog import LakeError
-from spark_jobs.phases import reach
+from model.registry import versions as registry
+from model.registry.versions import RegistryError, Version
+from spark_jobs.contract import command
+from spark_jobs.contract.phases import reach
 
 logger = logging.getLogger(__name__)
 
@@ -93,31 +89,23 @@ def _before(dataset: str, present: Version | None) -> Version:
     return registry.numbered(dataset, int(before))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; prints the champion as one JSON line."""
-    parser = argparse.ArgumentParser(prog="python -m model.rollback", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--version", type=int, help="version to restore (default: the champion before)")
-    arguments = parser.parse_args(argv)
-    configure_logging()
-    try:
-        dataset = dataset_named(arguments.dataset).name
-    except ValueError as error:
-        logger.error("%s", error)
-        return 2
-    try:
-        result = rollback(dataset, arguments.version)
-    except (RegistryError, TrackingError, LakeError, OSError) as error:
-        logger.error("%s", error)
-        return 1
+def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    result = rollback(arguments.dataset.name, arguments.version)
     logger.info(
         "the champion is version %d, made for %s from samples version %d",
         result["champion"],
         result["ds"],
         result["samples_version"],
     )
-    sys.stdout.write(json.dumps(result) + "\n")
-    return 0
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rolls back; see `command.run` for the exit codes."""
+    parser = command.parser("model.rollback", __doc__)
+    command.add_dataset(parser)
+    parser.add_argument("--version", type=int, help="version to restore (default: the champion before)")
+    return command.run(parser, _run, argv)
 
 
 if __name__ == "__main__":

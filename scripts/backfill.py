@@ -9,19 +9,25 @@ the days start are waited for. `SIMULATE=1` simulates the raw logs of the days f
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from scripts.airflow_api import AirflowApi
-from scripts.components import DAGS, embedded
-from scripts.days import days_from_environment, simulation
-from scripts.processes import Processes
+from scripts.embedded.airflow_api import AirflowApi
+from scripts.embedded.components import DAGS, embedded
+from scripts.embedded.days import days_from_environment, simulation
+from scripts.embedded.processes import Processes
+from scripts.embedded.settings import (
+    EmbeddedRunError,
+    EmbeddedSettings,
+    reprocess,
+    settings_from_environment,
+    simulation_asked_for,
+)
+from scripts.embedded.watch import Watch, print_line
 from scripts.run import guarded, report_on
-from scripts.settings import RunError, Settings, UsageError, settings_from_environment
-from scripts.watch import Watch, print_line
+from spark_jobs.contract.command import UsageError
 
 logger = logging.getLogger(__name__)
 PRODUCER = DAGS[0]
@@ -29,16 +35,18 @@ REPROCESS = ("none", "failed", "completed")
 _CREATED_S = 60.0
 
 
-def backfill(settings: Settings, days: list[str], reprocess: str) -> tuple[Mapping[str, float], Watch]:
+def backfill(
+    settings: EmbeddedSettings, days: list[str], reprocess: str
+) -> tuple[Mapping[str, float], Watch]:
     """Backfills the days.
 
     Returns:
         The seconds that each took, the days left alone excepted, and the watch, which knows what failed.
 
     Raises:
-        RunError: Airflow refused it, or a component ended.
+        EmbeddedRunError: Airflow refused it, or a component ended.
     """
-    meanwhile = simulation(settings, days) if os.environ.get("SIMULATE") == "1" else {}
+    meanwhile = simulation(settings, days) if simulation_asked_for()[0] else {}
     print_line(f"{settings.dataset}: backfill of {days[0]} to {days[-1]}, reprocess {reprocess}")
     with embedded(settings, "make backfill", afresh=True, meanwhile=meanwhile) as (processes, api):
         since = datetime.now(UTC)
@@ -57,7 +65,7 @@ def create(api: AirflowApi, days: list[str], reprocess: str) -> int:
     """Creates the backfill and returns its number.
 
     Raises:
-        RunError: Airflow refused it, e.g. because another one is running.
+        EmbeddedRunError: Airflow refused it, e.g. because another one is running.
     """
     body = {
         "dag_id": PRODUCER,
@@ -96,7 +104,9 @@ def _wait_completed(api: AirflowApi, processes: Processes, number: int) -> None:
     while not _completed(api, number):
         processes.check()
         if time.monotonic() > end:
-            raise RunError(f"backfill {number} is not completed, though all of its runs are: see `make ui`")
+            raise EmbeddedRunError(
+                f"backfill {number} is not completed, though all of its runs are: see `make ui`"
+            )
         time.sleep(1)
 
 
@@ -107,10 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         since = time.monotonic()
         settings = settings_from_environment()
         days = days_from_environment(settings.dataset, required=True)
-        reprocess = os.environ.get("REPROCESS") or "none"
-        if reprocess not in REPROCESS:
-            raise UsageError(f"REPROCESS={reprocess} is none of {', '.join(REPROCESS)}")
-        seconds, watch = backfill(settings, days, reprocess)
+        wish = reprocess()
+        if wish not in REPROCESS:
+            raise UsageError(f"REPROCESS={wish} is none of {', '.join(REPROCESS)}")
+        seconds, watch = backfill(settings, days, wish)
         report_on(settings, seconds, since)
         watch.require_success()
 

@@ -22,9 +22,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from scripts import ports, secrets_store
-from scripts.settings import REPOSITORY, Settings, UsageError, settings_from_environment
-from spark_jobs import locations
+from scripts.embedded import ports, secrets_store
+from scripts.embedded.settings import (
+    REPOSITORY,
+    EmbeddedSettings,
+    settings_from_environment,
+    spark_connection,
+)
+from spark_jobs.contract import environment, locations
+from spark_jobs.contract.command import UsageError
 
 MEMORY_GB = 6.0
 DISK_GB = 3.0
@@ -49,7 +55,7 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """What a check found.
 
     Args:
@@ -65,13 +71,13 @@ class Finding:
     fix: str = ""
 
 
-def check_python() -> Iterator[Finding]:
+def check_python() -> Iterator[Diagnosis]:
     """The interpreter and the versions that the lock names."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if version not in ("3.11", "3.12"):
-        yield Finding(Level.BLOCKS, "python", version, "install Python 3.11 or 3.12, then: make setup")
+        yield Diagnosis(Level.BLOCKS, "python", version, "install Python 3.11 or 3.12, then: make setup")
         return
-    yield Finding(Level.OK, "python", f"{version} at {sys.executable}")
+    yield Diagnosis(Level.OK, "python", f"{version} at {sys.executable}")
     lock = (REPOSITORY / "requirements.txt").read_text()
     wrong = []
     for name in _DIRECT:
@@ -86,14 +92,14 @@ def check_python() -> Iterator[Finding]:
     if importlib.util.find_spec("hstu_ops") is None:
         wrong.append("hstu_ops missing")
     if wrong:
-        yield Finding(Level.BLOCKS, "packages", "; ".join(wrong), "make setup")
+        yield Diagnosis(Level.BLOCKS, "packages", "; ".join(wrong), "make setup")
     else:
-        yield Finding(Level.OK, "packages", f"{len(_DIRECT)} direct dependencies as locked, hstu_ops built")
+        yield Diagnosis(Level.OK, "packages", f"{len(_DIRECT)} direct dependencies as locked, hstu_ops built")
 
 
-def check_java() -> Iterator[Finding]:
+def check_java() -> Iterator[Diagnosis]:
     """The Java that Spark will use."""
-    home = os.environ.get("JAVA_HOME")
+    home = environment.java_home()
     java = str(Path(home, "bin", "java")) if home else "java"
     fix = "install Java 17 or 21 (Debian: apt-get install openjdk-17-jre-headless), or set JAVA_HOME to one"
     try:
@@ -101,17 +107,17 @@ def check_java() -> Iterator[Finding]:
             [java, "-version"], capture_output=True, text=True, timeout=30, check=True
         ).stderr
     except (OSError, subprocess.SubprocessError) as error:
-        yield Finding(Level.BLOCKS, "java", f"{java} does not run: {error}", fix)
+        yield Diagnosis(Level.BLOCKS, "java", f"{java} does not run: {error}", fix)
         return
     match = re.search(r'version "(\d+)', text)
     version = match.group(1) if match else "unknown"
     if version in ("17", "21"):
-        yield Finding(Level.OK, "java", version)
+        yield Diagnosis(Level.OK, "java", version)
     else:
-        yield Finding(Level.BLOCKS, "java", f"version {version}", fix)
+        yield Diagnosis(Level.BLOCKS, "java", f"version {version}", fix)
 
 
-def check_memory() -> Iterator[Finding]:
+def check_memory() -> Iterator[Diagnosis]:
     """Memory that is free for the components and a step."""
     try:
         text = Path("/proc/meminfo").read_text()
@@ -121,12 +127,12 @@ def check_memory() -> Iterator[Finding]:
     free = int(match.group(1)) / 2**20 if match else 0.0
     if free < MEMORY_GB:
         fix = f"free {MEMORY_GB:.0f} GB, or give Spark less: SPARK_CONF=spark.driver.memory=1g"
-        yield Finding(Level.WARNING, "memory", f"{free:.1f} GB free", fix)
+        yield Diagnosis(Level.WARNING, "memory", f"{free:.1f} GB free", fix)
     else:
-        yield Finding(Level.OK, "memory", f"{free:.1f} GB free, {os.cpu_count()} cores")
+        yield Diagnosis(Level.OK, "memory", f"{free:.1f} GB free, {os.cpu_count()} cores")
 
 
-def check_disk(folder: Path, *, need_gb: float = DISK_GB) -> Iterator[Finding]:
+def check_disk(folder: Path, *, need_gb: float = DISK_GB) -> Iterator[Diagnosis]:
     """The folder that everything is written to: can it be written, is there space?
 
     Args:
@@ -135,7 +141,7 @@ def check_disk(folder: Path, *, need_gb: float = DISK_GB) -> Iterator[Finding]:
     """
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        yield Finding(
+        yield Diagnosis(
             Level.BLOCKS,
             "folder",
             f"{existing} cannot be written",
@@ -145,54 +151,52 @@ def check_disk(folder: Path, *, need_gb: float = DISK_GB) -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free / 1e9
     if free < need_gb:
         fix = f"free {need_gb - free:.1f} GB there (make clean), or set MTGR_VAR to another disk"
-        yield Finding(Level.BLOCKS, "disk", f"{free:.1f} GB free at {existing}, {need_gb:.0f} needed", fix)
+        yield Diagnosis(Level.BLOCKS, "disk", f"{free:.1f} GB free at {existing}, {need_gb:.0f} needed", fix)
     else:
-        yield Finding(Level.OK, "disk", f"{free:.0f} GB free at {existing}")
+        yield Diagnosis(Level.OK, "disk", f"{free:.0f} GB free at {existing}")
 
 
-def check_ports(settings: Settings) -> Iterator[Finding]:
+def check_ports(settings: EmbeddedSettings) -> Iterator[Diagnosis]:
     """The ports that components listen on."""
     taken = {name: port for name, port in ports.needed(settings, ui=True).items() if not ports.is_free(port)}
     if taken and ports.is_running(settings):
-        yield Finding(Level.OK, "ports", f"in use by this folder's own run: {taken}")
+        yield Diagnosis(Level.OK, "ports", f"in use by this folder's own run: {taken}")
         return
     for name, port in taken.items():
         needed = name in ports.needed(settings, ui=False)
         fix = f"stop the program that listens there (ss -ltnp), or choose one: {name}={port + 1}"
-        yield Finding(Level.BLOCKS if needed else Level.WARNING, "ports", f"{port} ({name}) is taken", fix)
+        yield Diagnosis(Level.BLOCKS if needed else Level.WARNING, "ports", f"{port} ({name}) is taken", fix)
     if not taken:
-        yield Finding(
+        yield Diagnosis(
             Level.OK, "ports", ", ".join(map(str, ports.needed(settings, ui=True).values())) + " are free"
         )
 
 
-def check_secrets(settings: Settings) -> Iterator[Finding]:
+def check_secrets(settings: EmbeddedSettings) -> Iterator[Diagnosis]:
     """Airflow's secrets and who may read them."""
     problems = secrets_store.problems(settings.home)
     for problem in problems:
         text, _, fix = problem.partition(": ")
-        yield Finding(Level.WARNING if "missing" in text else Level.BLOCKS, "secrets", text, fix)
+        yield Diagnosis(Level.WARNING if "missing" in text else Level.BLOCKS, "secrets", text, fix)
     if not problems:
-        yield Finding(
+        yield Diagnosis(
             Level.OK,
             "secrets",
             "readable by you alone" if settings.home.exists() else "made by the first run",
         )
 
 
-def check_services(settings: Settings) -> Iterator[Finding]:
+def check_services(settings: EmbeddedSettings) -> Iterator[Diagnosis]:
     """Services of others that settings name: the Spark connection and MLflow's server."""
     named = {
-        "AIRFLOW_CONN_SPARK_DEFAULT": ""
-        if settings.has_own_spark
-        else os.environ["AIRFLOW_CONN_SPARK_DEFAULT"],
+        "AIRFLOW_CONN_SPARK_DEFAULT": "" if settings.has_own_spark else spark_connection(),
         "MLFLOW_TRACKING_URI": locations.tracking_uri(),
     }
     for setting, uri in named.items():
         try:
             address = _address(uri)
         except ValueError:  # its message would show the value, which may hold a password
-            yield Finding(Level.BLOCKS, setting, "is no address that can be read", f"correct {setting}")
+            yield Diagnosis(Level.BLOCKS, setting, "is no address that can be read", f"correct {setting}")
             continue
         if address is None:
             continue
@@ -201,9 +205,9 @@ def check_services(settings: Settings) -> Iterator[Finding]:
             socket.create_connection(address, timeout=5).close()
         except OSError as error:
             fix = f"start it, open the way to it, or correct {setting}"
-            yield Finding(Level.BLOCKS, setting, f"no answer from {where}: {error}", fix)
+            yield Diagnosis(Level.BLOCKS, setting, f"no answer from {where}: {error}", fix)
         else:
-            yield Finding(Level.OK, setting, f"{where} answers")
+            yield Diagnosis(Level.OK, setting, f"{where} answers")
 
 
 def _address(uri: str) -> tuple[str, int] | None:
@@ -218,19 +222,20 @@ def _address(uri: str) -> tuple[str, int] | None:
         return None
     parts = urllib.parse.urlsplit(f"//{rest.split(',')[0]}")
     scheme = before.rpartition("/")[2].split("+")[0]
-    port = parts.port or {"http": 80, "https": 443, "postgresql": 5432, "spark-connect": 15002}.get(scheme)
-    return (parts.hostname, port) if before and parts.hostname and port else None
+    usual = {"http": 80, "https": 443, "postgresql": 5432, "spark-connect": 15002}
+    number = parts.port or usual.get(scheme)
+    return (parts.hostname, number) if before and parts.hostname and number else None
 
 
-def check_gpu() -> Iterator[Finding]:
+def check_gpu() -> Iterator[Diagnosis]:
     """The GPU, its driver and whether this environment can use it."""
     if shutil.which("nvidia-smi") is None:
-        yield Finding(Level.OK, "gpu", "none: training runs on the CPU")
+        yield Diagnosis(Level.OK, "gpu", "none: training runs on the CPU")
         return
     command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
-        yield Finding(
+        yield Diagnosis(
             Level.WARNING,
             "gpu",
             "nvidia-smi fails",
@@ -239,14 +244,14 @@ def check_gpu() -> Iterator[Finding]:
         return
     try:
         importlib.metadata.version("fbgemm-gpu")
-        yield Finding(Level.OK, "gpu", done.stdout.strip().replace("\n", "; "))
+        yield Diagnosis(Level.OK, "gpu", done.stdout.strip().replace("\n", "; "))
     except importlib.metadata.PackageNotFoundError:
-        yield Finding(Level.WARNING, "gpu", "the environment is the one for CPUs", "GPU=1 make setup")
+        yield Diagnosis(Level.WARNING, "gpu", "the environment is the one for CPUs", "GPU=1 make setup")
 
 
-def findings(settings: Settings) -> list[Finding]:
+def findings(settings: EmbeddedSettings) -> list[Diagnosis]:
     """What all checks found."""
-    checks: list[Callable[[], Iterator[Finding]]] = [
+    checks: list[Callable[[], Iterator[Diagnosis]]] = [
         check_python,
         check_java,
         check_memory,
@@ -259,7 +264,7 @@ def findings(settings: Settings) -> list[Finding]:
     return [finding for check in checks for finding in check()]
 
 
-def blocking(settings: Settings) -> list[str]:
+def blocking(settings: EmbeddedSettings) -> list[str]:
     """What would stop a run that is about to start, each with its fix: disk, services, Java; soon checked."""
     checks = [check_disk(locations.var()), check_services(settings)]
     if settings.has_own_spark:

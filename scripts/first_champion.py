@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from spark_jobs.contract import parse_day
-from spark_jobs.datasets import dataset_named
+from spark_jobs.contract import command
+from spark_jobs.contract.command import RefusedError
 
 logger = logging.getLogger(__name__)
 BASELINE = "user_tower"
@@ -34,40 +34,31 @@ def steps(dataset: str, ds: str) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Exit code 0 done, or refused by the rules; 1 failed or an alarm, 2 wrong usage."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.first_champion", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--ds", required=True, help="day, YYYY-MM-DD")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        dataset = dataset_named(arguments.dataset).name
-        parse_day(arguments.ds)
-    except ValueError as error:
-        logger.error("%s", error)
-        return 2
-    from model import registry
-    from model.mlflow_store import TrackingError
+def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    from model.registry import versions as registry
 
-    try:
-        champion = registry.aliased(dataset, registry.CHAMPION)
-        code = steps(dataset, arguments.ds) if champion is None else 0
-        version = registry.aliased(dataset, registry.CHAMPION)
-    except (TrackingError, registry.RegistryError) as error:
-        logger.error("%s", error)
-        return 1
-    if code == 0 and version is None:
-        logger.warning("the baseline was refused as first champion: see its decision above")
+    dataset = arguments.dataset.name
+    champion = registry.aliased(dataset, registry.CHAMPION)
+    code = steps(dataset, arguments.ds) if champion is None else 0
+    version = registry.aliased(dataset, registry.CHAMPION)
     result = {
         "ds": arguments.ds,
         "made": champion is None and version is not None,
         "version": version and version.version,
     }
-    sys.stdout.write(json.dumps(result) + "\n")
-    return code
+    if code:
+        raise RefusedError("no first champion", result)
+    if version is None:
+        logger.warning("the baseline was refused as first champion: see its decision above")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Makes the first champion; a refusal by the rules is no failure. Exit codes: `command.run`."""
+    parser = command.parser("scripts.first_champion", __doc__)
+    command.add_dataset(parser)
+    command.add_day(parser, help="day, YYYY-MM-DD")
+    return command.run(parser, _run, argv)
 
 
 if __name__ == "__main__":

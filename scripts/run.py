@@ -14,25 +14,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from scripts import report
-from scripts.components import DAGS, embedded
-from scripts.days import days_from_environment, seed, simulation
-from scripts.processes import stop_on_signals
-from scripts.settings import RunError, Settings, UsageError, settings_from_environment
-from scripts.watch import Watch, print_line
+from scripts.embedded import report
+from scripts.embedded.components import DAGS, embedded
+from scripts.embedded.days import days_from_environment, seed, simulation
+from scripts.embedded.processes import stop_on_signals
+from scripts.embedded.settings import (
+    EmbeddedRunError,
+    EmbeddedSettings,
+    settings_from_environment,
+)
+from scripts.embedded.watch import Watch, print_line
+from spark_jobs.contract.command import UsageError
 
 logger = logging.getLogger(__name__)
 PRODUCER = DAGS[0]
 
 
-def run(settings: Settings, days: list[str]) -> tuple[Mapping[str, float], Watch]:
+def run(settings: EmbeddedSettings, days: list[str]) -> tuple[Mapping[str, float], Watch]:
     """Runs the days through Airflow.
 
     Returns:
         The seconds that each day took, and the watch, which knows what failed.
 
     Raises:
-        RunError: A component did not come up or ended.
+        EmbeddedRunError: A component did not come up or ended.
     """
     meanwhile = simulation(settings, days)
     print_line(f"{settings.dataset}, preset {settings.preset}, {days[0]} to {days[-1]}: starting components")
@@ -46,7 +51,7 @@ def run(settings: Settings, days: list[str]) -> tuple[Mapping[str, float], Watch
         return watch.wait(), watch
 
 
-def report_on(settings: Settings, seconds: Mapping[str, float], since: float) -> None:
+def report_on(settings: EmbeddedSettings, seconds: Mapping[str, float], since: float) -> None:
     """Prints the table of days, where to look, and the time it took."""
     print_line("")
     print_line(report.table(report.HEADINGS, report.rows(settings, seconds)))
@@ -68,7 +73,7 @@ def guarded(body: Callable[[], None]) -> int:
     except UsageError as error:
         logger.error("%s", error)
         return 2
-    except RunError as error:
+    except EmbeddedRunError as error:
         logger.error("%s", error)
         return 1
     except KeyboardInterrupt:

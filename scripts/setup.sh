@@ -104,7 +104,7 @@ if [ "$(cut -d' ' -f1 "$stamp" 2>/dev/null)" != "$environment" ]; then
 fi
 
 # The jars and the compiler do not need each other.
-.venv/bin/python -m scripts.jars &
+.venv/bin/python -m scripts.embedded.jars &
 jars=$!
 say "compiling hstu_ops"
 log=$(mktemp)

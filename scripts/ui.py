@@ -11,15 +11,20 @@ import sys
 import time
 from collections.abc import Sequence
 
-from scripts import secrets_store
-from scripts.components import embedded
-from scripts.processes import stop_on_signals
-from scripts.settings import RunError, Settings, UsageError, settings_from_environment
+from scripts.embedded import secrets_store
+from scripts.embedded.components import embedded
+from scripts.embedded.processes import stop_on_signals
+from scripts.embedded.settings import (
+    EmbeddedRunError,
+    EmbeddedSettings,
+    settings_from_environment,
+)
+from spark_jobs.contract.command import UsageError
 
 logger = logging.getLogger(__name__)
 
 
-def addresses(settings: Settings) -> str:
+def addresses(settings: EmbeddedSettings) -> str:
     """Where the user interfaces are, and the login, as lines for people."""
     return (
         f"Airflow    {settings.airflow_url}  user {secrets_store.USER}, "
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         logger.error("%s", error)
         return 2
-    except RunError as error:
+    except EmbeddedRunError as error:
         logger.error("%s", error)
         return 1
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@
 Reads each table at one version, which the commit records; replaces exactly the partition `ds`, atomically.
 `--late` also makes the earlier days again that this day's delivery brought records for. A partition that this
 very code made from these very table versions is left as it is. What may know what is said in
-`spark_jobs/samples.py`; bots and outcomes without an impression are reported in `quarantine`.
+`spark_jobs/samples/build.py`; bots and outcomes without an impression are reported in `quarantine`.
 
 Prints one JSON line: `{"ds", "rebuilt", "rows", "candidates", "samples_version", "empty", ...}`. A day
 without impressions never touches existing rows: exit code 1, unless the day has neither delivery nor samples.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,20 +25,21 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs import locations
-from spark_jobs.contract import Dataset, EventType, parse_day, sample_columns, shift_day
-from spark_jobs.datasets import dataset_named
-from spark_jobs.deltalog import LakeError, current_version, partition_values
-from spark_jobs.events import bots, events_of, is_event, repeated, without
-from spark_jobs.failures import spark_errors
+from spark_jobs.contract import command, locations
+from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.features import Dataset, EventType
+from spark_jobs.contract.phases import reach
+from spark_jobs.contract.tables import sample_columns
 from spark_jobs.ingest import as_of
-from spark_jobs.lake import EmptyInputError, already_written, replace_partition, table_at
-from spark_jobs.phases import reach
-from spark_jobs.quarantine import as_quarantined, quarantine
-from spark_jobs.samples import build
-from spark_jobs.session import SparkUnavailableError, spark_session
+from spark_jobs.lake.failures import spark_errors
+from spark_jobs.lake.log import current_version, partition_values
+from spark_jobs.lake.quarantine import as_quarantined, quarantine
+from spark_jobs.lake.session import spark_session
+from spark_jobs.lake.writer import EmptyInputError, already_written, replace_partition, table_at
+from spark_jobs.samples.build import build
+from spark_jobs.samples.events import bots, events_of, is_event, repeated, without
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 STAGE = "build_samples"
 _INPUTS = ("events", "users", "items")
 
@@ -73,7 +73,7 @@ def build_days(spark: SparkSession, dataset: Dataset, ds: str, *, late: bool = F
                 f"{'a delivery' if delivered else 'samples already'}; nothing was changed. "
                 "Have the delivery repaired and ingest it again"
             )
-        LOG.info("%s %s: an empty day, nothing to build", dataset.name, ds)
+        logger.info("%s %s: an empty day, nothing to build", dataset.name, ds)
         return {"dataset": dataset.name, "ds": ds, "rebuilt": [], "rows": 0, "candidates": 0, "empty": True}
     days = [*(late_days(events_df, dataset, ds, built) if late else []), ds]
     done = {day: _build_day(spark, dataset, day, versions) for day in days}
@@ -105,7 +105,7 @@ def _build_day(spark: SparkSession, dataset: Dataset, ds: str, versions: dict[st
     inputs = {**versions, "declaration": declaration(dataset)}
     version = already_written(uri, {"ds": ds}, inputs)
     if version is not None:
-        LOG.info(
+        logger.info(
             "samples of %s %s: made from the same inputs by the same code, version %d",
             dataset.name,
             ds,
@@ -231,30 +231,22 @@ def _sizes(spark: SparkSession, uri: str, ds: str, version: int) -> dict[str, in
     return {"rows": int(row["rows"]), "candidates": int(row["candidates"] or 0)}
 
 
+def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    dataset, ds = arguments.dataset, arguments.ds
+    spark = spark_session(f"{STAGE} {dataset.name} {ds}")
+    with spark_errors(f"{STAGE} of {dataset.name} {ds}"):
+        return build_days(spark, dataset, ds, late=arguments.late)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Builds samples. Exit code 0 done, 1 refused or failed, 2 wrong usage."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("py4j").setLevel(logging.WARNING)
-    parser = argparse.ArgumentParser(prog="python -m spark_jobs.build_samples", description=__doc__)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--ds", required=True, help="day, YYYY-MM-DD")
+    """Builds samples; see `command.run` for the exit codes."""
+    parser = command.parser("spark_jobs.build_samples", __doc__)
+    command.add_dataset(parser)
+    command.add_day(parser, help="day, YYYY-MM-DD")
     parser.add_argument(
         "--late", action="store_true", help="also earlier days that the delivery of --ds changed"
     )
-    arguments = parser.parse_args(argv)
-    try:
-        dataset, _ = dataset_named(arguments.dataset), parse_day(arguments.ds)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        spark = spark_session(f"{STAGE} {dataset.name} {arguments.ds}")
-        with spark_errors(f"{STAGE} of {dataset.name} {arguments.ds}"):
-            result = build_days(spark, dataset, arguments.ds, late=arguments.late)
-    except (LakeError, SparkUnavailableError) as error:
-        LOG.error("%s", error)
-        return 1
-    sys.stdout.write(json.dumps(result) + "\n")
-    return 0
+    return command.run(parser, _run, argv)
 
 
 if __name__ == "__main__":

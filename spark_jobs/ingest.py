@@ -6,7 +6,7 @@ A delivery replaces what it brought before, in one commit, wherever in time its 
 corrected delivery leaves neither copies nor remains. An event goes to the day it happened on, never to the
 day it arrived on; one that arrives more than `late_days` later is quarantined. Within a delivery the copy of
 an event that arrived last wins; copies in several deliveries are resolved where events are read
-(`spark_jobs.events.events_of`).
+(`spark_jobs.samples.events.events_of`).
 
 Prints one JSON line: `{"ds", "events", "duplicates", "late_days", "quarantined", ...}`. Exit code 1 when the
 delivery is absent, has too many broken records (`MAX_BROKEN_SHARE`), or would replace events by nothing.
@@ -15,45 +15,34 @@ delivery is absent, has too many broken records (`MAX_BROKEN_SHARE`), or would r
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs import locations
-from spark_jobs.contract import (
-    DAY_MS,
-    Dataset,
-    EventType,
-    FeatureSpec,
-    Kind,
-    Owner,
-    dimension_columns,
-    event_columns,
-    parse_day,
-    shift_day,
-)
-from spark_jobs.datasets import dataset_named
-from spark_jobs.deltalog import LakeError, exists
-from spark_jobs.failures import spark_errors
-from spark_jobs.lake import replace_partition, table_at
-from spark_jobs.phases import reach
-from spark_jobs.quarantine import as_quarantined, quarantine
-from spark_jobs.session import SparkUnavailableError, spark_session
+from spark_jobs.contract import command, environment, locations
+from spark_jobs.contract.clock import DAY_MS, shift_day
+from spark_jobs.contract.command import CommandError
+from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner
+from spark_jobs.contract.phases import reach
+from spark_jobs.contract.tables import dimension_columns, event_columns
+from spark_jobs.lake.failures import spark_errors
+from spark_jobs.lake.log import exists
+from spark_jobs.lake.quarantine import as_quarantined, quarantine
+from spark_jobs.lake.session import spark_session
+from spark_jobs.lake.writer import replace_partition, table_at
 from spark_jobs.sources import Delivery, day_of, source_of
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 MAX_BROKEN_SHARE = 0.05
 _NEEDS_IMPRESSION = (EventType.IMPRESSION, EventType.CLICK, EventType.CONVERSION)
 
 
-class DeliveryRefusedError(RuntimeError):
+class DeliveryRefusedError(CommandError):
     """The delivery as a whole cannot be taken; no table was changed."""
 
 
@@ -310,30 +299,22 @@ def _refuse_when_broken(dataset: Dataset, ds: str, counts: dict[str, Any]) -> No
 
 def raw_root(dataset: str) -> str:
     """Folder of a dataset's raw logs: `MTGR_<DATASET>` when set, else in the lake."""
-    return os.environ.get(f"MTGR_{dataset.upper()}") or locations.raw(dataset)
+    return environment.raw_logs(dataset) or locations.raw(dataset)
+
+
+def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    dataset, ds = arguments.dataset, arguments.ds
+    spark = spark_session(f"ingest {dataset.name} {ds}")
+    with spark_errors(f"ingest of {dataset.name} {ds}"):
+        return ingest(spark, dataset, ds, raw_root(dataset.name))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Ingests one delivery. Exit code 0 done, 1 refused or failed, 2 wrong usage."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("py4j").setLevel(logging.WARNING)
-    parser = argparse.ArgumentParser(prog="python -m spark_jobs.ingest", description=__doc__)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--ds", required=True, help="day of the delivery, YYYY-MM-DD")
-    arguments = parser.parse_args(argv)
-    try:
-        dataset, _ = dataset_named(arguments.dataset), parse_day(arguments.ds)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        spark = spark_session(f"ingest {dataset.name} {arguments.ds}")
-        with spark_errors(f"ingest of {dataset.name} {arguments.ds}"):
-            result = ingest(spark, dataset, arguments.ds, raw_root(dataset.name))
-    except (FileNotFoundError, DeliveryRefusedError, LakeError, SparkUnavailableError) as error:
-        LOG.error("%s", error)
-        return 1
-    sys.stdout.write(json.dumps(result) + "\n")
-    return 0
+    """Ingests one delivery; see `command.run` for the exit codes."""
+    parser = command.parser("spark_jobs.ingest", __doc__)
+    command.add_dataset(parser)
+    command.add_day(parser, help="day of the delivery, YYYY-MM-DD")
+    return command.run(parser, _run, argv)
 
 
 if __name__ == "__main__":

@@ -13,21 +13,19 @@ Prints one JSON line: table -> files before and after.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyspark.sql import SparkSession
 
-from spark_jobs import locations
-from spark_jobs.datasets import dataset_named
-from spark_jobs.deltalog import LakeError, exists, open_table
-from spark_jobs.failures import spark_errors
-from spark_jobs.session import SparkUnavailableError, spark_session
+from spark_jobs.contract import command, locations
+from spark_jobs.lake.failures import spark_errors
+from spark_jobs.lake.log import exists, open_table
+from spark_jobs.lake.session import spark_session
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 TABLES = ("events", "users", "items", "quarantine", "samples")
 LEAST_HOURS = 168
 
@@ -62,31 +60,21 @@ def maintain(spark: SparkSession, dataset: str, retain_hours: int = LEAST_HOURS)
             spark.sql(f"VACUUM delta.`{uri}` RETAIN {retain_hours} HOURS")
         table = open_table(uri)
         done[name] = {"before": before, "after": len(table.file_uris()), "version": table.version()}
-        LOG.info("%s: %d files, now %d", uri, before, done[name]["after"])
+        logger.info("%s: %d files, now %d", uri, before, done[name]["after"])
     return done
 
 
+def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    name = arguments.dataset.name
+    return maintain(spark_session(f"maintain {name}"), name, arguments.retain_hours)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Maintains the tables of a dataset. Exit code 0 done, 1 failed, 2 wrong usage."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("py4j").setLevel(logging.WARNING)
-    parser = argparse.ArgumentParser(prog="python -m spark_jobs.maintain", description=__doc__)
-    parser.add_argument("--dataset", required=True)
+    """Maintains the tables of a dataset; see `command.run` for the exit codes."""
+    parser = command.parser("spark_jobs.maintain", __doc__)
+    command.add_dataset(parser)
     parser.add_argument("--retain-hours", type=int, default=LEAST_HOURS)
-    arguments = parser.parse_args(argv)
-    try:
-        dataset_named(arguments.dataset)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        done = maintain(
-            spark_session(f"maintain {arguments.dataset}"), arguments.dataset, arguments.retain_hours
-        )
-    except (ValueError, LakeError, SparkUnavailableError) as error:
-        LOG.error("%s", error)
-        return 1
-    sys.stdout.write(json.dumps(done) + "\n")
-    return 0
+    return command.run(parser, _run, argv)
 
 
 if __name__ == "__main__":

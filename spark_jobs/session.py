@@ -1,241 +1,34 @@
-"""One way to a Spark session, wherever a job runs, and the Spark Connect server of the embedded run.
+"""The Spark Connect server of the embedded run: `python -m spark_jobs.session serve --port 15002`.
 
-| where | how it is chosen |
-|---|---|
-| under `spark-submit`, or inside a session | the active session |
-| Spark Connect | `SPARK_REMOTE`, e.g. `sc://127.0.0.1:15002` |
-| a master, or this process | `SPARK_MASTER`, e.g. `spark://host:7077`; default `local[2]` |
-
-Start-up is what a small job pays: one server for all steps turns half a minute a step into seconds. It is
-started by `python -m spark_jobs.session serve --port 15002`, prints a line with its address when it takes
-jobs, and stops at SIGTERM. Settings come from `spark-defaults.conf` beside this file; `SPARK_CONF` adds to it
-(`key=value;key=value`), for example `spark.driver.memory=4g`.
+Prints a line with its address when it takes jobs, and stops at SIGTERM. Start-up is what a small job pays:
+one server for all steps turns half a minute a step into seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
-import os
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from types import FrameType
-from typing import Any
 
-LOG = logging.getLogger(__name__)
-DEFAULTS = Path(__file__).with_name("spark-defaults.conf")
-# For one small machine: few partitions, no concurrent collector. A cluster's own settings replace them.
-SMALL = {
-    "spark.driver.memory": "2g",
-    "spark.sql.shuffle.partitions": "4",
-    "spark.databricks.delta.snapshotPartitions": "2",
-    "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -Duser.timezone=UTC",
-    "spark.driver.host": "127.0.0.1",
-    "spark.driver.bindAddress": "127.0.0.1",
-    "spark.ui.enabled": "false",
-}
+from spark_jobs.contract import command, environment
+from spark_jobs.lake.session import SparkUnavailableError, serve
 
 
-class SparkUnavailableError(RuntimeError):
-    """Spark cannot be started or reached; the message names what is missing and the remedy."""
-
-
-def settings(*, local: bool) -> dict[str, str]:
-    """Spark properties: the committed defaults, those of a small machine when `local`, then `SPARK_CONF`."""
-    conf: dict[str, str] = {}
-    for line in DEFAULTS.read_text(encoding="ascii").splitlines():
-        if line.strip() and not line.startswith("#"):
-            key, value = line.split(None, 1)
-            conf[key] = value.strip()
-    if local:
-        conf |= SMALL
-    for pair in filter(None, os.environ.get("SPARK_CONF", "").split(";")):
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise SparkUnavailableError(f"SPARK_CONF: {pair!r} is not written key=value")
-        conf[key.strip()] = value.strip()
-    return conf | delta_jars()
-
-
-def delta_jars() -> dict[str, str]:
-    """The property that brings Delta's jars: those that Ivy has fetched already, else their Maven coordinate.
-
-    Resolving the coordinate costs seconds a process and needs the network; `SPARK_JARS` names other jars.
-    """
-    if os.environ.get("SPARK_JARS"):
-        return {"spark.jars": os.environ["SPARK_JARS"]}
-    from importlib.metadata import version
-
-    artifact, release = (
-        f"delta-spark_{'.'.join(version('pyspark').split('.')[:2])}_2.13",
-        version("delta-spark"),
-    )
-    for folder in sorted(Path.home().glob(".ivy2*/jars")):
-        if (folder / f"io.delta_{artifact}-{release}.jar").exists():
-            names = ("io.delta_*", "io.unitycatalog_*", "org.locationtech.jts_*")
-            jars = [str(jar) for name in names for jar in sorted(folder.glob(f"{name}.jar"))]
-            return {"spark.jars": ",".join(jars)}
-    return {"spark.jars.packages": f"io.delta:{artifact}:{release}"}
-
-
-def spark_session(name: str) -> Any:
-    """The session to work in, with days and times in UTC.
-
-    Args:
-        name: Name of the job, as the cluster shows it.
-
-    Raises:
-        SparkUnavailableError: There is no Java, or the remote or master cannot be reached.
-    """
-    from pyspark.sql import SparkSession
-
-    remote = os.environ.get("SPARK_REMOTE")
-    if remote:
-        spark = _remote_session(remote)
-    else:
-        spark = SparkSession.getActiveSession() or _classic_session(name)
-    spark.conf.set("spark.sql.session.timeZone", "UTC")
-    # Also where another configuration started the session: the plans of build_samples rely on it.
-    spark.conf.set("spark.sql.requireAllClusterKeysForCoPartition", "false")
-    return spark
-
-
-def _remote_session(remote: str) -> Any:
-    from pyspark.sql import SparkSession
-
-    host, _, port = remote.removeprefix("sc://").split("/")[0].partition(":")
-    _require_port("SPARK_REMOTE", remote, host, int(port or 15002), "`python -m spark_jobs.session serve`")
-    # PySpark's default keeps the session of a step that has ended in the server's memory for an hour.
-    os.environ.setdefault("SPARK_CONNECT_RELEASE_SESSION_ON_EXIT", "true")
-    return SparkSession.builder.remote(remote).getOrCreate()
-
-
-def _classic_session(name: str) -> Any:
-    from pyspark.sql import SparkSession
-
-    require_java()
-    master = os.environ.get("SPARK_MASTER") or "local[2]"
-    if master.startswith("spark://"):
-        host, _, port = master.removeprefix("spark://").split(",")[0].partition(":")
-        _require_port("SPARK_MASTER", master, host, int(port or 7077), "the cluster's master")
-    builder = SparkSession.builder.appName(name).master(master)
-    for key, value in settings(local=master.startswith("local")).items():
-        builder = builder.config(key, value)
-    try:
-        return builder.getOrCreate()
-    except Exception as error:
-        raise SparkUnavailableError(f"Spark did not start on SPARK_MASTER={master}: {error}") from error
-
-
-def require_java() -> None:
-    """Checks that there is a Java to run Spark with.
-
-    Raises:
-        SparkUnavailableError: There is none.
-    """
-    home = os.environ.get("JAVA_HOME")
-    if not (home and Path(home, "bin", "java").exists()) and not shutil.which("java"):
+def _run(arguments: argparse.Namespace) -> None:
+    if serve(arguments.port, arguments.master):
         raise SparkUnavailableError(
-            "no Java found: install Java 17 or 21 (Debian: `apt-get install openjdk-17-jre-headless`) "
-            "or set JAVA_HOME"
+            f"Spark Connect on port {arguments.port} ended by itself: see its log above"
         )
 
 
-def _require_port(setting: str, value: str, host: str, port: int, remedy: str) -> None:
-    try:
-        with socket.create_connection((host, port), timeout=5):
-            pass
-    except OSError as error:
-        raise SparkUnavailableError(
-            f"{setting}={value}: no answer from {host}:{port} ({error}); start {remedy} or correct {setting}"
-        ) from error
-
-
-def serve(port: int, master: str) -> int:
-    """Runs the Spark Connect server in the foreground until SIGTERM or SIGINT.
-
-    Args:
-        port: Port on the loopback address.
-        master: Master URL that the server works on.
-
-    Returns:
-        0 when it was told to stop; 1 when it ended by itself.
-    """
-    require_java()
-    conf = settings(local=master.startswith("local")) | {
-        "spark.connect.grpc.binding.address": "127.0.0.1",
-        "spark.connect.grpc.binding.port": str(port),
-    }
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise SparkUnavailableError(
-                f"port {port} is taken ({error}); choose another with --port"
-            ) from error
-    import pyspark
-
-    home = Path(pyspark.__file__).parent
-    command = [str(home / "bin" / "spark-submit"), "--master", master]
-    for key, value in conf.items():
-        command += ["--conf", f"{key}={value}"]
-    command += [
-        "--class",
-        "org.apache.spark.sql.connect.service.SparkConnectServer",
-        "--name",
-        "mtgr-connect",
-    ]
-    command += ["spark-internal"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("SPARK_REMOTE", "PYTHONPATH")}
-    environment |= {"SPARK_HOME": str(home), "TZ": "UTC"}
-    server = subprocess.Popen(command, env=environment, stdout=sys.stderr, start_new_session=True)
-    stopped: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-        with contextlib.suppress(ProcessLookupError):
-            server.terminate()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    _announce(server, port)
-    code = server.wait()
-    LOG.info("Spark Connect on port %d has ended (%d)", port, code)
-    return 0 if stopped else 1
-
-
-def _announce(server: subprocess.Popen[bytes], port: int) -> None:
-    """Waits until the server takes connections, then says where on stdout."""
-    while server.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            sys.stdout.write(f"ready sc://127.0.0.1:{port}\n")
-            sys.stdout.flush()
-            return
-        time.sleep(0.2)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """`serve`: the Spark Connect server. Exit code 0 after SIGTERM, 1 when it failed, 2 for wrong usage."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    parser = argparse.ArgumentParser(prog="python -m spark_jobs.session", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    """`serve`: the Spark Connect server until SIGTERM; see `command.run` for the exit codes."""
+    parser = command.parser("spark_jobs.session", __doc__)
+    commands = parser.add_subparsers(dest="action", required=True)
     server = commands.add_parser("serve", help="run the Spark Connect server until SIGTERM")
     server.add_argument("--port", type=int, default=15002)
-    server.add_argument("--master", default=os.environ.get("SPARK_MASTER") or "local[2]")
-    arguments = parser.parse_args(argv)
-    try:
-        return serve(arguments.port, arguments.master)
-    except SparkUnavailableError as error:
-        LOG.error("%s", error)
-        return 1
+    server.add_argument("--master", default=environment.spark_master())
+    return command.run(parser, _run, argv)
 
 
 if __name__ == "__main__":

@@ -8,61 +8,54 @@ same lines in files that Spark names. The last line on stdout is the result as J
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from spark_jobs.contract import days_between, parse_day
-from spark_jobs.simulator.settings import Settings
+from spark_jobs.contract import command
+from spark_jobs.contract.clock import days_between
+from spark_jobs.contract.command import UsageError
+from spark_jobs.simulator.settings import SimulationSettings
 
 logger = logging.getLogger(__name__)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns 0 done, 1 failed, 2 usage."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    parser = _parser()
+def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    given = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name in SimulationSettings.__dataclass_fields__
+    }
     try:
-        args = parser.parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    given = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
-    try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
-        parse_day(args.from_day), parse_day(args.to_day)
-        days = days_between(args.from_day, args.to_day)
+        settings = SimulationSettings(**{name: value for name, value in given.items() if value is not None})
+        days = days_between(arguments.from_day, arguments.to_day)
         if not days:
-            raise ValueError(f"--from {args.from_day} lies after --to {args.to_day}")
+            raise ValueError(f"--from {arguments.from_day} lies after --to {arguments.to_day}")
         for ds in days:
             settings.day_number(ds)
     except ValueError as error:
-        logger.error("%s", error)
-        return 2
-    try:
-        # Imported late: a usage error need not wait for Spark or Delta.
-        if args.spark:
-            from spark_jobs.simulator.spark_writer import write_deliveries_by_spark as write
-        else:
-            from spark_jobs.simulator.writer import write_deliveries as write
-        counts = write(settings, days)
-    except (OSError, ValueError, RuntimeError) as error:
-        logger.error("simulation failed: %s", error)
-        return 1
-    sys.stdout.write(json.dumps({"dataset": "foodlog", "days": counts}) + "\n")
-    return 0
+        raise UsageError(str(error)) from error
+    # Imported late: a usage error need not wait for Spark or Delta.
+    if arguments.spark:
+        from spark_jobs.simulator.spark_writer import write_deliveries_by_spark as write
+    else:
+        from spark_jobs.simulator.writer import write_deliveries as write
+    return {"dataset": "foodlog", "days": write(settings, days)}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m spark_jobs.simulate", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the deliveries; see `command.run` for the exit codes."""
+    parser = command.parser("spark_jobs.simulate", __doc__)
     parser.add_argument("--dataset", choices=["foodlog"], default="foodlog")
-    parser.add_argument("--from", dest="from_day", required=True, metavar="DAY", help="first day, YYYY-MM-DD")
-    parser.add_argument("--to", dest="to_day", required=True, metavar="DAY", help="last day, included")
+    command.add_day(parser, "--from", dest="from_day", help="first day, YYYY-MM-DD")
+    command.add_day(parser, "--to", dest="to_day", help="last day, included")
     parser.add_argument("--spark", action="store_true", help="spread districts over the Spark cluster")
-    for name, field in Settings.__dataclass_fields__.items():
+    for name, field in SimulationSettings.__dataclass_fields__.items():
         kind = {"int": int, "float": float, "str": str}[str(field.type)]
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, dest=name, type=kind, metavar="X", help=f"default {field.default}")
-    return parser
+    return command.run(parser, _run, argv)
 
 
 if __name__ == "__main__":

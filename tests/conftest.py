@@ -12,7 +12,7 @@ import pytest
 @pytest.fixture(scope="session")
 def spark() -> Iterator[object]:
     """A local session with Delta: serial collector, two shuffle partitions."""
-    from spark_jobs.session import spark_session
+    from spark_jobs.lake.session import spark_session
 
     before = {name: os.environ.pop(name, None) for name in ("SPARK_REMOTE", "SPARK_MASTER", "SPARK_CONF")}
     # For a handful of rows, compiling a plan takes far longer than interpreting it.

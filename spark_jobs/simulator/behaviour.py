@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from spark_jobs.contract import DAY_MS
-from spark_jobs.simulator.settings import MAX_CANDIDATES, MIN_CANDIDATES, Settings
+from spark_jobs.contract.clock import DAY_MS
+from spark_jobs.simulator.settings import MAX_CANDIDATES, MIN_CANDIDATES, SimulationSettings
 from spark_jobs.simulator.world import MEAL_HOURS, WET, Floats, Ints, World
 
 HOUR_MS = 3_600_000
@@ -98,7 +98,9 @@ class _Today:
     parts: list[dict[str, NDArray[np.generic]]] = field(default_factory=list)
 
 
-def simulate_day(settings: Settings, world: World, state: State, day_number: int, weather: int) -> Shown:
+def simulate_day(
+    settings: SimulationSettings, world: World, state: State, day_number: int, weather: int
+) -> Shown:
     """Simulates the day and changes `state` to what the next day finds."""
     rng = settings.rng("day", world.district, day_number)
     requests = _requests(settings, world, rng, day_number, weather)
@@ -128,7 +130,7 @@ def _dtype(name: str) -> type:
 
 
 def _requests(
-    settings: Settings, world: World, rng: np.random.Generator, day_number: int, weather: int
+    settings: SimulationSettings, world: World, rng: np.random.Generator, day_number: int, weather: int
 ) -> Requests:
     """Who opens the app when: one or two meals a user, several requests a session, minutes apart."""
     num_users = len(world.user_id)

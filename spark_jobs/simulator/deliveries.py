@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from spark_jobs.contract import shift_day
-from spark_jobs.datasets import FOODLOG
+from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.simulator.behaviour import Shown, State, simulate_day
 from spark_jobs.simulator.mess import (
     MAX_LATE_DAYS,
@@ -22,7 +22,7 @@ from spark_jobs.simulator.mess import (
     with_mess,
     with_unknown_items,
 )
-from spark_jobs.simulator.settings import MAX_CANDIDATES, Settings
+from spark_jobs.simulator.settings import MAX_CANDIDATES, SimulationSettings
 from spark_jobs.simulator.world import World, build_world, items_of, users_on, weather_of
 from spark_jobs.sources.foodlog_names import WEATHERS
 
@@ -47,7 +47,9 @@ class DistrictDelivery:
     oracle: pd.DataFrame
 
 
-def district_deliveries(settings: Settings, district: int, days: list[str]) -> Iterator[DistrictDelivery]:
+def district_deliveries(
+    settings: SimulationSettings, district: int, days: list[str]
+) -> Iterator[DistrictDelivery]:
     """Yields the deliveries of `days`, ascending, of one district.
 
     Raises:
@@ -95,7 +97,9 @@ def _impressions(world: World, shown: Shown, ds: str, weather: int) -> pd.DataFr
     return table
 
 
-def _bot_impressions(settings: Settings, world: World, number: int, ds: str, weather: int) -> pd.DataFrame:
+def _bot_impressions(
+    settings: SimulationSettings, world: World, number: int, ds: str, weather: int
+) -> pd.DataFrame:
     """Programs that page through the catalogue around the clock and click on a third of it."""
     bots = [b for b in range(settings.bots) if b % settings.districts == world.district]
     tables = []
@@ -127,7 +131,7 @@ def _bot_impressions(settings: Settings, world: World, number: int, ds: str, wea
 
 
 def _event_logs(
-    settings: Settings, world: World, impressions: pd.DataFrame, number: int, ds: str, weather: int
+    settings: SimulationSettings, world: World, impressions: pd.DataFrame, number: int, ds: str, weather: int
 ) -> dict[str, pd.DataFrame]:
     """The three event logs of a day as sent, with `late_days`."""
     shown = impressions.drop(columns=list(ORACLE_COLUMNS[1:]))
@@ -149,7 +153,7 @@ def _event_logs(
 
 
 def _lines(
-    settings: Settings, world: World, logs: dict[int, dict[str, pd.DataFrame]], number: int
+    settings: SimulationSettings, world: World, logs: dict[int, dict[str, pd.DataFrame]], number: int
 ) -> dict[str, list[str]]:
     lines = {}
     for index, log in enumerate(EVENT_LOGS):

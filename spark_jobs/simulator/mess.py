@@ -1,7 +1,7 @@
 """What happens to a log on its way to the collector: copies, delays, holes, broken lines.
 
-Works on one log of one district and day; every kind of trouble has its rate in `Settings` and leaves the rest
-alone.
+Works on one log of one district and day; every kind of trouble has its rate in `SimulationSettings` and
+leaves the rest alone.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spark_jobs.contract import DAY_MS
-from spark_jobs.simulator.settings import Settings
+from spark_jobs.contract.clock import DAY_MS
+from spark_jobs.simulator.settings import SimulationSettings
 
 UNKNOWN_ITEM = 9_000_000_000  # dishes from here on are in no catalogue
 MAX_LATE_DAYS = 2
@@ -19,7 +19,7 @@ CLOSING_MS = 2 * 3_600_000  # a delivery closes two hours after its day: orders 
 
 
 def with_unknown_items(
-    impressions: pd.DataFrame, settings: Settings, rng: np.random.Generator
+    impressions: pd.DataFrame, settings: SimulationSettings, rng: np.random.Generator
 ) -> pd.DataFrame:
     """Gives a few impressions, and so what follows them, a dish that the catalogue does not have."""
     unknown = rng.random(len(impressions)) < settings.unknown_item_rate
@@ -28,7 +28,7 @@ def with_unknown_items(
 
 
 def with_mess(
-    log: pd.DataFrame, settings: Settings, rng: np.random.Generator, day_start_ms: int
+    log: pd.DataFrame, settings: SimulationSettings, rng: np.random.Generator, day_start_ms: int
 ) -> pd.DataFrame:
     """Sends the lines: adds `received_ms` and `late_days`, copies and holes, in the order of arrival.
 
@@ -72,7 +72,7 @@ def json_lines(table: pd.DataFrame) -> list[str]:
     return text.rstrip("\n").split("\n")
 
 
-def with_broken_lines(lines: list[str], settings: Settings, rng: np.random.Generator) -> list[str]:
+def with_broken_lines(lines: list[str], settings: SimulationSettings, rng: np.random.Generator) -> list[str]:
     """Cuts a few lines off, as when a producer dies, and puts other output in the place of a few more."""
     trouble = rng.random(len(lines))
     for index in np.flatnonzero(trouble < settings.malformed_rate):

@@ -12,14 +12,14 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from spark_jobs.contract import parse_day
+from spark_jobs.contract.clock import parse_day
 
 STREAMS = ("world", "day", "mess", "weather", "common", "bots")  # append only: the position seeds the stream
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Settings of a simulated world.
+class SimulationSettings:
+    """SimulationSettings of a simulated world.
 
     Args:
         seed: Everything random follows from it.

@@ -9,7 +9,6 @@ function.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,10 +19,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 import spark_jobs
-from spark_jobs import locations
-from spark_jobs.session import spark_session
+from spark_jobs.contract import environment, locations
+from spark_jobs.lake.session import spark_session
 from spark_jobs.simulator.deliveries import LOGS, ORACLE_COLUMNS, district_deliveries
-from spark_jobs.simulator.settings import Settings
+from spark_jobs.simulator.settings import SimulationSettings
 
 logger = logging.getLogger(__name__)
 _ORACLE = "oracle"
@@ -37,14 +36,14 @@ _COLUMNS = (
 _DISTRICTS_A_TASK = 32
 
 
-def write_deliveries_by_spark(settings: Settings, days: list[str]) -> dict[str, dict[str, int]]:
+def write_deliveries_by_spark(settings: SimulationSettings, days: list[str]) -> dict[str, dict[str, int]]:
     """Simulates `days` (ascending) and writes them below `locations.raw("foodlog")`.
 
     Returns:
         Lines by log, by day.
     """
-    if os.environ.get("SPARK_MASTER", "local").startswith("local"):
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    if environment.spark_master().startswith("local"):
+        environment.set_defaults({"PYSPARK_PYTHON": sys.executable})
     spark = spark_session("simulate foodlog")
     lines_df = simulated(spark, settings, days).persist(StorageLevel.DISK_ONLY)
     try:
@@ -60,7 +59,7 @@ def write_deliveries_by_spark(settings: Settings, days: list[str]) -> dict[str, 
     return counts
 
 
-def simulated(spark: SparkSession, settings: Settings, days: list[str]) -> DataFrame:
+def simulated(spark: SparkSession, settings: SimulationSettings, days: list[str]) -> DataFrame:
     """Columns `ds`, `log`, `line`, and for the log "oracle" the oracle's own columns."""
     cloudpickle.register_pickle_by_value(spark_jobs)
     num_tasks = -(-settings.districts // _DISTRICTS_A_TASK)
@@ -69,7 +68,7 @@ def simulated(spark: SparkSession, settings: Settings, days: list[str]) -> DataF
 
 
 def _simulate(
-    settings: Settings, days: list[str]
+    settings: SimulationSettings, days: list[str]
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def simulate(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spark_jobs.simulator.settings import Settings
+from spark_jobs.simulator.settings import SimulationSettings
 from spark_jobs.sources.foodlog_names import AGES, BUDGETS, CITIES, CUISINES, WEATHERS
 
 Floats = NDArray[np.float64]
@@ -61,7 +61,7 @@ class World:
     meal_match_kc: Floats
 
 
-def build_world(settings: Settings, district: int) -> World:
+def build_world(settings: SimulationSettings, district: int) -> World:
     """Draws the district; the same for equal settings."""
     rng = settings.rng("world", district)
     first = district * settings.users_a_district
@@ -110,7 +110,7 @@ def build_world(settings: Settings, district: int) -> World:
     )
 
 
-def weather_of(settings: Settings, city: int, day_number: int) -> int:
+def weather_of(settings: SimulationSettings, city: int, day_number: int) -> int:
     """Index in WEATHERS of a city's weather on a day."""
     return int(settings.rng("weather", city, day_number).choice(len(WEATHERS), p=_WEATHER_SHARES))
 

@@ -17,10 +17,10 @@ import pandas as pd
 import pyarrow as pa
 from deltalake import write_deltalake
 
-from spark_jobs import locations
-from spark_jobs.phases import reach
+from spark_jobs.contract import locations
+from spark_jobs.contract.phases import reach
 from spark_jobs.simulator.deliveries import LOGS, ORACLE_COLUMNS, district_deliveries
-from spark_jobs.simulator.settings import Settings
+from spark_jobs.simulator.settings import SimulationSettings
 
 logger = logging.getLogger(__name__)
 _DAYS_AT_ONCE = 100  # five open files each
@@ -34,7 +34,7 @@ _ORACLE_SCHEMA = pa.schema(
 )
 
 
-def write_deliveries(settings: Settings, days: list[str]) -> dict[str, dict[str, int]]:
+def write_deliveries(settings: SimulationSettings, days: list[str]) -> dict[str, dict[str, int]]:
     """Simulates `days` (ascending) and writes them below `locations.raw("foodlog")`.
 
     Returns:
@@ -51,7 +51,7 @@ def write_deliveries(settings: Settings, days: list[str]) -> dict[str, dict[str,
     return counts
 
 
-def _write(settings: Settings, days: list[str], root: Path) -> dict[str, dict[str, int]]:
+def _write(settings: SimulationSettings, days: list[str], root: Path) -> dict[str, dict[str, int]]:
     counts = {ds: dict.fromkeys(LOGS, 0) for ds in days}
     oracles: dict[str, list[pa.Table]] = {ds: [] for ds in days}
     with contextlib.ExitStack() as stack:

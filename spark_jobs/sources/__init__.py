@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.datasets import dataset_named
+from spark_jobs.contract.datasets import dataset_named
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract import EventType, Owner, dimension_columns, event_columns
-from spark_jobs.datasets import FOODLOG
+from spark_jobs.contract.features import EventType, Owner
+from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.contract.tables import dimension_columns, event_columns
 from spark_jobs.sources import Delivery, code_of, day_of, typed
 from spark_jobs.sources.files import present
 from spark_jobs.sources.foodlog_names import AGES, BUDGETS, CITIES, CUISINES, PRICE_LIMITS, WEATHERS

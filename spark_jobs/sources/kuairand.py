@@ -21,8 +21,10 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract import EventType, Owner, dimension_columns, event_columns, shift_day
-from spark_jobs.datasets import KUAIRAND
+from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.features import EventType, Owner
+from spark_jobs.contract.kuairand import KUAIRAND
+from spark_jobs.contract.tables import dimension_columns, event_columns
 from spark_jobs.sources import Delivery, code_of, day_of, typed
 from spark_jobs.sources.files import not_empty, present, read_csv
 from spark_jobs.sources.kuairand_names import (

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from hstu_ops import mtgr_attention
-from hstu_ops.shapes import Jagged
-from hstu_ops.testing import BATCHES, batch, check_attention
+
+from benchmarks.shapes import Jagged
+from tests.cuda_ext.operator_cases import BATCHES, batch, check_attention
 
 CPU_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 GPU_DTYPES = [torch.bfloat16, torch.float16]

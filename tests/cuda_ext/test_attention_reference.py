@@ -7,7 +7,8 @@ import pytest
 import torch
 from hstu_ops import mtgr_attention
 from hstu_ops.reference import visible_mask
-from hstu_ops.testing import batch
+
+from tests.cuda_ext.operator_cases import batch
 
 
 def brute_force_mask(static: int, event_times: list[int], shown_times: list[int]) -> list[list[bool]]:

@@ -7,10 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hstu_ops import bench, bench_memory, bench_tables, mtgr_attention
-from hstu_ops.padded import PaddedAttention
-from hstu_ops.shapes import WORKLOADS, Workload, build
-from hstu_ops.testing import batch
+from hstu_ops import mtgr_attention
+
+from benchmarks import attention as bench
+from benchmarks import attention_memory as bench_memory
+from benchmarks import attention_tables as bench_tables
+from benchmarks.padded import PaddedAttention
+from benchmarks.shapes import WORKLOADS, Workload, build
+from tests.cuda_ext.operator_cases import batch
 
 PACKAGE = Path(__file__).parents[2] / "cuda_ext"
 TINY = Workload(
@@ -86,7 +90,7 @@ def test_bench_writes_json_and_tables_follow(tmp_path, monkeypatch):
 def test_committed_tables_are_those_of_the_committed_measurements(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text((PACKAGE / "README.md").read_text())
-    assert bench_tables.main([str(readme), str(PACKAGE / "benchmarks")]) == 0
+    assert bench_tables.main([str(readme), str(PACKAGE.parent / "benchmarks" / "results")]) == 0
     assert readme.read_text() == (PACKAGE / "README.md").read_text()
 
 

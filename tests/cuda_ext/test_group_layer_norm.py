@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from hstu_ops import group_layer_norm
-from hstu_ops.testing import check_norm
+
+from tests.cuda_ext.operator_cases import check_norm
 
 FLOAT32 = torch.float32
 

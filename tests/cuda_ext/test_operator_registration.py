@@ -3,8 +3,9 @@
 import pytest
 import torch
 from hstu_ops import group_layer_norm, mtgr_attention
-from hstu_ops.testing import batch
 from torch.utils.checkpoint import checkpoint
+
+from tests.cuda_ext.operator_cases import batch
 
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from hstu_ops import mtgr_attention
-from hstu_ops.shapes import Jagged
-from hstu_ops.testing import check_attention
+
+from benchmarks.shapes import Jagged
+from tests.cuda_ext.operator_cases import check_attention
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings

@@ -13,7 +13,7 @@ PROGRAM = """
 import sys
 import torch
 from hstu_ops import gated_attention, group_layer_norm, mtgr_attention
-from hstu_ops.shapes import Jagged
+from benchmarks.shapes import Jagged
 
 backend = sys.argv[1]
 rows = Jagged.random(

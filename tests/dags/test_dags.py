@@ -117,7 +117,7 @@ def test_a_run_starts_when_the_attribution_window_has_closed(
     airflow_home, monkeypatch, dataset, cron, offset
 ):
     from dags import steps
-    from spark_jobs.datasets import dataset_named
+    from spark_jobs.contract.datasets import dataset_named
 
     monkeypatch.setattr(steps, "DATASET", dataset)
     assert steps.schedule() == (cron, offset)

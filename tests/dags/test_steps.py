@@ -123,7 +123,7 @@ def test_a_spark_connection_submits_the_same_module_to_its_master(tmp_path, monk
     words = submitted.read_text().split()
     assert words[words.index("--master") + 1] == "spark://master:7077"
     assert "spark.jars=/jars/delta.jar" in words
-    at = next(i for i, word in enumerate(words) if word.endswith("scripts/spark_main.py"))
+    at = next(i for i, word in enumerate(words) if word.endswith("scripts/launchers/spark_main.py"))
     assert words[at + 1 :] == ["spark_jobs.ingest", "--dataset", "foodlog", "--ds", "2026-03-01"]
 
 

@@ -90,7 +90,7 @@ def preload(steps: list[Step]) -> None:
     if any(module.startswith(("expectations", "spark_jobs")) for module in modules):
         modules |= {"pyspark.sql.connect.session", "deltalake", "duckdb"}
     if "expectations.gate" in modules:
-        modules |= {"expectations.validation", "expectations.judge"}
+        modules |= {"expectations.judging.validation", "expectations.judging.judge"}
     if any(module.startswith("model") for module in modules):
         modules |= {"mlflow", "mlflow.pyfunc", "matplotlib.pyplot", "torchrec"}
     for module in sorted(modules):

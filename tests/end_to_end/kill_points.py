@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.settings import SHORT_LIVED
+from scripts.embedded.settings import SHORT_LIVED
 from tests.end_to_end.chain import (
     BASELINE,
     DATASET,

@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts import secrets_store
-from scripts.airflow_api import AirflowApi
-from spark_jobs.contract import shift_day
+from scripts.embedded import secrets_store
+from scripts.embedded.airflow_api import AirflowApi
+from spark_jobs.contract.clock import shift_day
 from tests.end_to_end.chain import difference, state_of, without_table_versions
 from tests.spark_servers import free_port, standalone_cluster
 
@@ -58,7 +58,7 @@ def _raw(environment, ds):
 
 
 def _sample_days(environment):
-    code = "import sys; from spark_jobs.deltalog import partition_values as v; print(v(sys.argv[1], 'ds'))"
+    code = "import sys; from spark_jobs.lake.log import partition_values as v; print(v(sys.argv[1], 'ds'))"
     table = f"{environment['MTGR_VAR']}/lake/foodlog/samples"
     done = subprocess.run(
         [sys.executable, "-c", code, table], cwd=ROOT, capture_output=True, text=True, check=True

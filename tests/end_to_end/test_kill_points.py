@@ -11,7 +11,7 @@ from tests.end_to_end.chain import difference
 from tests.end_to_end.kill_points import STAGES, table
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORD = ROOT / "docs" / "results" / "kill_points.json"
+RECORD = ROOT / "benchmarks" / "results" / "kill_points.json"
 
 
 @pytest.mark.timeout(1800)  # a minute, unless the machine is loaded

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from expectations.limits import Limits
-from expectations.rules import Rule, Suite
-from spark_jobs.contract import Dataset, FeatureSpec, Kind, Owner, sample_columns
+from expectations.rules.rule import Rule, Suite
+from spark_jobs.contract.features import Dataset, FeatureSpec, Kind, Owner
+from spark_jobs.contract.tables import sample_columns
 
 DS = "2026-03-02"
 OFFSET_HOURS = 8

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from expectations import judge as judge_module
-from expectations.baseline import compared, quantile_shift, trailing_facts
-from expectations.rules import Rule, Suite, Trailing
-from expectations.suites import SUITES
-from expectations.validation import Judgement
-from expectations.verdict import Finding, Verdict, read_verdict, verdict_path, write_verdict
+from expectations.judging import judge as judge_module
+from expectations.judging.baseline import compared, quantile_shift, trailing_facts
+from expectations.judging.validation import Judgement
+from expectations.judging.verdict import Finding, Verdict, read_verdict, verdict_path, write_verdict
+from expectations.rules.rule import Rule, Suite, Trailing
+from expectations.rules.suites import SUITES
 from tests.expectations.mini import LIMITS, MINI, broken_by
 
 EVENTS, SAMPLES = (SUITES[name](MINI, LIMITS) for name in ("events", "samples"))

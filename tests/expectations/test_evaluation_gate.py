@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from expectations.baseline import compared
-from expectations.evaluations import EvaluationUnavailableError, inspect_evaluation
-from expectations.rules import Suite
-from expectations.suites import suite_of
-from model.metrics import auc
-from spark_jobs.datasets import FOODLOG, KUAIRAND
+from expectations.judging.baseline import compared
+from expectations.measuring.evaluations import EvaluationUnavailableError, inspect_evaluation
+from expectations.rules.rule import Suite
+from expectations.rules.suites import suite_of
+from model.judging.metrics import auc
+from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.contract.kuairand import KUAIRAND
 from tests.expectations.mini import DS, MINI, broken_by
 
 SUITES = [suite_of(dataset, "evaluation") for dataset in (FOODLOG, KUAIRAND)]

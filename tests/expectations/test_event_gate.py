@@ -7,21 +7,16 @@ from typing import Any
 
 import pytest
 
-from expectations.baseline import compared
-from expectations.event_rules import events_suite
-from expectations.facts import KnownTables, event_joins, measure
-from expectations.rules import Suite, schema_differences
-from expectations.suites import suite_of
-from spark_jobs.contract import (
-    CLOCK_FEATURES,
-    Dataset,
-    FeatureSpec,
-    Kind,
-    Owner,
-    event_columns,
-    shift_day,
-)
-from spark_jobs.datasets import FOODLOG, KUAIRAND
+from expectations.judging.baseline import compared
+from expectations.measuring.facts import KnownTables, event_joins, measure
+from expectations.rules.events import events_suite
+from expectations.rules.rule import Suite, schema_differences
+from expectations.rules.suites import suite_of
+from spark_jobs.contract.clock import CLOCK_FEATURES, shift_day
+from spark_jobs.contract.features import Dataset, FeatureSpec, Kind, Owner
+from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.contract.kuairand import KUAIRAND
+from spark_jobs.contract.tables import event_columns
 from tests.expectations.mini import (
     DS,
     HOUR,

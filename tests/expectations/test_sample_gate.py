@@ -9,14 +9,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from expectations.baseline import compared
-from expectations.facts import measure, sample_joins
-from expectations.rules import Rule, Suite, Trailing, schema_differences
-from expectations.sample_rules import samples_suite
-from expectations.suites import suite_of
-from model.features import arrow_schema
-from spark_jobs.contract import MAX_REALTIME, MAX_STATIC, Dataset, FeatureSpec, Group, Kind, sample_columns
-from spark_jobs.datasets import FOODLOG, KUAIRAND
+from expectations.judging.baseline import compared
+from expectations.measuring.facts import measure, sample_joins
+from expectations.rules.rule import Rule, Suite, Trailing, schema_differences
+from expectations.rules.samples import samples_suite
+from expectations.rules.suites import suite_of
+from model.data.encoder import arrow_schema
+from spark_jobs.contract.features import MAX_REALTIME, MAX_STATIC, Dataset, FeatureSpec, Group, Kind
+from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.contract.kuairand import KUAIRAND
+from spark_jobs.contract.tables import sample_columns
 from tests.expectations.mini import DS, HOUR, LIMITS, MINI, MINUTE, START, broken_by, sample
 
 MINI_SUITE = samples_suite(MINI, LIMITS)

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from expectations import validation
+from expectations.judging import validation
+from expectations.judging.validation import NothingValidatedError, expectation_suite, validate
 from expectations.limits import limits_of
-from expectations.rules import Fact, Rule, Suite, Trailing
-from expectations.suites import SUITES, suite_of
-from expectations.validation import NothingValidatedError, expectation_suite, validate
-from spark_jobs.datasets import FOODLOG, KUAIRAND
+from expectations.rules.rule import Fact, Rule, Suite, Trailing
+from expectations.rules.suites import SUITES, suite_of
+from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.contract.kuairand import KUAIRAND
 from tests.expectations.mini import LIMITS, MINI
 
 

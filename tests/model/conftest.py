@@ -46,7 +46,7 @@ def evaluation_of(
 @pytest.fixture(scope="session")
 def prepared_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables and nothing in them."""
-    from model.mlflow_store import prepare
+    from model.registry.store import prepare
 
     path = tmp_path_factory.mktemp("prepared") / "mlflow.db"
     prepare(f"sqlite:///{path}")
@@ -62,7 +62,7 @@ def var(tmp_path: Path, prepared_database: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "var" / "mlflow").mkdir(parents=True)
     shutil.copy(prepared_database, tmp_path / "var" / "mlflow" / "mlflow.db")
     yield tmp_path / "var"
-    from model import mlflow_store
+    from model.registry import store as mlflow_store
 
     mlflow_store._client.cache_clear()
 
@@ -72,8 +72,9 @@ def make_run(var: Path) -> Callable[..., Any]:
     """Makes a run folder whose weights are a few bytes: enough for all that does not score."""
 
     def make(ds: str, seen: tuple[str, ...], preset: str = "tiny", weights: bytes = b"") -> Any:
-        from model.config import preset_named
-        from model.runs import CONFIG, WEIGHTS, partial_path, publish, run_path, write_text
+        from model.config.presets import preset_named
+        from model.runs.files import write_text
+        from model.runs.store import CONFIG, WEIGHTS, partial_path, publish, run_path
 
         partial = partial_path(run_path("foodlog", preset, ds))
         partial.mkdir(parents=True)
@@ -102,9 +103,11 @@ def make_version(make_run: Callable[..., Any]) -> Callable[..., Any]:
         candidate: Mapping[str, Any] | None = None,
         champion: Mapping[str, Any] | None = None,
     ) -> tuple[Any, Any]:
-        from model import registry, run_record, tracking
-        from model.mlflow_store import client
-        from model.runs import CONFIG, WEIGHTS
+        from model.registry import record as run_record
+        from model.registry import tracking
+        from model.registry import versions as registry
+        from model.registry.store import client
+        from model.runs.store import CONFIG, WEIGHTS
 
         run = make_run(ds, seen, preset)
         evaluation = evaluation_of(run.digest, ds, candidate or {}, champion)

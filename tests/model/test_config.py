@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from model.config import PRESETS, Config, ModelConfig, large, medium, preset_named, small, tiny, xl
+from model.config.presets import PRESETS, large, medium, preset_named, small, tiny, xl
+from model.config.run import Config
+from model.rankers.known import ranker_config
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,6 @@ def test_refused_values_are_named():
     with pytest.raises(ValueError, match="frozen_share is 2"):
         dataclasses.replace(tiny().train, frozen_share=2)
     with pytest.raises(ValueError, match="architecture is 'rnn'"):
-        ModelConfig(architecture="rnn", num_blocks=1, d_model=8, num_heads=1, token_hidden=8, head_hidden=8)
+        ranker_config({"architecture": "rnn", "d_model": 8})
     with pytest.raises(ValueError, match="not a run's config"):
-        Config.from_dict({"preset": "tiny", "model": {"layers": 3}, "train": {}})
+        Config.from_dict({"preset": "tiny", "model": {"architecture": "mtgr", "layers": 3}, "train": {}})

@@ -16,15 +16,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.config import tiny
-from model.evaluate import metrics_of
-from model.features import SampleEncoder, arrow_schema
-from model.metrics import group_auc, group_ids
-from model.network import build_ranker
-from model.reader import Step
-from model.scoring import Scorer, candidate_frame
-from model.trainer import Trainer, process_group
-from spark_jobs.datasets import FOODLOG
+from model.config.presets import tiny
+from model.data.encoder import SampleEncoder, arrow_schema
+from model.data.reader import Step
+from model.judging.evaluation import metrics_of
+from model.judging.metrics import group_auc, group_ids
+from model.judging.scoring import Scorer, candidate_frame
+from model.rankers.protocol import build_ranker
+from model.training.step import Trainer, process_group
+from spark_jobs.contract.foodlog import FOODLOG
 
 KNOWN = ("user_id", "action", "user_clicks_today", "user_impressions_today")
 CONTROL = dataclasses.replace(
@@ -86,7 +86,7 @@ def test_a_ranker_without_items_gains_nothing_from_labels_that_it_sees(
         state = trainer.state()
         assert state is not None
         published = trainer.published(state)
-    ranker = build_ranker(CONTROL, config)
+    ranker = build_ranker(CONTROL, config.model, config.train.seed)
     ranker.load_state_dict(published)
     table = samples(1_000_000, 1000, rng)
     frame, scores = candidate_frame(table), Scorer(CONTROL, config, ranker).score(table)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from model.batch import JaggedBatch
-from model.features import SampleEncoder, id_features, mix64, number_names
-from model.synthetic import random_batch, random_samples
-from spark_jobs.contract import Group
-from spark_jobs.datasets import FOODLOG, KUAIRAND
+from model.data.batch import JaggedBatch
+from model.data.encoder import SampleEncoder, id_features, mix64, number_names
+from model.data.synthetic import random_batch, random_samples
+from spark_jobs.contract.features import Group
+from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.contract.kuairand import KUAIRAND
 
 
 @pytest.fixture(scope="module")

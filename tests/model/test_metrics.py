@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
-from model.metrics import auc, calibration_error, copc, group_auc, group_ids, log_loss, task_metrics
+from model.judging.metrics import auc, calibration_error, copc, group_auc, group_ids, log_loss, task_metrics
 
 
 def brute_force(label, score):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from model import plots
+from model.registry import plots
 
 
 def rendered(figure: Figure) -> bytes:

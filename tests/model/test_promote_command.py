@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from model import promote, registry, rollback
-from model.mlflow_store import client
-from model.registry import CHAMPION, RegistryError, Version
-from model.runs import RunError, load_run
-from spark_jobs.datasets import FOODLOG
+from model import promote, rollback
+from model.registry import versions as registry
+from model.registry.store import client
+from model.registry.versions import CHAMPION, RegistryError, Version
+from model.runs.files import RunError
+from model.runs.store import load_run
+from spark_jobs.contract.foodlog import FOODLOG
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04", "2026-03-05")
 Make = Callable[..., tuple[Any, Version]]

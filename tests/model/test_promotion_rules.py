@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from model.promotion import Case, Contender, PromotionSettings, settings_of
-from model.promotion_rules import decide
+from model.judging.decision import Case, Contender, PromotionSettings, settings_of
+from model.judging.rules import decide
 
 DS = "2026-03-04"
 METRICS = {

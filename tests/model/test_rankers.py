@@ -5,25 +5,26 @@ import dataclasses
 import pytest
 import torch
 
-from model.batch import JaggedBatch
-from model.config import tiny, user_tower
-from model.features import SampleEncoder
-from model.layers import layout
-from model.metrics import group_auc
-from model.network import build_ranker
-from model.synthetic import random_batch, random_samples
-from spark_jobs.contract import Group
-from spark_jobs.datasets import FOODLOG
+from model.config.presets import tiny, user_tower
+from model.data.batch import JaggedBatch
+from model.data.encoder import SampleEncoder
+from model.data.layout import layout
+from model.data.synthetic import random_batch, random_samples
+from model.judging.metrics import group_auc
+from model.rankers.protocol import build_ranker
+from spark_jobs.contract.features import Group
+from spark_jobs.contract.foodlog import FOODLOG
 
-CASES = {"mtgr": (tiny, "reference"), "mtgr_compiled": (tiny, "cpu"), "user_tower": (user_tower, "reference")}
+CASES = {
+    "mtgr": dataclasses.replace(tiny().model, ops_backend="reference"),
+    "mtgr_compiled": dataclasses.replace(tiny().model, ops_backend="cpu"),
+    "user_tower": user_tower().model,
+}
 
 
 @pytest.fixture(scope="module", params=CASES)
 def ranker(request):
-    preset, backend = CASES[request.param]
-    base = preset()
-    config = dataclasses.replace(base, model=dataclasses.replace(base.model, ops_backend=backend))
-    ranker = build_ranker(FOODLOG, config).eval()
+    ranker = build_ranker(FOODLOG, CASES[request.param], seed=1).eval()
     ranker.inputs.scaler.fit(random_batch(FOODLOG, 30, seed=9))
     return ranker
 

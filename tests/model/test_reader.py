@@ -18,19 +18,19 @@ from deltalake import (
     write_deltalake,
 )
 
-from model import train as training
-from model.config import preset_named
-from model.reader import SamplesTable, SamplesUnavailableError
-from model.synthetic import random_samples
-from model.trainer import Trainer
-from spark_jobs import locations
-from spark_jobs.datasets import FOODLOG
+from model.config.presets import preset_named
+from model.data.reader import SamplesTable, SamplesUnavailableError
+from model.data.synthetic import random_samples
+from model.training import loop as training
+from model.training.step import Trainer
+from spark_jobs.contract import locations
+from spark_jobs.contract.foodlog import FOODLOG
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
 
 
 def add_day(ds: str, seed: int, code: str = "abc") -> None:
-    record = json.dumps({"partition": f"ds={ds}", "code_version": code})
+    record = json.dumps({"partition": f"ds={ds}", "git_sha": code})
     write_deltalake(
         locations.table("foodlog", "samples"),
         random_samples(FOODLOG, 30, seed=seed, ds=ds),
@@ -77,7 +77,7 @@ def test_a_vacuumed_version_is_named_before_the_first_step(monkeypatch: pytest.M
     (lost, *_) = files_of(DAYS[1])
     lost.unlink()
     with pytest.raises(SamplesUnavailableError, match="no longer readable"):
-        training.train(FOODLOG, preset_named("tiny"), DAYS[2], torch.device("cpu"))
+        training.train(FOODLOG, preset_named("tiny"), DAYS[2], torch.device("cpu"), lambda *_: "")
     assert steps == []  # not even on the first day, which is whole
 
 
@@ -118,9 +118,8 @@ def test_everything_that_trains_lies_before_everything_that_is_scored(
         return chunks(table, ds, *more, **named)
 
     monkeypatch.setattr(SamplesTable, "chunks", noted)
-    monkeypatch.setattr(training, "_log", lambda *_: "mlflow-run")
     monkeypatch.setattr(Trainer, "step", lambda *_: None)
-    training.train(FOODLOG, preset_named("tiny"), DAYS[1], torch.device("cpu"))
+    training.train(FOODLOG, preset_named("tiny"), DAYS[1], torch.device("cpu"), lambda *_: "")
     assert set(read) == {DAYS[0]}
 
     def times(ds: str, column: str) -> list[int]:
@@ -147,6 +146,6 @@ def test_mixed_code_versions_are_recorded_and_said(
 
     monkeypatch.setattr(training, "_fit", stop)
     with pytest.raises(Stopped):
-        training.train(FOODLOG, preset_named("tiny"), DAYS[2], torch.device("cpu"))
+        training.train(FOODLOG, preset_named("tiny"), DAYS[2], torch.device("cpu"), lambda *_: "")
     assert "different versions of the code" in caplog.text
     assert "'2026-03-01': 'ghi', '2026-03-02': 'abc'" in caplog.text

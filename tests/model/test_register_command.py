@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
-from model import packaging, prune, register, registry, run_record, tracking
-from model.mlflow_store import client
-from model.registry import RegistryError, Version
-from model.runs import CONFIG, WEIGHTS, Run, RunError
-from spark_jobs.contract import Dataset
-from spark_jobs.datasets import FOODLOG
+from model import prune, register
+from model.registry import packaging, tracking
+from model.registry import record as run_record
+from model.registry import versions as registry
+from model.registry.store import client
+from model.registry.versions import RegistryError, Version
+from model.runs.files import RunError
+from model.runs.store import CONFIG, WEIGHTS, Run
+from spark_jobs.contract.features import Dataset
+from spark_jobs.contract.foodlog import FOODLOG
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04")
 PHASES = ("before_log", "after_log", "before_version", "after_version", "after_alias")

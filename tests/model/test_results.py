@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from model import results
-from model.config import preset_named
-from model.metrics import Array, group_auc
-from model.promotion import SETTINGS
-from spark_jobs.datasets import KUAIRAND
+from model.config.presets import preset_named
+from model.judging.decision import SETTINGS
+from model.judging.metrics import Array, group_auc
+from spark_jobs.contract.kuairand import KUAIRAND
 
 ROOT = Path(__file__).parents[2]
 

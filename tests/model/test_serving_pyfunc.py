@@ -20,14 +20,16 @@ from deltalake import write_deltalake
 from hstu_ops.backends import resolve
 from mlflow.exceptions import MlflowException
 
-from model import evaluate, promote, register, registry, train
-from model.config import preset_named
-from model.mlflow_store import client
-from model.network import build_ranker
-from model.runs import CONFIG, WEIGHTS, Run, load_run
-from model.synthetic import random_samples
-from spark_jobs import locations
-from spark_jobs.datasets import FOODLOG
+from model import evaluate, promote, register, train
+from model.config.presets import preset_named
+from model.data.synthetic import random_samples
+from model.rankers.protocol import build_ranker
+from model.registry import record
+from model.registry import versions as registry
+from model.registry.store import client
+from model.runs.store import CONFIG, WEIGHTS, Run, load_run
+from spark_jobs.contract import locations
+from spark_jobs.contract.foodlog import FOODLOG
 
 DAYS = ("2026-03-01", "2026-03-02")
 DS = DAYS[1]
@@ -54,9 +56,9 @@ def evaluated(var: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         samples = random_samples(FOODLOG, 60, seed=seed, ds=ds, max_candidates=8)
         mode: Any = "append" if seed else "error"
         write_deltalake(locations.table("foodlog", "samples"), samples, partition_by=["ds"], mode=mode)
-    train.train(FOODLOG, preset_named("tiny"), DS, torch.device("cpu"))
+    train.train(FOODLOG, preset_named("tiny"), DS, torch.device("cpu"), record.log_training)
     run = load_run("foodlog", "tiny", DS)
-    evaluate.evaluate(FOODLOG, run)
+    evaluate.evaluate(FOODLOG, run, None)
     return run
 
 
@@ -91,7 +93,7 @@ def test_the_run_holds_all_that_explains_it(evaluated: Run) -> None:
     assert info.saved_input_example_info is not None
     files = {path.name for path in Path(client().get_logged_model(version.model_id).artifact_location
              .removeprefix("file://")).rglob("*") if path.is_file()}  # fmt: skip
-    assert {"MLmodel", "requirements.txt", "conda.yaml", "serving.py", CONFIG, WEIGHTS} <= files
+    assert {"MLmodel", "requirements.txt", "conda.yaml", "pyfunc.py", CONFIG, WEIGHTS} <= files
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".bin", ".so"))]
 
 
@@ -142,12 +144,12 @@ def scorer() -> Any:
     """The pyfunc with an untrained ranker, with MLflow's check of the signature before it."""
     from mlflow.pyfunc import PyFuncModel  # noqa: F401  (the import of serving needs mlflow)
 
-    from model.scoring import Scorer
-    from model.serving import RowScorer
+    from model.judging.scoring import Scorer
+    from model.serving.pyfunc import RowScorer
 
     made = RowScorer()
     config = preset_named("tiny")
-    made.scorer = Scorer(FOODLOG, config, build_ranker(FOODLOG, config))
+    made.scorer = Scorer(FOODLOG, config, build_ranker(FOODLOG, config.model, config.train.seed))
     return made
 
 
@@ -225,7 +227,7 @@ def test_an_unknown_state_is_refused(scorer: Any) -> None:
 def test_the_signature_takes_samples_and_json_and_refuses_other_columns_and_types() -> None:
     from mlflow.models.utils import _enforce_schema
 
-    from model.packaging import signature_of
+    from model.registry.packaging import signature_of
 
     schema = signature_of(FOODLOG).inputs
     rows = _rows().drop(columns=["label_click", "label_conversion"])
@@ -240,7 +242,7 @@ def test_the_signature_takes_samples_and_json_and_refuses_other_columns_and_type
 
 
 def test_requirements_are_those_of_the_lock() -> None:
-    from model.packaging import requirements
+    from model.registry.packaging import requirements
 
     lock = (Path(__file__).parents[2] / "requirements.txt").read_text()
     pinned = {line.split(" ;")[0].strip() for line in lock.splitlines()}
@@ -252,7 +254,7 @@ def test_promotion_reads_the_same_evaluation(evaluated: Run) -> None:
 
 
 def test_requirements_on_a_gpu_are_those_of_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    from model.packaging import requirements
+    from model.registry.packaging import requirements
 
     found = importlib.metadata.version
 

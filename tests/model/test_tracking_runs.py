@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from model import tracking
-from model.mlflow_store import TrackingError, client, prepare, safe_uri
+from model.registry import tracking
+from model.registry.store import TrackingError, client, prepare, safe_uri
 
 TAGS = {"digest": "abc", "samples_version": "7"}
 PARAMS = {"model": {"d_model": 64}, "seed": 1}
@@ -141,7 +141,7 @@ def test_threads_that_start_one_run_at_once_see_whole_runs() -> None:
 def test_processes_that_meet_at_a_fresh_database_all_succeed(tmp_path: Path) -> None:
     environment = os.environ | {"MTGR_VAR": str(tmp_path)}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    code = "from model import tracking; print(tracking.experiment_id('foodlog'))"
+    code = "from model.registry import tracking; print(tracking.experiment_id('foodlog'))"
     commands = [[sys.executable, "-c", code]] * 3 + [[sys.executable, "-m", "model.tracking", "prepare"]]
     started = [
         subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -164,7 +164,7 @@ def test_the_server_says_when_it_is_ready_and_stops_with_its_children(var: Path)
         assert server.stdout.readline() == f"ready http://127.0.0.1:{port}\n"
         prepare(f"http://127.0.0.1:{port}")
         code = (
-            "from model import tracking as t\n"
+            "from model.registry import tracking as t\n"
             "run = t.start_run('foodlog', 'tiny', '2026-03-04', {}, {'digest': 'abc'})\n"
             "t.log_json(run, 'evaluation', {'a': 1})\n"
         )

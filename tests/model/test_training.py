@@ -11,19 +11,21 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from deltalake import write_deltalake
 
-from model import evaluate as evaluation
-from model import train as training
-from model.config import preset_named, tiny
-from model.embeddings import NumberScaler
-from model.features import SampleEncoder
-from model.network import build_ranker
-from model.reader import SamplesTable, SamplesUnavailableError, Step, steps_of, token_cuts
-from model.runs import Run, RunError, base_of, complete_runs, load_run
-from model.scoring import SCORES, Scorer
-from model.synthetic import random_batch, random_samples
-from model.trainer import NonFiniteLossError, Trainer, process_group
-from spark_jobs import locations
-from spark_jobs.datasets import FOODLOG
+from model import train as command
+from model.config.presets import preset_named, tiny
+from model.data.encoder import SampleEncoder
+from model.data.reader import SamplesTable, SamplesUnavailableError, Step, steps_of, token_cuts
+from model.data.synthetic import random_batch, random_samples
+from model.embeddings.numbers import NumberScaler
+from model.judging.evaluation import evaluate
+from model.judging.scoring import SCORES, Scorer
+from model.rankers.protocol import build_ranker
+from model.runs.files import RunError
+from model.runs.store import Run, base_of, complete_runs, load_run
+from model.training import loop as training
+from model.training.step import NonFiniteLossError, Trainer, process_group
+from spark_jobs.contract import locations
+from spark_jobs.contract.foodlog import FOODLOG
 
 CPU = torch.device("cpu")
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
@@ -49,15 +51,18 @@ def config(**changes):
     return dataclasses.replace(base, model=model, train=train)
 
 
+def unlogged(config, record, digest):
+    """MLflow is not part of these tests."""
+    return "mlflow-run"
+
+
 @pytest.fixture
 def lake(tmp_path, monkeypatch):
     """Three days of samples; MLflow is not part of these tests."""
     monkeypatch.setenv("MTGR_VAR", str(tmp_path))
     for name in ("MTGR_LAKE", "MTGR_RUNS", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(training, "_log", lambda *_: "mlflow-run")
-    monkeypatch.setattr("model.runs.dataset_named", lambda _: DATASET)
-    monkeypatch.setattr(evaluation.registry, "champion", lambda _: None)
+    monkeypatch.setattr("model.runs.store.dataset_named", lambda _: DATASET)
     for seed, ds in enumerate(DAYS):
         add_day(ds, seed)
     return tmp_path
@@ -74,22 +79,22 @@ def losses(ds):
 
 
 def test_a_day_at_a_time_is_all_days_at_once(lake, monkeypatch):
-    first = training.train(DATASET, config(), DAYS[1], CPU)
-    second = training.train(DATASET, config(), DAYS[2], CPU)
+    first = training.train(DATASET, config(), DAYS[1], CPU, unlogged)
+    second = training.train(DATASET, config(), DAYS[2], CPU, unlogged)
     assert (first["trained_days"], second["trained_days"]) == ([DAYS[0]], [DAYS[1]])
     assert second["base"] == DAYS[1]
     assert load_run(DATASET.name, "tiny", DAYS[2]).seen_days == {DAYS[0]: 2, DAYS[1]: 2}
     daily = losses(DAYS[1]) + losses(DAYS[2])
     monkeypatch.setenv("MTGR_RUNS", str(lake / "other"))
-    at_once = training.train(DATASET, config(), DAYS[2], CPU)
+    at_once = training.train(DATASET, config(), DAYS[2], CPU, unlogged)
     assert losses(DAYS[2]) == daily
     assert at_once["digest"] == second["digest"]
-    again = training.train(DATASET, config(), DAYS[2], CPU)
+    again = training.train(DATASET, config(), DAYS[2], CPU, unlogged)
     assert (again["changed"], again["digest"]) == (False, at_once["digest"])
 
 
 def test_numbers_are_standardised_by_the_newest_day(lake):
-    training.train(DATASET, config(), DAYS[2], CPU)
+    training.train(DATASET, config(), DAYS[2], CPU, unlogged)
     found = Scorer.load(load_run(DATASET.name, "tiny", DAYS[2]).path).ranker.inputs.scaler
     newest = SampleEncoder(DATASET).encode(random_samples(DATASET, 40, seed=1, ds=DAYS[1]))
     expected = NumberScaler(DATASET)
@@ -102,7 +107,7 @@ def test_numbers_are_standardised_by_the_newest_day(lake):
 
 @pytest.mark.parametrize("phase", ["train:checkpoint_saved", "train:before_publish"])
 def test_a_killed_run_goes_on_with_the_same_losses(lake, monkeypatch, phase):
-    training.train(DATASET, config(), DAYS[2], CPU)
+    training.train(DATASET, config(), DAYS[2], CPU, unlogged)
     expected = load_run(DATASET.name, "tiny", DAYS[2])
     monkeypatch.setenv("MTGR_RUNS", str(lake / "killed"))
 
@@ -116,10 +121,10 @@ def test_a_killed_run_goes_on_with_the_same_losses(lake, monkeypatch, phase):
     with monkeypatch.context() as patch:
         patch.setattr(training, "reach", die)
         with pytest.raises(KilledError):
-            training.train(DATASET, config(), DAYS[2], CPU)
+            training.train(DATASET, config(), DAYS[2], CPU, unlogged)
         assert complete_runs(DATASET.name, "tiny") == []
     add_day("2026-03-09", 9)  # the table moves on; the run goes on with the version it began with
-    training.train(DATASET, config(), DAYS[2], CPU)
+    training.train(DATASET, config(), DAYS[2], CPU, unlogged)
     found = load_run(DATASET.name, "tiny", DAYS[2])
     assert found.record["losses"] == expected.record["losses"]
     assert found.digest == expected.digest
@@ -128,29 +133,29 @@ def test_a_killed_run_goes_on_with_the_same_losses(lake, monkeypatch, phase):
 
 def test_a_loss_that_is_not_finite_makes_no_run(lake):
     with pytest.raises(NonFiniteLossError, match=r"step 2026-03-0\d/0/\d+ \(day/pass/step\): loss"):
-        training.train(DATASET, config(dense_lr=1e30), DAYS[2], CPU)
+        training.train(DATASET, config(dense_lr=1e30), DAYS[2], CPU, unlogged)
     assert complete_runs(DATASET.name, "tiny") == []
 
 
 def test_what_cannot_be_trained_is_refused_by_name(lake, monkeypatch):
     with pytest.raises(RunError, match=f"no samples of a day before {DAYS[0]}"):
-        training.train(DATASET, config(), DAYS[0], CPU)
-    training.train(DATASET, config(), DAYS[1], CPU)
+        training.train(DATASET, config(), DAYS[0], CPU, unlogged)
+    training.train(DATASET, config(), DAYS[1], CPU, unlogged)
     other = dataclasses.replace(config(), model=dataclasses.replace(config().model, d_model=32))
     with pytest.raises(RunError, match="another model than preset tiny has now"):
-        training.train(DATASET, other, DAYS[2], CPU)
+        training.train(DATASET, other, DAYS[2], CPU, unlogged)
     (load_run(DATASET.name, "tiny", DAYS[1]).path / "weights.safetensors").write_bytes(b"broken")
     with pytest.raises(RunError, match="is damaged"):
-        training.train(DATASET, config(), DAYS[1], CPU)
+        training.train(DATASET, config(), DAYS[1], CPU, unlogged)
     monkeypatch.setenv("MTGR_LAKE", "/nowhere")
     with pytest.raises(SamplesUnavailableError, match="no samples table at /nowhere/foodlog/samples"):
         SamplesTable(DATASET)
 
 
 def test_command_refuses_wrong_usage(caplog):
-    assert training.main(["--dataset", "none", "--ds", DAYS[0]]) == 2
-    assert training.main(["--dataset", "foodlog", "--ds", "2026-13-01"]) == 2
-    assert training.main(["--dataset", "foodlog", "--ds", DAYS[0], "--preset", "huge"]) == 2
+    assert command.main(["--dataset", "none", "--ds", DAYS[0]]) == 2
+    assert command.main(["--dataset", "foodlog", "--ds", "2026-13-01"]) == 2
+    assert command.main(["--dataset", "foodlog", "--ds", DAYS[0], "--preset", "huge"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -171,9 +176,9 @@ def test_base_of_the_canonical_chain(tmp_path, seen, days, expected):
 
 
 def test_evaluation_stands_beside_the_run(lake):
-    training.train(DATASET, config(), DAYS[2], CPU)
+    training.train(DATASET, config(), DAYS[2], CPU, unlogged)
     run = load_run(DATASET.name, "tiny", DAYS[2])
-    evaluation.evaluate(DATASET, run)
+    evaluate(DATASET, run, None)
     written = json.loads((run.path / "evaluation.json").read_text())
     assert written["candidate"]["digest"] == run.digest
     assert written["champion"] is None
@@ -253,14 +258,14 @@ def test_two_ranks_train_as_one(tmp_path, monkeypatch):
     rows = random_batch(DATASET, 10, seed=5)
     scores = []
     for state in (one, two["state"]):
-        ranker = build_ranker(DATASET, config())
+        ranker = build_ranker(DATASET, config().model, config().train.seed)
         ranker.load_state_dict({**state["weights"], **state["averaged"]})
         scores.append(ranker(rows).detach())
     torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_full_disk_and_a_lost_checkpoint_are_named(lake, monkeypatch):
-    training.train(DATASET, config(), DAYS[1], CPU)
+    training.train(DATASET, config(), DAYS[1], CPU, unlogged)
     base = load_run(DATASET.name, "tiny", DAYS[1]).path
     with monkeypatch.context() as patch:
 
@@ -269,11 +274,11 @@ def test_a_full_disk_and_a_lost_checkpoint_are_named(lake, monkeypatch):
 
         patch.setattr(torch, "save", full)
         with pytest.raises(RunError, match=r"cannot write .*progress.pt \(\d+ bytes are free there\)"):
-            training.train(DATASET, config(), DAYS[2], CPU)
+            training.train(DATASET, config(), DAYS[2], CPU, unlogged)
     assert [run.path for run in complete_runs(DATASET.name, "tiny")] == [base]
     (base / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(RunError, match=r"checkpoint.pt cannot be read .*; remove .* and train again"):
-        training.train(DATASET, config(), DAYS[2], CPU)
+        training.train(DATASET, config(), DAYS[2], CPU, unlogged)
 
 
 def on_gpu():
@@ -283,10 +288,10 @@ def on_gpu():
 
 @pytest.mark.gpu
 def test_a_gpu_trains_and_scores_as_the_cpu_does(lake, monkeypatch):
-    training.train(DATASET, on_gpu(), DAYS[2], CPU)
+    training.train(DATASET, on_gpu(), DAYS[2], CPU, unlogged)
     expected = losses(DAYS[2])
     monkeypatch.setenv("MTGR_RUNS", str(lake / "gpu"))
-    training.train(DATASET, on_gpu(), DAYS[2], torch.device("cuda", 0))
+    training.train(DATASET, on_gpu(), DAYS[2], torch.device("cuda", 0), unlogged)
     np.testing.assert_allclose(*([loss for _, loss in one] for one in (losses(DAYS[2]), expected)), rtol=1e-3)
     run, day = load_run(DATASET.name, "tiny", DAYS[2]), random_samples(DATASET, 40, seed=2, ds=DAYS[2])
     cpu, gpu = (Scorer.load(run.path, device).score(day) for device in ("cpu", "cuda"))
@@ -297,7 +302,7 @@ def test_a_gpu_trains_and_scores_as_the_cpu_does(lake, monkeypatch):
 @pytest.mark.gpu
 def test_a_run_killed_on_a_gpu_goes_on(lake, monkeypatch):
     gpu = torch.device("cuda", 0)
-    training.train(DATASET, on_gpu(), DAYS[2], gpu)
+    training.train(DATASET, on_gpu(), DAYS[2], gpu, unlogged)
     expected = losses(DAYS[2])
     monkeypatch.setenv("MTGR_RUNS", str(lake / "killed"))
     with monkeypatch.context() as patch:
@@ -308,8 +313,8 @@ def test_a_run_killed_on_a_gpu_goes_on(lake, monkeypatch):
 
         patch.setattr(training, "reach", die)
         with pytest.raises(KeyboardInterrupt):
-            training.train(DATASET, on_gpu(), DAYS[2], gpu)
-    training.train(DATASET, on_gpu(), DAYS[2], gpu)
+            training.train(DATASET, on_gpu(), DAYS[2], gpu, unlogged)
+    training.train(DATASET, on_gpu(), DAYS[2], gpu, unlogged)
     np.testing.assert_allclose(*([loss for _, loss in one] for one in (losses(DAYS[2]), expected)), rtol=1e-5)
 
 
@@ -331,7 +336,7 @@ def test_the_papers_presets_train_in_bfloat16(lake, preset):
         found = [loss for _, loss in trainer.losses()]
         state = trainer.state()
     assert found[-1] < 0.9 * found[0]
-    ranker = build_ranker(DATASET, config)
+    ranker = build_ranker(DATASET, config.model, config.train.seed)
     ranker.load_state_dict({**state["weights"], **state["averaged"]})
     scorers = [Scorer(DATASET, config, copy.deepcopy(ranker), device) for device in ("cpu", "cuda")]
     cpu, on_device = (scorer.score(table.slice(0, 8)) for scorer in scorers)

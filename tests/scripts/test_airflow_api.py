@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from scripts import airflow_api
-from scripts.airflow_api import AirflowApi
-from scripts.settings import RunError
+from scripts.embedded import airflow_api
+from scripts.embedded.airflow_api import AirflowApi
+from scripts.embedded.settings import EmbeddedRunError
 
 
 @pytest.fixture
@@ -49,11 +49,11 @@ def test_a_run_whose_answer_is_lost_is_started_once(airflow):
 
 def test_a_conflict_at_the_first_try_is_an_error(airflow):
     api, _ = airflow
-    with pytest.raises(RunError, match="refused POST /dags/refused/dagRuns: 409"):
+    with pytest.raises(EmbeddedRunError, match="refused POST /dags/refused/dagRuns: 409"):
         api.trigger("refused", "2026-03-01")
 
 
 def test_an_airflow_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr(airflow_api, "RETRIED_S", 0.0)
-    with pytest.raises(RunError, match=r"Airflow at http://127\.0\.0\.1:1 does not answer"):
+    with pytest.raises(EmbeddedRunError, match=r"Airflow at http://127\.0\.0\.1:1 does not answer"):
         AirflowApi("http://127.0.0.1:1", "admin", "secret").call("GET", "/dags")

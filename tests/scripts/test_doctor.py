@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts import doctor, secrets_store
-from scripts.doctor import Finding, Level
-from scripts.settings import Settings
+from scripts import doctor
+from scripts.doctor import Diagnosis, Level
+from scripts.embedded import secrets_store
+from scripts.embedded.settings import EmbeddedSettings
 from tests.spark_servers import free_port
 
 
-def _only(findings) -> Finding:
+def _only(findings) -> Diagnosis:
     found = list(findings)
     assert len(found) == 1
     return found[0]
@@ -58,7 +59,7 @@ def test_a_taken_port_names_its_setting(monkeypatch, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        found = list(doctor.check_ports(Settings(airflow_port=port, spark_port=port + 1)))
+        found = list(doctor.check_ports(EmbeddedSettings(airflow_port=port, spark_port=port + 1)))
     finding = next(finding for finding in found if str(port) in finding.text)
     assert finding.level is Level.BLOCKS
     assert f"AIRFLOW_PORT={port + 1}" in finding.fix
@@ -66,7 +67,7 @@ def test_a_taken_port_names_its_setting(monkeypatch, tmp_path):
 
 def test_open_secrets_block(monkeypatch, tmp_path):
     monkeypatch.setenv("MTGR_VAR", str(tmp_path))
-    settings = Settings()
+    settings = EmbeddedSettings()
     assert _only(doctor.check_secrets(settings)).level is Level.OK
     secrets_store.generate(settings.home)
     assert _only(doctor.check_secrets(settings)).level is Level.OK
@@ -80,7 +81,7 @@ def test_an_mlflow_server_that_does_not_answer_blocks(monkeypatch):
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.delenv("AIRFLOW_CONN_SPARK_DEFAULT", raising=False)
-    finding = _only(doctor.check_services(Settings()))
+    finding = _only(doctor.check_services(EmbeddedSettings()))
     assert (finding.level, finding.subject) == (Level.BLOCKS, "MLFLOW_TRACKING_URI")
     assert f"127.0.0.1:{port}" in finding.text
 
@@ -107,7 +108,7 @@ def test_a_spark_that_does_not_answer_blocks(monkeypatch, tmp_path):
     monkeypatch.setenv("MTGR_VAR", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", f"spark://127.0.0.1:{free_port()}")
-    (problem,) = doctor.blocking(Settings())
+    (problem,) = doctor.blocking(EmbeddedSettings())
     assert problem.startswith("AIRFLOW_CONN_SPARK_DEFAULT: no answer from 127.0.0.1:")
     assert "correct AIRFLOW_CONN_SPARK_DEFAULT" in problem
 
@@ -172,7 +173,7 @@ def test_no_secret_is_printed(monkeypatch, tmp_path, capsys, uri):
     monkeypatch.setenv("MTGR_VAR", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", '{"conn_type": "spark", "password": "canary", "host": ')
-    home = Settings().home
+    home = EmbeddedSettings().home
     secrets_store.generate(home)
     secret = [path.read_text() for path in (home / "secrets").iterdir()]
     assert doctor.main([]) == 1
@@ -186,7 +187,7 @@ def test_no_secret_is_printed(monkeypatch, tmp_path, capsys, uri):
 
 def test_every_finding_that_is_not_ok_has_a_fix(monkeypatch, tmp_path):
     monkeypatch.setenv("MTGR_VAR", str(tmp_path))
-    for finding in doctor.findings(Settings()):
+    for finding in doctor.findings(EmbeddedSettings()):
         assert bool(finding.fix) == (finding.level is not Level.OK), finding
 
 

@@ -47,6 +47,6 @@ def test_setup_scripts_are_valid_shell():
 
 
 def test_what_make_run_prints_is_what_it_printed():
-    printed = (ROOT / "docs" / "results" / "make_run.txt").read_text()
+    printed = (ROOT / "benchmarks" / "results" / "make_run.txt").read_text()
     table = printed[printed.index("day         version") :].rstrip()
     assert f"```\n{table}\n```" in (ROOT / "README.md").read_text()

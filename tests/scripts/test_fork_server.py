@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = """
 import sys
 from pathlib import Path
-from scripts import fork_server
+from scripts.launchers import fork_server
 fork_server.load(["json"])
 fork_server.run(fork_server.serve(Path(sys.argv[1])))
 """
@@ -70,7 +70,14 @@ def _await(is_so):
 
 def _launch(place, *words, **kwargs):
     return subprocess.Popen(
-        [sys.executable, "-S", str(ROOT / "scripts" / "forked.py"), str(place / "socket"), "-m", *words],
+        [
+            sys.executable,
+            "-S",
+            str(ROOT / "scripts" / "launchers" / "forked.py"),
+            str(place / "socket"),
+            "-m",
+            *words,
+        ],
         cwd=place,
         env={**os.environ, "NAME": "caller's", "PYTHONPATH": f"{ROOT}:{place}"},
         stdin=subprocess.PIPE,

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts import secrets_store
-from scripts.processes import Processes, exclusive
-from scripts.settings import RunError
+from scripts.embedded import secrets_store
+from scripts.embedded.processes import Processes, exclusive
+from scripts.embedded.settings import EmbeddedRunError
 
 ROOT = Path(__file__).resolve().parents[2]
 # A component whose child has a session of its own and ignores SIGTERM: what a step of Airflow can look like.
@@ -27,7 +27,7 @@ time.sleep(60)
 STARTER = """
 import sys
 from pathlib import Path
-from scripts.processes import Processes, stop_on_signals
+from scripts.embedded.processes import Processes, stop_on_signals
 stop_on_signals()
 folder = Path(sys.argv[1])
 with Processes(dict(__import__("os").environ), folder) as processes:
@@ -59,14 +59,16 @@ def test_an_interrupted_starter_leaves_no_process(tmp_path, number):
 
 def test_a_command_that_fails_is_named_with_the_end_of_its_log(tmp_path):
     with Processes(dict(os.environ), tmp_path) as processes:
-        with pytest.raises(RunError, match=r"(?s)database failed with exit code 3:.*no such table.*log: "):
+        with pytest.raises(
+            EmbeddedRunError, match=r"(?s)database failed with exit code 3:.*no such table.*log: "
+        ):
             processes.run("database", ["sh", "-c", "echo no such table; exit 3"])
 
 
 def test_a_component_that_ends_by_itself_is_noticed(tmp_path):
     with Processes(dict(os.environ), tmp_path) as processes:
         processes.start("scheduler", ["sh", "-c", "exit 4"]).wait()
-        with pytest.raises(RunError, match="scheduler has ended with exit code 4"):
+        with pytest.raises(EmbeddedRunError, match="scheduler has ended with exit code 4"):
             processes.check()
 
 
@@ -74,7 +76,7 @@ def test_a_second_run_is_refused_by_name(tmp_path):
     lock = tmp_path / "running"
     with exclusive(lock, "make run"):
         message = rf"make run \(process {os.getpid()}\) already runs .*MTGR_VAR, AIRFLOW_PORT"
-        with pytest.raises(RunError, match=message), exclusive(lock, "make backfill"):
+        with pytest.raises(EmbeddedRunError, match=message), exclusive(lock, "make backfill"):
             pass
     with exclusive(lock, "make backfill"):
         pass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.processes import exclusive
+from scripts.embedded.processes import exclusive
 from tests.spark_servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from scripts.days import days_from_environment
-from scripts.settings import REPOSITORY, UsageError, settings_from_environment
+from scripts.embedded.days import days_from_environment
+from scripts.embedded.settings import REPOSITORY, UsageError, settings_from_environment
 
 VARIABLES = ("DATASET", "DATA", "PRESET", "FROM", "TO", "DAYS", "MTGR_KUAIRAND", "AIRFLOW_PORT", "SPARK_PORT")
 
@@ -86,7 +86,10 @@ def test_steps_are_forks_unless_there_is_a_gpu_or_a_launcher_of_ones_own(monkeyp
     settings = settings_from_environment()
     launcher = shlex.split(settings.environment()["MTGR_LAUNCHER"])
     assert launcher[0] == sys.executable
-    assert launcher[-2:] == [str(REPOSITORY / "scripts" / "forked.py"), str(settings.step_socket)]
+    assert launcher[-2:] == [
+        str(REPOSITORY / "scripts" / "launchers" / "forked.py"),
+        str(settings.step_socket),
+    ]
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/nvidia-smi")
     assert not settings.forks_steps
     assert "MTGR_LAUNCHER" not in settings.environment()  # then MTGR_PYTHON runs them (dags/steps.py)

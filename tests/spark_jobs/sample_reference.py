@@ -6,17 +6,9 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from spark_jobs.contract import (
-    Dataset,
-    FeatureSpec,
-    Group,
-    Kind,
-    Measure,
-    Owner,
-    Statistic,
-    sample_columns,
-    shift_day,
-)
+from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Measure, Owner, Statistic
+from spark_jobs.contract.tables import sample_columns
 
 Row = dict[str, Any]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from spark_jobs.bench_events import World
-from spark_jobs.bench_samples import bench, compare, extrapolated, table
-from spark_jobs.contract import sample_columns
-from spark_jobs.datasets import FOODLOG
+from benchmarks.samples import bench, compare, extrapolated, table
+from benchmarks.samples_events import World
+from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.contract.tables import sample_columns
 
 
 @pytest.mark.slow
@@ -42,6 +42,6 @@ def test_the_line_goes_through_all_sizes_and_says_how_far_off_they_are() -> None
 
 
 def test_the_documented_tables_are_those_of_the_file() -> None:
-    docs = Path(__file__).resolve().parents[2] / "docs"
-    result = json.loads((docs / "results" / "bench_samples.json").read_text())
-    assert table(result) in (docs / "samples.md").read_text()
+    root = Path(__file__).resolve().parents[2]
+    result = json.loads((root / "benchmarks" / "results" / "bench_samples.json").read_text())
+    assert table(result) in (root / "docs" / "samples.md").read_text()

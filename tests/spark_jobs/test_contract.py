@@ -5,23 +5,12 @@ import sys
 
 import pytest
 
-from spark_jobs.contract import (
-    DAY_MS,
-    Dataset,
-    FeatureSpec,
-    Group,
-    Kind,
-    Measure,
-    Owner,
-    Statistic,
-    days_between,
-    dimension_columns,
-    event_columns,
-    parse_day,
-    sample_columns,
-    shift_day,
-)
-from spark_jobs.datasets import FOODLOG, KUAIRAND, dataset_named
+from spark_jobs.contract.clock import DAY_MS, days_between, parse_day, shift_day
+from spark_jobs.contract.datasets import dataset_named
+from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Measure, Owner, Statistic
+from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.contract.kuairand import KUAIRAND
+from spark_jobs.contract.tables import dimension_columns, event_columns, sample_columns
 
 
 def number(name: str, owner: Owner, **fields: object) -> FeatureSpec:
@@ -144,6 +133,6 @@ def test_no_outcome_and_no_position_is_a_feature(dataset: Dataset) -> None:
 
 
 def test_the_contract_needs_the_standard_library_only() -> None:
-    code = "import sys, spark_jobs.datasets, spark_jobs.locations; print(*sys.modules)"
+    code = "import sys, spark_jobs.contract.datasets, spark_jobs.contract.locations; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
     assert not {"pyspark", "numpy", "torch", "mlflow"} & set(loaded.stdout.split())

@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 
-from spark_jobs import build_samples, ingest, locations
+from spark_jobs import ingest
 from spark_jobs.build_samples import build_days
-from spark_jobs.contract import Owner, dimension_columns, event_columns, shift_day
-from spark_jobs.deltalog import current_version, last_commit
+from spark_jobs.contract import locations
+from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.features import Owner
+from spark_jobs.contract.tables import dimension_columns, event_columns
 from spark_jobs.ingest import DeliveryRefusedError, as_of, changed, last_copies, with_days, with_reason
-from spark_jobs.lake import EmptyInputError, content_hash, table_at
+from spark_jobs.lake.log import current_version, last_commit
+from spark_jobs.lake.writer import EmptyInputError, content_hash, table_at
 from spark_jobs.sources import Delivery
 from spark_jobs.sources.foodlog import SCHEMAS
 from tests.spark_jobs.sample_reference import TINY, Row
@@ -54,7 +57,7 @@ def event(event_id: str | None, time_ms: int | None, **more: Any) -> Row:
 @pytest.fixture
 def deliver(spark: Any, lake: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Deliveries of literal rows under the dataset `tiny`: `deliver(ds, events, broken)`."""
-    monkeypatch.setattr(build_samples, "dataset_named", lambda name: TINY)
+    monkeypatch.setattr("spark_jobs.contract.datasets.dataset_named", lambda name: TINY)
     users = [{"user_id": 1, "city": 3}]
     items = [
         {"item_id": 10, "merchant_id": 7, "price": 5.0},
@@ -309,7 +312,7 @@ def test_daily_runs_with_late_orders_equal_one_backfill_and_a_rerun(
 def test_a_build_that_died_after_its_commit_has_quarantined_before(
     spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spark_jobs.lake.code_version", lambda: "abc")
+    monkeypatch.setattr("spark_jobs.lake.writer.git_sha", lambda: "abc")
     deliver(DAY, [event("a", START), event("orphan", START + 5, event_type="click", impression_id="gone")])
 
     def die(phase: str) -> None:
@@ -317,7 +320,7 @@ def test_a_build_that_died_after_its_commit_has_quarantined_before(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("spark_jobs.lake.reach", die)
+        patch.setattr("spark_jobs.lake.writer.reach", die)
         with pytest.raises(KeyboardInterrupt):
             build_days(spark, TINY, DAY)
     assert build_days(spark, TINY, DAY)["unchanged"] is True
@@ -328,7 +331,7 @@ def test_a_build_that_died_after_its_commit_has_quarantined_before(
 def test_a_commit_says_what_it_was_made_from_and_own_work_is_kept(
     spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spark_jobs.lake.code_version", lambda: "abc")
+    monkeypatch.setattr("spark_jobs.lake.writer.git_sha", lambda: "abc")
     orphan = event("orphan", START + 5, event_type="click", impression_id="gone")
     bot = [event(f"bot{i}", START + i, user_id=9) for i in range(TINY.max_impressions_a_day + 1)]
     deliver(DAY, [event("a", START), orphan, *bot])
@@ -338,7 +341,7 @@ def test_a_commit_says_what_it_was_made_from_and_own_work_is_kept(
     assert commit is not None
     assert commit.version == first["samples_version"]
     assert commit.metadata["inputs"]["events"] == current_version(locations.table("tiny", "events"))
-    assert commit.metadata["code_version"] == "abc"
+    assert commit.metadata["git_sha"] == "abc"
     again = build_days(spark, TINY, DAY)
     assert (again["unchanged"], again["samples_version"]) == (True, first["samples_version"])
     left = {

@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from spark_jobs import deltalog
-from spark_jobs import lease as lease_module
-from spark_jobs.deltalog import LakeError, commits, current_version, last_commit, partition_values
-from spark_jobs.failures import spark_errors
-from spark_jobs.lake import (
+from spark_jobs.lake import lease as lease_module
+from spark_jobs.lake import log as deltalog
+from spark_jobs.lake.failures import spark_errors
+from spark_jobs.lake.lease import FencedError, Lease, LeaseHeldError
+from spark_jobs.lake.log import LakeError, commits, current_version, last_commit, partition_values
+from spark_jobs.lake.writer import (
     EmptyInputError,
     SchemaDriftError,
     already_written,
@@ -29,7 +30,6 @@ from spark_jobs.lake import (
     replace_partition,
     table_at,
 )
-from spark_jobs.lease import FencedError, Lease, LeaseHeldError
 
 COLUMNS = [("a", "bigint"), ("tags", "array<string>"), ("ds", "string")]
 DAY, NEXT = "2026-03-01", "2026-03-02"
@@ -130,7 +130,7 @@ def test_a_writer_that_was_overtaken_is_fenced(spark: Any, uri: str, monkeypatch
             monkeypatch.setattr(lease_module, "LEASE_MS", 0)
             overtaken.append(write(rows(spark, [2]), uri))
 
-    monkeypatch.setattr("spark_jobs.lake.reach", overtake)
+    monkeypatch.setattr("spark_jobs.lake.writer.reach", overtake)
     with pytest.raises(FencedError, match=r"newer run"):
         write(rows(spark, [1]), uri)
     assert content(spark, uri) == [(DAY, 2)]
@@ -164,7 +164,7 @@ def test_the_lease_of_a_dead_process_is_free_at_once_and_tokens_grow(lake: Path)
         [
             sys.executable,
             "-c",
-            "import os, signal, sys; from spark_jobs.lease import Lease;"
+            "import os, signal, sys; from spark_jobs.lake.lease import Lease;"
             "print(Lease(sys.argv[1], 'ds=x', 'child').acquire(), flush=True);"
             "os.kill(os.getpid(), signal.SIGKILL)",
             table,
@@ -287,12 +287,12 @@ def test_a_full_disk_is_named_and_the_last_version_stands(spark: Any, uri: str) 
 def test_own_work_is_recognised_by_code_and_inputs(
     spark: Any, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spark_jobs.lake.code_version", lambda: "abc")
+    monkeypatch.setattr("spark_jobs.lake.writer.git_sha", lambda: "abc")
     version = write(rows(spark, [1]), uri, metadata={"inputs": {"events": 3}})
     assert already_written(uri, {"ds": DAY}, {"events": 3}) == version
     assert already_written(uri, {"ds": DAY}, {"events": 4}) is None
     assert already_written(uri, {"ds": NEXT}, {"events": 3}) is None
-    monkeypatch.setattr("spark_jobs.lake.code_version", lambda: "abc+dirty")
+    monkeypatch.setattr("spark_jobs.lake.writer.git_sha", lambda: "abc+dirty")
     assert already_written(uri, {"ds": DAY}, {"events": 3}) is None
 
 
@@ -337,8 +337,8 @@ def test_a_disk_without_a_free_byte_is_named_before_anything_changes(spark: Any,
 _WRITER = """
 import json, os, sys
 os.environ["SPARK_CONF"] = "spark.sql.shuffle.partitions=2;spark.driver.memory=512m"
-from spark_jobs.lake import replace_partition
-from spark_jobs.session import spark_session
+from spark_jobs.lake.writer import replace_partition
+from spark_jobs.lake.session import spark_session
 spark = spark_session("killed")
 df = spark.createDataFrame([(5, ["x"], "2026-03-01")], "a bigint, tags array<string>, ds string")
 columns = [tuple(c) for c in json.loads(sys.argv[2])]
@@ -367,8 +367,8 @@ _TORN = """
 import os, sys, time
 os.environ["SPARK_CONF"] = "spark.sql.shuffle.partitions=2;spark.driver.memory=512m"
 from pyspark import TaskContext
-from spark_jobs.lake import replace_partition
-from spark_jobs.session import spark_session
+from spark_jobs.lake.writer import replace_partition
+from spark_jobs.lake.session import spark_session
 def rows(batches):
     yield from batches
     if TaskContext.get().partitionId() == 1 and os.path.exists(sys_argv_1):

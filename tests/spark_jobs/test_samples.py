@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from spark_jobs.contract import Owner, dimension_columns, event_columns, sample_columns
-from spark_jobs.events import bots, events_of, without
+from spark_jobs.contract.features import Owner
+from spark_jobs.contract.tables import dimension_columns, event_columns, sample_columns
 from spark_jobs.ingest import as_of
-from spark_jobs.lake import content_hash
-from spark_jobs.samples import Limits, build
+from spark_jobs.lake.writer import content_hash
+from spark_jobs.samples.build import Limits, build
+from spark_jobs.samples.events import bots, events_of, without
 from tests.spark_jobs.sample_reference import TINY, Row, reference_samples
 
 DS = "2026-03-05"

@@ -16,22 +16,24 @@ import pandas as pd
 import pytest
 
 from spark_jobs import simulate
-from spark_jobs.contract import DAY_MS, days_between
-from spark_jobs.datasets import FOODLOG
+from spark_jobs.contract.clock import DAY_MS, days_between
+from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.simulator.behaviour import Shown, State, simulate_day
 from spark_jobs.simulator.deliveries import EVENT_LOGS, DistrictDelivery, district_deliveries
 from spark_jobs.simulator.mess import MAX_LATE_DAYS, UNKNOWN_ITEM, with_mess
-from spark_jobs.simulator.settings import MAX_CANDIDATES, Settings
+from spark_jobs.simulator.settings import MAX_CANDIDATES, SimulationSettings
 from spark_jobs.simulator.world import build_world, weather_of
 
-SMALL = Settings(users=60, users_a_district=30, impressions_a_day=900, bot_impressions=30)
+SMALL = SimulationSettings(users=60, users_a_district=30, impressions_a_day=900, bot_impressions=30)
 CLEAN = replace(
     SMALL, bots=0, duplicate_rate=0, late_rate=0, null_rate=0, unknown_item_rate=0, malformed_rate=0
 )
 DAYS = days_between("2026-02-18", "2026-02-20")
 
 
-def deliveries(settings: Settings, days: list[str], district: int = 0) -> dict[str, DistrictDelivery]:
+def deliveries(
+    settings: SimulationSettings, days: list[str], district: int = 0
+) -> dict[str, DistrictDelivery]:
     return {part.ds: part for part in district_deliveries(settings, district, days)}
 
 
@@ -42,7 +44,7 @@ def parsed(lines: list[str]) -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def shown() -> Shown:
     """Ten days of one district of 400 people."""
-    settings = Settings(users=400, users_a_district=400, impressions_a_day=8_000)
+    settings = SimulationSettings(users=400, users_a_district=400, impressions_a_day=8_000)
     world = build_world(settings, 0)
     state = State.fresh(world)
     days = [simulate_day(settings, world, state, n, weather_of(settings, 0, n)) for n in range(10)]

@@ -14,9 +14,11 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 import spark_jobs.sources
-from spark_jobs import datasets
-from spark_jobs.contract import Dataset, Owner, dimension_columns, event_columns
-from spark_jobs.datasets import FOODLOG, KUAIRAND
+from spark_jobs.contract import datasets
+from spark_jobs.contract.features import Dataset, Owner
+from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.contract.kuairand import KUAIRAND
+from spark_jobs.contract.tables import dimension_columns, event_columns
 from spark_jobs.sources import Delivery, foodlog, foodlog_names, kuairand, source_of
 
 REPO = Path(__file__).resolve().parents[2]
@@ -297,9 +299,9 @@ def test_the_documented_source_works(
     page = (REPO / "docs" / "sources.md").read_text()
     blocks = dict(re.findall(r"```\w+ file=(\S+)\n(.*?)```", page, flags=re.DOTALL))
     scope = dict(vars(datasets))
-    exec(compile(blocks.pop("spark_jobs/datasets.py"), "datasets", "exec"), scope)
+    exec(compile(blocks.pop("spark_jobs/contract/datasets.py"), "datasets", "exec"), scope)
     monkeypatch.setattr(datasets, "GROCERY", scope["GROCERY"], raising=False)
-    monkeypatch.setitem(datasets._DATASETS, "grocery", scope["GROCERY"])
+    monkeypatch.setitem(datasets.DATASETS, "grocery", scope["GROCERY"])
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "grocery.py").write_text(blocks.pop("spark_jobs/sources/grocery.py"))
     monkeypatch.setattr(
@@ -331,7 +333,7 @@ def test_a_dataset_without_a_source_says_what_to_do(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="unknown dataset 'nowhere'"):
         source_of("nowhere")
     monkeypatch.setitem(
-        datasets._DATASETS, "nowhere", Dataset(name="nowhere", actions=(), conversion="", features=())
+        datasets.DATASETS, "nowhere", Dataset(name="nowhere", actions=(), conversion="", features=())
     )
     with pytest.raises(ValueError, match=r"write spark_jobs/sources/nowhere\.py"):
         source_of("nowhere")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from spark_jobs.lake import content_hash, table_at
+from spark_jobs.lake.writer import content_hash, table_at
 from tests.spark_jobs.test_spark_places import DAYS, REPOSITORY, SMALL, pipeline, run
 from tests.spark_servers import standalone_cluster
 
@@ -24,8 +24,8 @@ from pathlib import Path
 import psutil
 from pyspark import TaskContext
 from spark_jobs import build_samples
-from spark_jobs.datasets import FOODLOG
-from spark_jobs.session import spark_session
+from spark_jobs.contract.datasets import FOODLOG
+from spark_jobs.lake.session import spark_session
 fault, ds, folder = sys.argv[1:]
 read = build_samples.table_at
 def faulty(spark, uri, version=None):

@@ -125,7 +125,7 @@ __device__ __forceinline__ void backward_kv_compute(BackwardKVParams const& p, t
         static_cast<Element*>(p.grad_k.data) + token * p.grad_k.token_stride + head * p.grad_k.head_stride;
     Element* const to_v =
         static_cast<Element*>(p.grad_v.data) + token * p.grad_v.token_stride + head * p.grad_v.head_stride;
-    store_rows<Element, kDim>(grad_v, p.scale_v, to_v, p.grad_v.token_stride, tile.length - key);
+    store_rows<Element, kDim>(grad_v, p.inv_n, to_v, p.grad_v.token_stride, tile.length - key);
     store_rows<Element, kDim>(grad_k, p.scale_k, to_k, p.grad_k.token_stride, tile.length - key);
   }
 }

@@ -16,7 +16,7 @@ struct BackwardKVParams {
   int num_heads;
   float half_alpha;
   float scale_k;  // alpha * inv_n / 2: the derivative passed on is doubled
-  float scale_v;  // inv_n
+  float inv_n;
 };
 
 // Extent of query tile i of a row: which keys some of its queries see, and which all of them do.

@@ -108,7 +108,7 @@ __device__ __forceinline__ void backward_kv_split_values(BackwardKVParams const&
     }
     Element* const to = static_cast<Element*>(p.grad_v.data) + int64_t(tile.row_start + key) * p.grad_v.token_stride +
                         head * p.grad_v.head_stride;
-    store_rows<Element, kDim>(grad_v, p.scale_v, to, p.grad_v.token_stride, tile.length - key);
+    store_rows<Element, kDim>(grad_v, p.inv_n, to, p.grad_v.token_stride, tile.length - key);
   }
 }
 

@@ -106,7 +106,7 @@ char const* run_backward_kv(void (*kernel)(BackwardKVParams), Problem const& pro
   params.grad_k = problem.grad_k;
   params.grad_v = problem.grad_v;
   params.scale_k = problem.alpha * problem.inv_n * 0.5f;
-  params.scale_v = problem.inv_n;
+  params.inv_n = problem.inv_n;
   HSTU_SM90_TRY(encode(params.q, problem.q, problem, Traits::kQueries));
   HSTU_SM90_TRY(encode(params.grad_out, problem.grad_out, problem, Traits::kQueries));
   HSTU_SM90_TRY(encode(params.k, problem.k, problem, kHalf));

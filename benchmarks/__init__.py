@@ -1,0 +1,1 @@
+"""Every benchmark, and in `results/` every file that one wrote."""

@@ -1,0 +1,242 @@
+"""The other side of `bench_samples`: DuckDB making the same samples from the same files by the same rules.
+
+Written for DuckDB's strengths: one pass over the Parquet files into column tables, hash aggregates and
+joins, window functions with range frames, lists of structs sorted once. What it leaves out, in its own
+favour: the cutting of days with more than 100 behaviours (the events of the benchmark have none), and
+any transaction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spark_jobs.contract.clock import DAY_MS, shift_day
+from spark_jobs.contract.features import Dataset, Group, Kind, Measure, Owner
+from spark_jobs.contract.tables import KEY_COLUMNS, sample_columns
+from spark_jobs.samples.statistics import by_keys, count_column, counts, global_column
+
+_TYPE = {
+    "bigint": "BIGINT",
+    "int": "INTEGER",
+    "tinyint": "TINYINT",
+    "float": "FLOAT",
+    "string": "VARCHAR",
+}
+_EVENT_OF = {Measure.IMPRESSIONS: "impression", Measure.CLICKS: "click", Measure.CONVERSIONS: "conversion"}
+_X = {Measure.CTR: Measure.CLICKS, Measure.CTCVR: Measure.CONVERSIONS}
+
+
+def build(connection: Any, files: dict[str, list[str]], dataset: Dataset, ds: str, out: str) -> None:
+    """Writes the samples of day `ds` to the Parquet file `out`.
+
+    Args:
+        connection: DuckDB connection.
+        files: Parquet files of `events`, `users` and `items`, hive-partitioned.
+        dataset: Dataset; no user may have more than 100 behaviours on the day.
+        ds: The day.
+        out: File to write.
+    """
+    for statement in statements(files, dataset, ds, out):
+        connection.execute(statement)
+
+
+def statements(files: dict[str, list[str]], dataset: Dataset, ds: str, out: str) -> list[str]:
+    """The SQL of the build, in order."""
+    return [
+        *_people(files, dataset, ds),
+        *_statistics(dataset, ds),
+        _today(dataset, ds),
+        _labels(dataset, ds),
+        _lists(dataset),
+        _history(dataset, ds),
+        _samples(dataset, ds, out),
+    ]
+
+
+def _people(files: dict[str, list[str]], dataset: Dataset, ds: str) -> list[str]:
+    first, last = shift_day(ds, -dataset.history_days), shift_day(ds, 1)
+    offset = dataset.utc_offset_hours * 3_600_000
+    items = [f for f in dataset.of(Owner.ITEM) if f.name != "item_id"]
+    context = [f for f in dataset.of(Owner.CONTEXT) if f.name not in ("hour", "weekday")]
+    as_of = (
+        "SELECT * FROM read_parquet({}, hive_partitioning=true, hive_types={{'ds': VARCHAR}}) "
+        "WHERE ds <= '{}' QUALIFY row_number() OVER (PARTITION BY {} ORDER BY ds DESC) = 1"
+    )
+    return [
+        f"""CREATE OR REPLACE TEMP VIEW scope AS SELECT * FROM read_parquet({files["events"]},
+            hive_partitioning=true, hive_types={{'ds': VARCHAR, 'delivery_ds': VARCHAR}})
+            WHERE ds BETWEEN '{first}' AND '{ds}' OR (ds = '{last}' AND event_type <> 'impression')""",
+        """CREATE OR REPLACE TEMP TABLE repeated AS
+            SELECT event_id, min(delivery_ds) AS first_delivery_ds FROM scope
+            WHERE event_id IN (SELECT event_id FROM scope WHERE ds <> delivery_ds)
+            GROUP BY event_id HAVING min(delivery_ds) <> max(delivery_ds)""",
+        """CREATE OR REPLACE TEMP VIEW once AS SELECT scope.* FROM scope LEFT JOIN repeated USING (event_id)
+            WHERE first_delivery_ds IS NULL OR first_delivery_ds = delivery_ds""",
+        f"""CREATE OR REPLACE TEMP TABLE bots AS SELECT user_id, ds FROM once GROUP BY ALL
+            HAVING count(*) FILTER (event_type = 'impression') > {dataset.max_impressions_a_day}
+            OR count(*) FILTER (event_type <> 'impression') > {dataset.max_impressions_a_day}""",
+        f"CREATE OR REPLACE TEMP TABLE items AS {as_of.format(files['items'], ds, 'item_id')}",
+        f"CREATE OR REPLACE TEMP TABLE users AS {as_of.format(files['users'], ds, 'user_id')}",
+        f"""CREATE OR REPLACE TEMP TABLE people AS
+            SELECT event_id, event_type, user_id, once.item_id, request_id,
+            impression_id, time_ms, action, once.ds, delivery_ds,
+            ((time_ms + {offset}) // 3600000 % 24)::INTEGER AS hour,
+            (((time_ms + {offset}) // {DAY_MS} + 3) % 7)::INTEGER AS weekday,
+            {", ".join(f"coalesce({f.name}, 0)::{_kind(f.kind)} AS {f.name}" for f in [*context, *items])}
+            FROM once LEFT JOIN (SELECT * EXCLUDE (ds) FROM items) USING (item_id)
+            ANTI JOIN bots ON once.user_id = bots.user_id AND once.ds = bots.ds""",
+    ]
+
+
+def _statistics(dataset: Dataset, ds: str) -> list[str]:
+    made = []
+    keyed = by_keys(dataset.features, today=False)
+    rates = {
+        (f.statistic.measure, f.statistic.days) for f in dataset.features if f.statistic and f.statistic.days
+    }
+    for keys, features in keyed.items():
+        wanted = sorted({(m, f.statistic.days) for f in features if f.statistic for m in counts(f.statistic)})
+        columns = ", ".join(f"{_count(m, ds, days)} AS {count_column(keys, m, days)}" for m, days in wanted)
+        oldest = shift_day(ds, -max(days for _, days in wanted))
+        active = (
+            f"AND user_id IN (SELECT user_id FROM people WHERE ds = '{ds}' AND event_type = 'impression')"
+            if "user_id" in keys
+            else ""
+        )
+        made.append(
+            f"""CREATE OR REPLACE TEMP TABLE {_table(keys)} AS SELECT {", ".join(keys)}, {columns} FROM people
+            WHERE ds >= '{oldest}' AND ds < '{ds}' AND delivery_ds < '{ds}' {active} GROUP BY ALL"""
+        )
+    columns = ", ".join(
+        f"coalesce({_count(_X[m], ds, d)} / nullif({_count(Measure.IMPRESSIONS, ds, d)}, 0), 0) AS "
+        f"{global_column(m, d)}"
+        for m, d in sorted(rates)
+        if m.is_rate
+    )
+    made.append(
+        f"""CREATE OR REPLACE TEMP TABLE rates AS SELECT {columns} FROM people
+        WHERE ds < '{ds}' AND delivery_ds < '{ds}'"""
+    )
+    return made
+
+
+def _today(dataset: Dataset, ds: str) -> str:
+    columns, windows = [], []
+    for i, (keys, features) in enumerate(by_keys(dataset.features, today=True).items()):
+        windows.append(
+            f"w{i} AS (PARTITION BY {', '.join(keys)} ORDER BY time_ms "
+            "RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+        )
+        for measure in sorted({m for f in features if f.statistic for m in counts(f.statistic)}):
+            columns.append(
+                f"count(*) FILTER (event_type = '{_EVENT_OF[measure]}' AND delivery_ds <= '{ds}') OVER w{i} "
+                f"AS {count_column(keys, measure, 0)}"
+            )
+    windows.append(
+        "wu AS (PARTITION BY user_id ORDER BY time_ms RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+    )
+    columns.append(
+        f"(count(*) FILTER (action IS NOT NULL AND delivery_ds <= '{ds}') OVER wu)::INTEGER AS earlier"
+    )
+    return (
+        f"CREATE OR REPLACE TEMP TABLE today AS SELECT *, {', '.join(columns)} FROM people WHERE ds = '{ds}' "
+        f"WINDOW {', '.join(windows)}"
+    )
+
+
+def _labels(dataset: Dataset, ds: str) -> str:
+    return f"""CREATE OR REPLACE TEMP TABLE labels AS SELECT i.event_id,
+        max((o.event_type = 'click')::TINYINT) AS label_click,
+        max((o.event_type = 'conversion')::TINYINT) AS label_conversion
+        FROM people i JOIN people o ON i.user_id = o.user_id AND i.impression_id = o.impression_id
+        AND o.time_ms BETWEEN i.time_ms AND i.time_ms + {dataset.attribution_ms}
+        WHERE i.ds = '{ds}' AND i.event_type = 'impression' AND o.ds >= '{ds}'
+        AND o.event_type IN ('click', 'conversion') GROUP BY i.event_id"""
+
+
+def _lists(dataset: Dataset) -> str:
+    features = dataset.in_group(Group.CANDIDATE)
+    fields = ", ".join(
+        f"{f.name} := {_value(f, dataset)}" if f.statistic else f"{f.name} := {f.name}" for f in features
+    )
+    joins = " ".join(
+        f"LEFT JOIN {_table(keys)} USING ({', '.join(keys)})"
+        for keys, of in by_keys(features, today=False).items()
+    )
+    return f"""CREATE OR REPLACE TEMP TABLE lists AS SELECT user_id,
+        list(struct_pack(time_ms := time_ms, event_id := event_id, earlier := earlier,
+        request_id := request_id,
+        impression_id := impression_id, label_click := coalesce(label_click, 0)::TINYINT, label_conversion :=
+        (coalesce(label_click, 0) * coalesce(label_conversion, 0))::TINYINT, {fields})
+        ORDER BY time_ms, event_id)
+        FILTER (event_type = 'impression') AS candidate,
+        list({_behaviour(dataset)} ORDER BY time_ms, event_id)
+        FILTER (action IS NOT NULL AND delivery_ds <= ds) AS realtime
+        FROM today LEFT JOIN labels USING (event_id) {joins} CROSS JOIN rates GROUP BY user_id
+        HAVING count(*) FILTER (event_type = 'impression') > 0"""
+
+
+def _history(dataset: Dataset, ds: str) -> str:
+    return f"""CREATE OR REPLACE TEMP TABLE history AS SELECT user_id,
+        list({_behaviour(dataset)} ORDER BY time_ms, event_id)[-1000:] AS static FROM (SELECT *, 0 AS earlier
+        FROM people WHERE ds < '{ds}' AND delivery_ds < '{ds}' AND action IS NOT NULL
+        AND user_id IN (SELECT user_id FROM lists)) GROUP BY user_id"""
+
+
+def _samples(dataset: Dataset, ds: str, out: str) -> str:
+    profile = dataset.of(Owner.PROFILE)
+    made = {
+        "user_id": "user_id",
+        "ds": f"'{ds}'",
+        "window_start_ms": str(dataset.day_start_ms(ds)),
+        "window_end_ms": str(dataset.day_end_ms(ds)),
+        "realtime_visible": "list_transform(realtime, lambda x: x.earlier)",
+        "candidate_visible": "list_transform(candidate, lambda x: x.earlier)",
+        "label_click": "list_transform(candidate, lambda x: x.label_click)",
+        "label_conversion": "list_transform(candidate, lambda x: x.label_conversion)",
+    }
+    for f in profile:
+        own = _value(f, dataset) if f.statistic else f"coalesce({f.name}, 0)"
+        made[f"profile_{f.name}"] = "user_id" if f.name == "user_id" else own
+    for name, _ in sample_columns(dataset)[len(KEY_COLUMNS) :]:
+        group, _, field = name.partition("_")
+        made.setdefault(name, f"list_transform({group}, lambda x: x.{field})")
+    columns = ", ".join(
+        f"coalesce({made[n]}, [])::{_TYPE[kind[6:-1]]}[] AS {n}"
+        if kind.startswith("array")
+        else f"({made[n]})::{_TYPE[kind]} AS {n}"
+        for n, kind in sample_columns(dataset)
+    )
+    joins = " ".join(
+        f"LEFT JOIN {_table(keys)} USING ({', '.join(keys)})" for keys in by_keys(profile, today=False)
+    )
+    return f"""COPY (SELECT {columns} FROM lists LEFT JOIN history USING (user_id)
+        LEFT JOIN (SELECT * EXCLUDE (ds) FROM users) USING (user_id) {joins} CROSS JOIN rates
+        ORDER BY user_id)
+        TO '{out}' (FORMAT parquet, COMPRESSION zstd)"""
+
+
+def _behaviour(dataset: Dataset) -> str:
+    fields = ", ".join(f"{f.name} := {f.name}" for f in dataset.in_group(Group.STATIC))
+    return f"struct_pack(time_ms := time_ms, earlier := earlier, {fields})"
+
+
+def _value(feature: Any, dataset: Dataset) -> str:
+    statistic = feature.statistic
+    found = [f"coalesce({count_column(statistic.keys, m, statistic.days)}, 0)" for m in counts(statistic)]
+    if not statistic.measure.is_rate:
+        return f"least({found[0]}, {feature.high})::FLOAT"
+    prior = global_column(statistic.measure, statistic.days) if statistic.days else "0.0"
+    return f"least(({found[0]} + 20 * {prior}) / ({found[1]} + 20), 1.0)::FLOAT"
+
+
+def _count(measure: Measure, ds: str, days: int) -> str:
+    return f"count(*) FILTER (event_type = '{_EVENT_OF[measure]}' AND ds >= '{shift_day(ds, -days)}')"
+
+
+def _table(keys: tuple[str, ...]) -> str:
+    return f"by_{'_'.join(keys)}"
+
+
+def _kind(kind: Kind) -> str:
+    return {Kind.ID: "BIGINT", Kind.CATEGORY: "INTEGER", Kind.NUMBER: "FLOAT"}[kind]

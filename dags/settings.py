@@ -1,0 +1,36 @@
+"""Settings of the DAGs: environment variables of Airflow's processes, read when a DAG file is parsed.
+
+| variable | what | default |
+|---|---|---|
+| `MTGR_DATASET` | the dataset of this deployment | `foodlog` |
+| `MTGR_PRESET` | the model's preset | `tiny` |
+| `MTGR_SCHEDULE` | cron of `samples_daily`, UTC | 30 minutes after the day's attribution window |
+| `MTGR_SCHEDULED` | 0: no scheduled runs, only triggered ones and backfills | 1 |
+| `MTGR_PYTHON` | the interpreter that runs steps | the one that parses this file |
+| `MTGR_LAUNCHER` | the command that is given `-m <step> ...` | `MTGR_PYTHON` |
+| `MTGR_TRAIN_LAUNCHER` | the same for `model.train`, e.g. `torchrun --nproc-per-node 8` | `MTGR_LAUNCHER` |
+| `MTGR_RETRIES`, `MTGR_RETRY_SECONDS` | retries of a step, and the pause before the first | 2, 60 |
+| `MTGR_ALERT_WEBHOOK` | address that alerts are posted to | none |
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+
+from spark_jobs.contract.environment import flag, real, text, whole
+
+DATASET = text("MTGR_DATASET", "foodlog")
+PRESET = text("MTGR_PRESET", "tiny")
+SCHEDULE = text("MTGR_SCHEDULE")
+IS_SCHEDULED = flag("MTGR_SCHEDULED", True)
+PYTHON = text("MTGR_PYTHON", sys.executable)
+LAUNCHER = text("MTGR_LAUNCHER", PYTHON)
+TRAIN_LAUNCHER = text("MTGR_TRAIN_LAUNCHER", LAUNCHER)
+RETRIES = whole("MTGR_RETRIES", 2, high=100)
+RETRY_DELAY = timedelta(seconds=real("MTGR_RETRY_SECONDS", 60.0))
+
+
+def alert_webhook() -> str:
+    """Address that alerts are posted to; empty for none. Read when an alert is sent: it may hold a secret."""
+    return text("MTGR_ALERT_WEBHOOK")

@@ -1,0 +1,87 @@
+"""From facts to a verdict: which rules apply to a partition, and what Great Expectations says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from expectations.judging.baseline import compared, trailing_facts
+from expectations.judging.validation import validate
+from expectations.judging.verdict import Finding, Verdict
+from expectations.rules.rule import Rule, Suite
+
+_PRESENCE = ("schema_missing", "schema_retyped", "schema_unexpected", "rows_present")
+
+
+def judge(
+    suite: Suite,
+    ds: str,
+    facts: Mapping[str, Any],
+    *,
+    details: Mapping[str, str] | None = None,
+    there: frozenset[str] = frozenset(),
+    version: int | None = None,
+    preset: str | None = None,
+) -> Verdict:
+    """Judges what was measured of one partition, and adds the result to the data docs.
+
+    Args:
+        suite: The suite.
+        ds: The day.
+        facts: Fact name to value; a rule whose fact is missing fails. With `rows` 0 only presence is judged.
+        details: Fact name to more in words.
+        there: What rules may require.
+        version: Version of the table.
+        preset: The model's preset, for evaluations.
+
+    Returns:
+        The verdict; it is not written yet.
+
+    Raises:
+        NothingValidatedError: A rule has no result.
+        ValueError: The verdict of a trailing day cannot be read.
+    """
+    baseline = trailing_facts(suite.dataset, suite.name, ds, preset)
+    is_present = facts.get("rows", 0) > 0
+    values: dict[str, float | None] = {}
+    rules: list[Rule] = []
+    left_out: dict[str, str] = {}
+    for rule in suite.rules:
+        trailing = [day[rule.fact] for day in baseline.values() if day.get(rule.fact) is not None]
+        if not is_present and (rule.name not in _PRESENCE or rule.fact not in facts):
+            left_out[rule.name] = "there are no rows"
+        elif rule.requires and rule.requires not in there:
+            left_out[rule.name] = f"there is no {rule.requires}"
+        elif rule.trailing is not None and not trailing:
+            left_out[rule.name] = "no trailing day has this fact"
+        else:
+            rules.append(rule)
+            values[rule.name] = _value(rule, facts, trailing)
+    run = "-".join(part for part in (preset, ds) if part)
+    judgements = validate(suite, tuple(rules), values, run)
+    findings = []
+    for rule in rules:
+        words = (details or {}).get(rule.fact) or judgements[rule.name].error
+        if not is_present and rule.name == "rows_present":
+            words = f"upstream day {ds} absent, or it is empty: there is nothing to check"
+        findings.append(Finding.of(rule, values[rule.name], judgements[rule.name].success, words))
+    return Verdict(
+        dataset=suite.dataset,
+        suite=suite.name,
+        ds=ds,
+        preset=preset,
+        success=all(finding.success for finding in findings),
+        version=version,
+        baseline_days=tuple(baseline),
+        left_out=left_out,
+        facts=facts,
+        findings=tuple(findings),
+    )
+
+
+def _value(rule: Rule, facts: Mapping[str, Any], trailing: list[Any]) -> float | None:
+    """The value that a rule bounds."""
+    if rule.trailing is not None:
+        return compared(rule, facts.get(rule.fact), trailing)
+    value = facts.get(rule.name if rule.is_row_rule else rule.fact)
+    return None if value is None else float(value)

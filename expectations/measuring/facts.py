@@ -1,0 +1,182 @@
+"""Measuring a partition with Spark: one pass for all SQL facts, one more job for joins and keys.
+
+A fact whose columns the table lacks is left out, so that its rule fails as "not measured" beside the schema
+rule that names the column. What is returned is small: numbers and lists of quantiles, never a row of data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
+
+from expectations.rules.rule import Suite
+from spark_jobs.contract.features import Dataset, EventType
+
+Facts = dict[str, Any]
+_LABELS = (EventType.CLICK, EventType.CONVERSION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownTables:
+    """What a delivery refers to.
+
+    Args:
+        impressions_df: Impressions that its clicks and conversions may belong to, `impression_id`.
+        users_df: Users known on the day, `user_id`.
+        items_df: Items known on the day, `item_id`.
+        quarantined_df: What ingest could not take of the delivery.
+    """
+
+    impressions_df: DataFrame
+    users_df: DataFrame
+    items_df: DataFrame
+    quarantined_df: DataFrame
+
+
+def measure(partitions_df: DataFrame, suite: Suite, day_column: str) -> dict[str, Facts]:
+    """Measures all SQL facts of a suite in one aggregation.
+
+    Args:
+        partitions_df: Rows of one or more partitions.
+        suite: What to measure.
+        day_column: Column that tells the partitions apart.
+
+    Returns:
+        Day to facts; a day without rows is absent.
+    """
+    there = set(partitions_df.columns)
+    measures = [fact for fact in suite.measures() if there.issuperset(fact.needs)]
+    aggregates = [F.expr(fact.sql).alias(fact.name) for fact in measures]
+    rows = partitions_df.groupBy(F.col(day_column).alias("_day")).agg(*aggregates).collect()
+    return {row["_day"]: {fact.name: row[fact.name] for fact in measures} for row in rows}
+
+
+def event_joins(
+    delivery_df: DataFrame,
+    known: KnownTables,
+    dataset: Dataset,
+    ds: str,
+    last_time_ms: int,
+) -> Facts:
+    """Facts of delivery `ds` that need keys or other tables.
+
+    Args:
+        delivery_df: Its events.
+        known: What the delivery refers to.
+        dataset: Declares the attribution window.
+        ds: The delivery.
+        last_time_ms: Time of its last event: what had become known when it closed.
+
+    Returns:
+        duplicate_events, known_users, known_items, labelled_impressions, immature_share, quarantined_share.
+    """
+    is_impression = F.col("event_type") == str(EventType.IMPRESSION)
+    impressions_df = delivery_df.where(is_impression & (F.col("ds") == ds))
+    is_label = F.col("event_type").isin([str(kind) for kind in _LABELS])
+    labels_df = delivery_df.where(is_label & (F.col("ds") >= ds))
+    is_open = F.col("time_ms") > last_time_ms - dataset.attribution_ms
+    quarantined_df = (
+        known.quarantined_df.agg(F.count("*").alias("broken"))
+        .crossJoin(delivery_df.agg(F.count("*").alias("rows")))
+        .select((F.col("broken").cast("double") / (F.col("broken") + F.col("rows"))).alias("value"))
+    )
+    return _collected(
+        duplicate_events=_surplus(delivery_df.where("event_id IS NOT NULL"), "event_id"),
+        known_users=_known_share(impressions_df, known.users_df, "user_id"),
+        known_items=_known_share(impressions_df, known.items_df, "item_id"),
+        labelled_impressions=_known_share(labels_df, known.impressions_df, "impression_id"),
+        immature_share=impressions_df.agg(F.avg(is_open.cast("double")).alias("value")),
+        quarantined_share=quarantined_df,
+    )
+
+
+def sample_joins(samples_df: DataFrame, impressions_df: DataFrame, dataset: Dataset) -> Facts:
+    """Facts of one day of samples that need keys or the day's events.
+
+    Args:
+        samples_df: The day's samples.
+        impressions_df: The day's impressions in events, whatever delivery brought them.
+        dataset: Declares from how many impressions on a user is taken for a bot.
+
+    Returns:
+        window_overlaps, duplicate_candidates, built_share.
+    """
+    by_user = Window.partitionBy("user_id").orderBy("window_start_ms", "window_end_ms")
+    overlaps_df = samples_df.select(
+        (F.lead("window_start_ms").over(by_user) < F.col("window_end_ms")).alias("overlaps")
+    )
+    candidates_df = samples_df.select(F.explode("candidate_impression_id").alias("impression_id"))
+    expected_df = (
+        impressions_df.groupBy("impression_id")
+        .agg(F.min("user_id").alias("user_id"))
+        .groupBy("user_id")
+        .count()
+        .where(F.col("count") <= dataset.max_impressions_a_day)
+        .agg(F.sum("count").alias("expected"))
+    )
+    built_df = (
+        samples_df.agg(F.sum(F.size("candidate_impression_id")).alias("built"))
+        .crossJoin(expected_df)
+        .select(F.expr("built / nullif(expected, 0)").alias("value"))
+    )
+    return _collected(
+        window_overlaps=overlaps_df.agg(F.count_if("overlaps").alias("value")),
+        duplicate_candidates=_surplus(candidates_df, "impression_id"),
+        built_share=built_df,
+    )
+
+
+def broken_rows(
+    partition_df: DataFrame, suite: Suite, counts: Mapping[str, Any], key: Sequence[str]
+) -> DataFrame:
+    """The rows that break row rules, for quarantine.
+
+    Args:
+        partition_df: The partition.
+        suite: Its suite.
+        counts: Rule name to the number of rows that break it; rules with none are not looked at again.
+        key: Columns that order the rows.
+
+    Returns:
+        `partition_df` with `reasons` (array of rule names), broken rows only, in the order of the key.
+    """
+    rules = [rule for rule in suite.row_rules if counts.get(rule.name)]
+    reasons = F.array(*(_when_broken(rule.name, rule.broken) for rule in rules)).cast("array<string>")
+    reasons = F.array_compact(reasons)
+    return partition_df.withColumn("reasons", reasons).where(F.size("reasons") > 0).orderBy(*key)
+
+
+def _when_broken(name: str, broken: str) -> Column:
+    return F.when(F.expr(f"coalesce({broken}, true)"), F.lit(name))
+
+
+def _known_share(df: DataFrame, known_df: DataFrame, key: str) -> DataFrame:
+    """Share of the rows of `df` whose key is in `known_df`; counted by key first, against skew."""
+    counted_df = df.groupBy(key).count()
+    keys_df = known_df.select(key).distinct().withColumn("known", F.lit(1))
+    joined_df = counted_df.join(keys_df, key, "left")
+    known = F.sum(F.when(F.col("known").isNotNull(), F.col("count")).otherwise(0))
+    return joined_df.agg((known.cast("double") / F.sum("count")).alias("value"))
+
+
+def _surplus(df: DataFrame, key: str) -> DataFrame:
+    """How many rows repeat a key that an earlier row has."""
+    return (
+        df.groupBy(key)
+        .count()
+        .agg(F.coalesce(F.sum(F.col("count") - 1), F.lit(0)).cast("double").alias("value"))
+    )
+
+
+def _collected(**values: DataFrame) -> Facts:
+    """Name to the value of a frame with one row and the column `value`; one job for all."""
+    named_dfs = [
+        value_df.select(F.lit(name).alias("fact"), F.col("value").cast("double").alias("value"))
+        for name, value_df in values.items()
+    ]
+    return {row["fact"]: row["value"] for row in reduce(DataFrame.unionAll, named_dfs).collect()}

@@ -1,0 +1,115 @@
+"""What the gates of the lake look at: reading a partition and all that is measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pyspark.sql import DataFrame, SparkSession
+
+from expectations.measuring.facts import Facts, KnownTables, event_joins, measure, sample_joins
+from expectations.rules.rule import Suite, schema_differences
+from spark_jobs.contract import locations
+from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.features import Dataset, EventType
+from spark_jobs.contract.tables import event_columns, sample_columns
+from spark_jobs.lake.log import current_version, exists
+from spark_jobs.lake.writer import table_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What was measured of one partition.
+
+    Args:
+        facts: Fact name to value; empty when the partition is absent.
+        details: Fact name to more in words.
+        version: Version of the table; None when there is no table.
+        partition_df: Its rows.
+    """
+
+    facts: Facts = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)
+    version: int | None = None
+    partition_df: DataFrame | None = None
+
+
+def inspect_events(
+    spark: SparkSession, dataset: Dataset, days: Sequence[str], suite: Suite
+) -> dict[str, Inspection]:
+    """Measures the deliveries of `days`; a delivery without rows has the facts of its schema and `rows` 0."""
+    uri = locations.table(dataset.name, "events")
+    if not exists(uri):
+        return {ds: Inspection(facts={"rows": 0}) for ds in days}
+    version = current_version(uri)
+    events_df = table_at(spark, uri, version)
+    schema, details = _schema(events_df, event_columns(dataset))
+    deliveries_df = events_df.where(_among("delivery_ds", days))
+    measured = measure(deliveries_df, suite, "delivery_ds")
+    inspections = {}
+    for ds in days:
+        facts = {**schema, "rows": 0, **measured.get(ds, {})}
+        delivery_df = events_df.where(_among("delivery_ds", [ds]))
+        if not schema["schema_missing"] and facts.get("last_time_ms") is not None:
+            known = _known_tables(spark, dataset, events_df, ds)
+            facts |= event_joins(delivery_df, known, dataset, ds, int(facts["last_time_ms"]))
+        inspections[ds] = Inspection(facts=facts, details=details, version=version, partition_df=delivery_df)
+    return inspections
+
+
+def inspect_samples(
+    spark: SparkSession, dataset: Dataset, days: Sequence[str], suite: Suite
+) -> dict[str, Inspection]:
+    """Measures the samples of `days`; a day without rows has the facts of its schema and `rows` 0."""
+    uri = locations.table(dataset.name, "samples")
+    if not exists(uri):
+        return {ds: Inspection(facts={"rows": 0}) for ds in days}
+    version = current_version(uri)
+    samples_df = table_at(spark, uri, version)
+    schema, details = _schema(samples_df, sample_columns(dataset))
+    measured = measure(samples_df.where(_among("ds", days)), suite, "ds")
+    events_uri = locations.table(dataset.name, "events")
+    inspections = {}
+    for ds in days:
+        facts = {**schema, "rows": 0, **measured.get(ds, {})}
+        partition_df = samples_df.where(_among("ds", [ds]))
+        if facts["rows"] and not schema["schema_missing"] and exists(events_uri):
+            impressions_df = table_at(spark, events_uri).where(
+                f"ds = '{ds}' AND event_type = '{EventType.IMPRESSION}'"
+            )
+            facts |= sample_joins(partition_df, impressions_df, dataset)
+        inspections[ds] = Inspection(facts=facts, details=details, version=version, partition_df=partition_df)
+    return inspections
+
+
+def _schema(df: DataFrame, declared: list[tuple[str, str]]) -> tuple[Facts, dict[str, str]]:
+    differences = schema_differences(declared, dict(df.dtypes))
+    return (
+        {name: len(found) for name, found in differences.items()},
+        {name: "; ".join(found) for name, found in differences.items() if found},
+    )
+
+
+def _known_tables(spark: SparkSession, dataset: Dataset, events_df: DataFrame, ds: str) -> KnownTables:
+    """What delivery `ds` refers to; a table that is not there knows nothing."""
+
+    def read(table: str, column: str, where: str) -> DataFrame:
+        uri = locations.table(dataset.name, table)
+        if not exists(uri):
+            return spark.createDataFrame([], f"{column} string")
+        return table_at(spark, uri).where(where).select(column)
+
+    first, last = shift_day(ds, -dataset.late_days - 1), shift_day(ds, 1)
+    return KnownTables(
+        impressions_df=events_df.where(
+            f"ds BETWEEN '{first}' AND '{last}' AND delivery_ds <= '{ds}'"
+            f" AND event_type = '{EventType.IMPRESSION}'"
+        ).select("impression_id"),
+        users_df=read("users", "user_id", f"ds <= '{ds}'"),
+        items_df=read("items", "item_id", f"ds <= '{ds}'"),
+        quarantined_df=read("quarantine", "reason", f"ds = '{ds}' AND stage = 'ingest'"),
+    )
+
+
+def _among(column: str, days: Sequence[str]) -> str:
+    return f"{column} IN ({', '.join(repr(day) for day in days)})"

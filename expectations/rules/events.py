@@ -1,0 +1,226 @@
+"""The rules for events: one delivery, as ingest wrote it.
+
+The partition is a delivery (`delivery_ds`), not a day: what arrived for the run of a day is what can be wrong
+today. Ingest quarantines what the source broke, and the share of that is bounded here; a broken row that is
+nevertheless in `events` is a fault of ours, so none is allowed. Checks of the raw log that other tools keep
+in a suite of its own (hours covered, volume, broken lines) are rules of this suite: they need nothing but
+events and quarantine.
+"""
+
+from __future__ import annotations
+
+from expectations.limits import Limits
+from expectations.rules import sql
+from expectations.rules.event_rows import event_row_rules
+from expectations.rules.rule import Fact, Rule, Suite, Trailing, schema_facts, schema_rules
+from spark_jobs.contract.clock import CLOCK_FEATURES, DAY_MS
+from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner
+
+_IMPRESSION = f"event_type = '{EventType.IMPRESSION}' AND ds = delivery_ds"
+
+
+def events_suite(dataset: Dataset, limits: Limits) -> Suite:
+    """The suite for one delivery of a dataset's events."""
+    context = [f for f in dataset.of(Owner.CONTEXT) if f.name not in CLOCK_FEATURES]
+    return Suite(
+        name="events",
+        dataset=dataset.name,
+        table="events",
+        facts=(*schema_facts(), *_facts(dataset, context), *_joined_facts(limits)),
+        rules=(
+            *schema_rules(),
+            *_volume_rules(limits),
+            *_reference_rules(limits),
+            *event_row_rules(dataset, context),
+            *_null_rules(context, limits),
+            *_shift_rules(context, limits),
+        ),
+    )
+
+
+def _facts(dataset: Dataset, context: list[FeatureSpec]) -> tuple[Fact, ...]:
+    """What one pass over the delivery measures."""
+    kind, day = ("event_type",), ("event_type", "ds", "delivery_ds")
+    start = sql.day_start_ms("delivery_ds", dataset)
+    hour = sql.hour_of("time_ms", dataset)
+    last = f"max(CASE WHEN {_IMPRESSION} THEN time_ms END)"
+    facts = [
+        Fact(name="rows", sql="count(*)"),
+        Fact(name="impressions", sql=f"count_if({_IMPRESSION})", needs=day),
+        Fact(
+            name="users",
+            sql=f"approx_count_distinct(CASE WHEN {_IMPRESSION} THEN user_id END)",
+            needs=(*day, "user_id"),
+        ),
+        *(
+            Fact(name=f"{event}s", sql=f"count_if(event_type = '{event}')", needs=kind)
+            for event in (EventType.CLICK, EventType.CONVERSION)
+        ),
+        Fact(name="late_rows", sql="count_if(ds < delivery_ds)", needs=("ds", "delivery_ds")),
+        Fact(
+            name="hours",
+            sql=f"size(collect_set(CASE WHEN {_IMPRESSION} THEN {hour} END))",
+            needs=(*day, "time_ms"),
+        ),
+        Fact(
+            name="idle_hours",
+            sql=f"(max({start}) + {DAY_MS} - {last}) / {sql.HOUR_MS}D",
+            needs=(*day, "time_ms"),
+        ),
+        Fact(name="last_time_ms", sql="max(time_ms)", needs=("time_ms",)),
+    ]
+    for feature in context:
+        needs = (*day, feature.name)
+        facts.append(
+            Fact(
+                name=f"{feature.name}_null_share",
+                sql=sql.share(_absent(feature), _IMPRESSION),
+                needs=needs,
+            )
+        )
+        if feature.kind is Kind.NUMBER:
+            value = f"CASE WHEN {_IMPRESSION} THEN {feature.name} END"
+            facts.append(Fact(name=f"{feature.name}_quantiles", sql=sql.quantiles(value), needs=needs))
+    return tuple(facts)
+
+
+def _joined_facts(limits: Limits) -> tuple[Fact, ...]:
+    """What needs a second look: joins with other tables, keys, and the delivery's last event."""
+    names = ["duplicate_events", "known_users", "known_items", "labelled_impressions", "quarantined_share"]
+    if limits.immature_share is not None:
+        names.append("immature_share")
+    return tuple(Fact(name=name) for name in names)
+
+
+def _volume_rules(limits: Limits) -> tuple[Rule, ...]:
+    low, high = limits.volume_ratio
+    return (
+        Rule(
+            name="rows_present",
+            column="(rows)",
+            description="the delivery has rows",
+            fact="rows",
+            low=1,
+        ),
+        Rule(
+            name="impressions_present",
+            column="event_type",
+            description="the delivery has impressions of its own day",
+            fact="impressions",
+            low=1,
+        ),
+        *(
+            Rule(
+                name=f"{what}_volume",
+                column="(rows)",
+                description=f"about as many {what} of the day as the trailing days had",
+                fact=what,
+                trailing=Trailing.RATIO,
+                low=low,
+                high=high,
+            )
+            for what in ("impressions", "users")
+        ),
+        Rule(
+            name="hours_covered",
+            column="time_ms",
+            description="impressions in nearly every hour of the day: the delivery is whole",
+            fact="hours",
+            low=limits.hours,
+        ),
+        Rule(
+            name="fresh",
+            column="time_ms",
+            description="the last impression lies close to the end of the day, in hours",
+            fact="idle_hours",
+            low=0,
+            high=limits.idle_hours,
+        ),
+        Rule(
+            name="quarantined",
+            column="(quarantine)",
+            description="share of the delivery's records that ingest had to put into quarantine",
+            fact="quarantined_share",
+            high=limits.quarantined_share,
+        ),
+    )
+
+
+def _reference_rules(limits: Limits) -> tuple[Rule, ...]:
+    rules = [
+        Rule(
+            name="event_id_unique",
+            column="event_id",
+            description="no event id stands twice in the delivery",
+            fact="duplicate_events",
+            high=0,
+        ),
+        Rule(
+            name="user_known",
+            column="user_id",
+            description="share of impressions whose user is in the users table on the day",
+            fact="known_users",
+            low=limits.known_users,
+        ),
+        Rule(
+            name="item_known",
+            column="item_id",
+            description="share of impressions whose item is in the items table on the day",
+            fact="known_items",
+            low=limits.known_items,
+        ),
+        Rule(
+            name="label_has_impression",
+            column="impression_id",
+            description="share of clicks and conversions on time whose impression is in events",
+            fact="labelled_impressions",
+            low=limits.labelled_impressions,
+        ),
+    ]
+    if limits.immature_share is not None:
+        rules.append(
+            Rule(
+                name="labels_mature",
+                column="time_ms",
+                description="share of impressions whose attribution window outlasts the delivery",
+                fact="immature_share",
+                high=limits.immature_share,
+            )
+        )
+    return tuple(rules)
+
+
+def _null_rules(context: list[FeatureSpec], limits: Limits) -> list[Rule]:
+    return [
+        Rule(
+            name=f"{feature.name}_null_drift",
+            column=feature.name,
+            description=f"share of impressions without {feature.name}: a renamed column makes it jump",
+            fact=f"{feature.name}_null_share",
+            trailing=Trailing.INCREASE,
+            high=limits.null_increase,
+        )
+        for feature in context
+    ]
+
+
+def _shift_rules(context: list[FeatureSpec], limits: Limits) -> list[Rule]:
+    return [
+        Rule(
+            name=f"{feature.name}_drift",
+            column=feature.name,
+            description=f"quantiles of {feature.name} stay where they were: a change of unit moves them",
+            fact=f"{feature.name}_quantiles",
+            trailing=Trailing.SHIFT,
+            high=limits.quantile_shift,
+        )
+        for feature in context
+        if feature.kind is Kind.NUMBER
+    ]
+
+
+def _absent(feature: FeatureSpec) -> str:
+    """A category's 0 says unknown, so that it counts as absent; a number is absent when null."""
+    if feature.kind is Kind.CATEGORY:
+        return f"{feature.name} IS NULL OR {feature.name} = 0"
+    return f"{feature.name} IS NULL"

@@ -1,0 +1,139 @@
+"""Spark SQL that rules are written in: native expressions only, so that a rule runs where the rows are.
+
+Everything returns the text of an expression. Lists may be null or empty here: only the rule about lengths
+says that a list is missing, so that one fault breaks one rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spark_jobs.contract.clock import DAY_MS
+from spark_jobs.contract.features import Dataset, FeatureSpec, Kind
+
+HOUR_MS = 60 * 60 * 1000
+
+
+def bounds(feature: FeatureSpec) -> tuple[str, str] | None:
+    """Least and greatest allowed value as SQL literals; None for ids, which may be any 64-bit integer."""
+    if feature.kind is Kind.NUMBER:
+        return f"{feature.low!r}D", f"{feature.high!r}D"
+    if feature.kind is Kind.CATEGORY:
+        return "0", str(feature.cardinality - 1)
+    return None
+
+
+def scalar_out_of_bounds(column: str, feature: FeatureSpec) -> str:
+    """True for a value outside the feature's bounds; NaN is greater than all numbers. Null for null."""
+    limits = bounds(feature)
+    return "false" if limits is None else f"({column} < {limits[0]} OR {column} > {limits[1]})"
+
+
+def list_has_null(column: str) -> str:
+    """True for a list with a null in it; false for a null list."""
+    return f"coalesce(exists({column}, x -> x IS NULL), false)"
+
+
+def list_out_of_bounds(column: str, feature: FeatureSpec) -> str:
+    """True for a list with a value that is null, NaN or outside the feature's bounds.
+
+    `array_min` and `array_max` are compiled and skip nulls. `array_contains` of a value that is not in the
+    list is null exactly when the list holds a null: for numbers and categories this replaces a lambda over
+    each value.
+    """
+    limits = bounds(feature)
+    if limits is None:
+        return list_has_null(column)
+    impossible = "CAST('NaN' AS FLOAT)" if feature.kind is Kind.NUMBER else "-1"
+    return (
+        f"(coalesce(array_min({column}) < {limits[0]}, false)"
+        f" OR coalesce(array_max({column}) > {limits[1]}, false)"
+        f" OR coalesce(array_contains({column}, {impossible}), {column} IS NOT NULL))"
+    )
+
+
+def lengths_differ(columns: Sequence[str]) -> str:
+    """True when a list is missing or the lists are not all of one length."""
+    sizes = [f"coalesce(size({column}), -1)" for column in columns]
+    return f"(least({', '.join(sizes)}) < greatest({', '.join(sizes)}) OR {sizes[0]} < 0)"
+
+
+def not_ascending(column: str) -> str:
+    """True for a list that is not in ascending order (equal neighbours allowed)."""
+    return f"coalesce(sort_array({column}) <> {column}, false)"
+
+
+def visible_differs(visible: str, times: str) -> str:
+    """True when a token's `visible` is not the number of real-time tokens strictly earlier than it.
+
+    With real-time tokens in ascending order, v of them are strictly earlier than t exactly when the v-th
+    (from 1) is earlier than t and the next is not: two look-ups a token instead of a count over all of them.
+    """
+    token_differs = (
+        "NOT (v >= 0 AND v <= size(realtime_time_ms)"
+        " AND (v = 0 OR coalesce(get(realtime_time_ms, v - 1) < t, false))"
+        " AND coalesce(get(realtime_time_ms, v) >= t, true))"
+    )
+    return f"coalesce(exists(zip_with({visible}, {times}, (v, t) -> {token_differs}), x -> x), false)"
+
+
+def day_start_ms(ds: str, dataset: Dataset) -> str:
+    """First millisecond of the day in column `ds`; integers, so that no session's time zone matters."""
+    midnight = f"CAST(unix_date(try_cast({ds} AS DATE)) AS BIGINT) * {DAY_MS}"
+    return f"({midnight} - {dataset.utc_offset_hours * HOUR_MS})"
+
+
+def _local_ms(time_ms: str, dataset: Dataset) -> str:
+    """A time in the dataset's clock; null instead of an overflow for times at the end of 64 bits."""
+    return f"try_add({time_ms}, {dataset.utc_offset_hours * HOUR_MS}L)"
+
+
+def day_of(time_ms: str, dataset: Dataset) -> str:
+    """The day of a time in the dataset's clock, YYYY-MM-DD."""
+    days = f"try_cast(floor({_local_ms(time_ms, dataset)} / {DAY_MS}) AS INT)"
+    return f"date_format(date_from_unix_date({days}), 'yyyy-MM-dd')"
+
+
+def hour_of(time_ms: str, dataset: Dataset) -> str:
+    """The hour 0..23 of a time in the dataset's clock."""
+    return f"pmod({_local_ms(time_ms, dataset)} div {HOUR_MS}, 24)"
+
+
+def weekday_of(time_ms: str, dataset: Dataset) -> str:
+    """The weekday of a time in the dataset's clock, Monday 0; 1970-01-01 was a Thursday."""
+    return f"pmod({_local_ms(time_ms, dataset)} div {DAY_MS} + 3, 7)"
+
+
+def clock_differs(column: str, expected: str) -> str:
+    """True when a clock feature of a candidate is not what its time `t` gives."""
+    pairs = f"zip_with({column}, candidate_time_ms, (v, t) -> v <> {expected})"
+    return f"coalesce(exists({pairs}, x -> x), false)"
+
+
+def one_of(column: str) -> str:
+    """One value of a list, chosen by the row's key: an unbiased look at lists without exploding them."""
+    chosen = f"CAST(pmod(xxhash64(user_id, window_start_ms), greatest(size({column}), 1)) AS INT)"
+    return f"get({column}, {chosen})"
+
+
+LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+
+
+def quantiles(value: str) -> str:
+    """Quantiles of a value at LEVELS; NaN is for the row rules and left out; null when there is no value."""
+    levels = ", ".join(str(level) for level in LEVELS)
+    known = f"nanvl(CAST({value} AS DOUBLE), CAST(NULL AS DOUBLE))"
+    return f"percentile_approx({known}, array({levels}), 1000)"
+
+
+def share(condition: str, among: str = "true") -> str:
+    """Share of the rows with `among` for which `condition` holds; null without such rows."""
+    return (
+        f"(CAST(count_if(({condition}) AND ({among})) AS DOUBLE)"
+        f" / nullif(CAST(count_if({among}) AS DOUBLE), 0D))"
+    )
+
+
+def ratio(part: str, whole: str) -> str:
+    """One aggregate by another; null when the second is zero."""
+    return f"(CAST({part} AS DOUBLE) / nullif(CAST({whole} AS DOUBLE), 0D))"

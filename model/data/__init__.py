@@ -1,0 +1,1 @@
+"""From the samples table to tensors."""

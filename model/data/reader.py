@@ -1,0 +1,204 @@
+"""Reads the samples table by day, streaming, in an order that depends on its rows and a seed alone.
+
+Days come in order; within a day rows come in chunks, and within a chunk in the order of a hash of
+(seed, pass, user, window), so that the order does not depend on how the day's files were written (for a day
+of more than one chunk: beyond the order of its files). Steps are cut by cumulative tokens, and every rank
+reads the same steps and keeps its share of each.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import torch
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from model.data.batch import JaggedBatch
+from model.data.encoder import SampleEncoder, mix64
+from spark_jobs.contract import locations
+from spark_jobs.contract.command import CommandError
+from spark_jobs.contract.features import Dataset
+from spark_jobs.lake.log import commits
+
+logger = logging.getLogger(__name__)
+
+CHUNK_ROWS = 32_768
+_RECORD_ROWS = 8_192
+# A bit that flipped on disk is an error, not a feature: Spark writes a checksum for every page.
+_CHECKED = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+
+
+class SamplesUnavailableError(CommandError):
+    """The samples asked for cannot be read; the message names table, version or day and what to do."""
+
+
+class SamplesTable:
+    """One version of a dataset's samples table.
+
+    Args:
+        dataset: Whose table.
+        version: Delta version to read; the newest by default.
+
+    Raises:
+        SamplesUnavailableError: There is no such table or version.
+    """
+
+    def __init__(self, dataset: Dataset, version: int | None = None) -> None:
+        self.dataset = dataset
+        self.uri = locations.table(dataset.name, "samples")
+        try:
+            self._table = DeltaTable(self.uri, version=version)
+        except TableNotFoundError as error:
+            raise SamplesUnavailableError(
+                f"there is no samples table at {self.uri}; build it: "
+                f"python -m spark_jobs.build_samples --dataset {dataset.name} --ds <day>"
+            ) from error
+        except (DeltaError, OSError) as error:
+            raise SamplesUnavailableError(
+                f"version {version} of {self.uri} is no longer readable ({error}); was it vacuumed?"
+            ) from error
+        self.version = int(self._table.version())
+
+    def days(self) -> list[str]:
+        """Days that have samples, ascending."""
+        return sorted({partition["ds"] for partition in self._table.partitions() if partition["ds"]})
+
+    def require(self, days: Sequence[str]) -> None:
+        """Checks that all files of the days are there: before hours of work, not in the midst of it.
+
+        Raises:
+            SamplesUnavailableError: A file of this version is gone.
+        """
+        if not days:
+            return
+        files_ds = self._table.to_pyarrow_dataset(partitions=[("ds", "in", list(days))])
+        found = files_ds.filesystem.get_file_info(files_ds.files)
+        lost = [info.path for info in found if not info.is_file]
+        if lost:
+            raise SamplesUnavailableError(
+                f"version {self.version} of {self.uri} is no longer readable: {len(lost)} of its files are "
+                f"gone, e.g. {lost[0]}; vacuumed or deleted: use a newer version, or build the days again"
+            )
+
+    def code_versions(self, days: Sequence[str]) -> dict[str, str]:
+        """Which code built each of the days, as the newest commit of its partition says."""
+        found: dict[str, str] = {}
+        for commit in commits(self.uri):  # newest first
+            day = str(commit.metadata.get("partition", "")).removeprefix("ds=")
+            if commit.version <= self.version and day in days:
+                found.setdefault(day, str(commit.metadata.get("git_sha", "unknown")))
+            if len(found) == len(days):
+                break
+        return dict(sorted(found.items()))
+
+    def chunks(self, ds: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Rows of a day, at most `CHUNK_ROWS` at a time.
+
+        Raises:
+            SamplesUnavailableError: The day has no rows or a file cannot be read.
+        """
+        if ds not in self.days():
+            raise SamplesUnavailableError(f"version {self.version} of {self.uri} has no samples of day {ds}")
+        held: list[pa.RecordBatch] = []
+        try:
+            scanner = self._table.to_pyarrow_dataset(partitions=[("ds", "=", ds)]).scanner(
+                columns=columns, batch_size=_RECORD_ROWS, fragment_scan_options=_CHECKED
+            )
+            for record_batch in scanner.to_batches():
+                held.append(record_batch)
+                if sum(part.num_rows for part in held) >= CHUNK_ROWS:
+                    yield pa.Table.from_batches(held)
+                    held = []
+        except (OSError, pa.ArrowException, DeltaError) as error:
+            raise SamplesUnavailableError(
+                f"cannot read day {ds} of version {self.version} of {self.uri}: {error}; "
+                "if its files were vacuumed use a newer version, if they are damaged build the day again"
+            ) from error
+        if held and sum(part.num_rows for part in held):
+            yield pa.Table.from_batches(held)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step's rows for this rank.
+
+    Attributes:
+        name: `<ds>/<pass>/<step>`, to find the batch again.
+        batch: This rank's share; may have no rows when a step has fewer rows than ranks.
+        num_candidates: Candidates of the step over all ranks, by which the loss is weighed.
+        num_tokens: Tokens of the step over all ranks.
+        row_hash: Hash of each of the rank's rows in (0, 1), for reproducible random choices.
+    """
+
+    name: str
+    batch: JaggedBatch
+    num_candidates: int
+    num_tokens: int
+    row_hash: torch.Tensor
+
+
+def order_hash(table: pa.Table, salt: str) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """A hash of each row's user and window, and of `salt`."""
+    seed = mix64(np.frombuffer(salt.encode().ljust(-(-len(salt.encode()) // 8) * 8), np.int64)).sum()
+    user, window = (table.column(name).combine_chunks().to_numpy() for name in ("user_id", "window_start_ms"))
+    mixed = mix64(user) ^ mix64(window ^ np.int64(0x5851F42D4C957F2D)) ^ seed
+    hashed: np.ndarray[tuple[int], np.dtype[np.uint64]] = mix64(mixed.view(np.int64))
+    return hashed
+
+
+def token_cuts(tokens: torch.Tensor, target: int) -> list[int]:
+    """Ends of runs of rows, each cut where its cumulative tokens are nearest `target` (at least one row)."""
+    ends = tokens.cumsum(0)
+    cuts: list[int] = []
+    done = 0
+    while (first := cuts[-1] if cuts else 0) < len(tokens):
+        place = int(torch.searchsorted(ends, done + target))
+        if place < len(ends) and place > first:
+            over, under = int(ends[place]) - done - target, target + done - int(ends[place - 1])
+            place -= int(under <= over)
+        cuts.append(min(max(place, first) + 1, len(tokens)))
+        done = int(ends[cuts[-1] - 1])
+    return cuts
+
+
+def steps_of(
+    table: SamplesTable,
+    encoder: SampleEncoder,
+    ds: str,
+    *,
+    pass_number: int,
+    batch_tokens: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Step]:
+    """Steps of one pass over a day; the same on every call, and together the same for any world size."""
+    number = 0
+    for chunk in table.chunks(ds, [*encoder.columns, *encoder.label_columns]):
+        hashes = order_hash(chunk, f"{seed}/{ds}/{pass_number}")
+        order = np.lexsort((chunk["window_start_ms"].to_numpy(), chunk["user_id"].to_numpy(), hashes))
+        rows = encoder.encode(chunk).select(torch.from_numpy(order))
+        row_hash = torch.from_numpy(mix64(hashes[order].view(np.int64)) / 2.0**64)
+        tokens, candidates = rows.tokens_B(), rows.num_candidates_B()
+        first = 0
+        for end in token_cuts(tokens, batch_tokens):
+            ends = tokens[first:end].cumsum(0).float()
+            bounds = torch.searchsorted(
+                ends - tokens[first:end] / 2, ends[-1] * torch.arange(world_size + 1) / world_size
+            )
+            share = torch.arange(first + int(bounds[rank]), first + int(bounds[rank + 1]))
+            yield Step(
+                name=f"{ds}/{pass_number}/{number}",
+                batch=rows.select(share),
+                num_candidates=int(candidates[first:end].sum()),
+                num_tokens=int(tokens[first:end].sum()),
+                row_hash=row_hash[share],
+            )
+            first = end
+            number += 1

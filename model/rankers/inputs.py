@@ -1,0 +1,73 @@
+"""From a batch to tokens: what every ranker reads."""
+# ruff: noqa: N803, N806 (names carry their shape: B rows, T tokens, C candidates, D width, F features)
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from model.data.batch import JaggedBatch
+from model.embeddings.numbers import NumberScaler
+from model.embeddings.tables import FeatureEmbeddings
+from spark_jobs.contract.features import Dataset, Group
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers of the given widths with SiLU between them."""
+    layers: list[nn.Module] = []
+    for width_in, width_out in itertools.pairwise(widths):
+        layers += [nn.Linear(width_in, width_out), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class ProfileTokens(nn.Module):
+    """One token of width D for each profile feature: a projection of its embedding, or of its number."""
+
+    def __init__(self, widths: list[int], num_numbers: int, d_model: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Linear(width, d_model) for width in widths)
+        self.weight_FD = nn.Parameter(torch.randn(num_numbers, d_model) * 0.5)
+        self.bias_FD = nn.Parameter(torch.randn(num_numbers, d_model) * 0.5)
+
+    def forward(self, embeddings: list[Tensor], numbers_BF: Tensor) -> Tensor:
+        """Tokens `[B, features, D]`: ids in order, then numbers."""
+        tokens = [project(e) for project, e in zip(self.projections, embeddings, strict=True)]
+        numbers_BFD = numbers_BF.unsqueeze(-1) * self.weight_FD + self.bias_FD
+        return torch.cat([torch.stack(tokens, dim=1), numbers_BFD.to(tokens[0].dtype)], dim=1)
+
+
+class InputTokens(nn.Module):
+    """Embeds a batch and makes tokens of width D of every group."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        d_model: int,
+        token_hidden: int,
+        low_cardinality_width: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.embeddings = FeatureEmbeddings(dataset, low_cardinality_width, generator)
+        self.scaler = NumberScaler(dataset)
+        width = {
+            group: sum(self.embeddings.widths(group)) + len(self.scaler.columns[group]) for group in Group
+        }
+        self.profile = ProfileTokens(
+            self.embeddings.widths(Group.PROFILE), len(self.scaler.columns[Group.PROFILE]), d_model
+        )
+        self.behaviour = mlp(width[Group.STATIC], token_hidden, d_model)
+        self.candidate = mlp(width[Group.CANDIDATE], token_hidden, d_model)
+
+    def forward(self, batch: JaggedBatch) -> dict[Group, Tensor]:
+        """Tokens by group: the profile `[B, features, D]`, the others `[tokens, D]`."""
+        embeddings = self.embeddings(batch)
+        numbers = {group: self.scaler(batch, group) for group in Group}
+        tokens = {Group.PROFILE: self.profile(embeddings[Group.PROFILE], numbers[Group.PROFILE])}
+        for group in (Group.STATIC, Group.REALTIME, Group.CANDIDATE):
+            encode = self.candidate if group is Group.CANDIDATE else self.behaviour
+            tokens[group] = encode(torch.cat([*embeddings[group], numbers[group]], dim=-1))
+        return tokens

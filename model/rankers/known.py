@@ -1,0 +1,28 @@
+"""The rankers that a run's config can name: one line each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model.rankers.mtgr import MtgrConfig
+from model.rankers.protocol import RankerConfig
+from model.rankers.user_tower import UserTowerConfig
+
+RANKERS: dict[str, type[RankerConfig]] = {
+    "mtgr": MtgrConfig,
+    "user_tower": UserTowerConfig,
+}
+
+
+def ranker_config(values: dict[str, Any]) -> RankerConfig:
+    """The config that `dataclasses.asdict` made these values of.
+
+    Raises:
+        ValueError: The architecture is unknown, or a value is out of range.
+        TypeError: A field is missing or unknown.
+    """
+    fields = dict(values)
+    architecture = fields.pop("architecture", None)
+    if architecture not in RANKERS:
+        raise ValueError(f"architecture is {architecture!r}; use one of {', '.join(RANKERS)}")
+    return RANKERS[architecture](**fields)

@@ -1,0 +1,151 @@
+"""MTGR: tokens, blocks, and the CTR and CTCVR of every candidate of a row in one pass.
+
+Each profile feature is one token; each behaviour is one token by the behaviours' MLP, from ids, side info,
+action, context and recency; each candidate is one token by the candidates' MLP, from item, cross features,
+statistics and context (arXiv 2505.18654, 3.1 to 3.3). Candidates never see each other. A block is
+
+    X~      = GLN(X)
+    U,V,Q,K = linear(X~)
+    V~      = (SiLU(alpha Q K^T) / n) * M  V
+    X       = linear(GLN(V~ * U)) + X
+
+What stands between the two products is one call of `hstu_ops`; the mask is never built, only the count of
+visible tokens.
+"""
+# ruff: noqa: N803, N806 (names carry their shape: B rows, T tokens, C candidates, N heads, D width, G groups)
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from hstu_ops import gated_attention, group_layer_norm
+from torch import Tensor, nn
+
+from model.data.batch import JaggedBatch
+from model.data.layout import GROUPS, Layout, layout
+from model.rankers.heads import Heads
+from model.rankers.inputs import InputTokens
+from model.rankers.protocol import Ranker, RankerConfig, require_positive
+from spark_jobs.contract.features import Dataset, Group
+
+
+@dataclass(frozen=True, kw_only=True)
+class MtgrConfig(RankerConfig):
+    """Sizes of MTGR.
+
+    Args:
+        num_blocks: HSTU blocks.
+        inv_n: 1 / n of `SiLU(QK^T) / n`: a constant, so that scores do not depend on the batch.
+        norm_eps: Added to the variance in group layer norm.
+        ops_backend: Backend of `hstu_ops`: `auto`, `reference`, `cpu`, `triton` or `cutlass`.
+    """
+
+    architecture: str = field(init=False, default="mtgr")
+    num_blocks: int
+    inv_n: float = 1 / 128
+    norm_eps: float = 1e-6
+    ops_backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "num_blocks", "inv_n", "norm_eps")
+
+    def flops(self, num_tokens: int) -> int:
+        """Forward FLOPs of the blocks for a row of `num_tokens`, without mask sparsity (FLOP = 2 MAC).
+
+        `blocks * (10 N d^2 + 4 N^2 d)`: five d x d projections (U, V, Q, K, out) and two products with the
+        sequence.
+        """
+        n, d = num_tokens, self.d_model
+        return self.num_blocks * (10 * n * d * d + 4 * n * n * d)
+
+    def build(self, dataset: Dataset, generator: torch.Generator) -> MtgrRanker:
+        """The ranker; see `RankerConfig.build`."""
+        return MtgrRanker(dataset, self, generator)
+
+
+class GroupLayerNorm(nn.Module):
+    """Layer norm over a token's width, with scale and shift by token group."""
+
+    def __init__(self, config: MtgrConfig) -> None:
+        super().__init__()
+        self.weight_GD = nn.Parameter(torch.ones(len(GROUPS), config.d_model))
+        self.bias_GD = nn.Parameter(torch.zeros(len(GROUPS), config.d_model))
+        self.eps = config.norm_eps
+        self.backend = config.ops_backend
+
+    def forward(self, x_TD: Tensor, group_T: Tensor) -> Tensor:
+        """Normalises `[T, D]`; statistics in float32."""
+        backend = "triton" if self.backend == "cutlass" else self.backend
+        return group_layer_norm(x_TD, group_T, self.weight_GD, self.bias_GD, self.eps, backend=backend)
+
+
+class Block(nn.Module):
+    """One MTGR block; no feed-forward layer and no relative bias, as in the paper."""
+
+    def __init__(self, config: MtgrConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.head_dim = config.head_dim
+        self.alpha = config.head_dim**-0.5
+        self.inv_n = config.inv_n
+        self.backend = config.ops_backend
+        self.norm_in = GroupLayerNorm(config)
+        self.uvqk = nn.Linear(config.d_model, 4 * config.d_model)
+        self.norm_out = GroupLayerNorm(config)  # its parameters; it runs inside gated_attention
+        self.out = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, x_TD: Tensor, tokens: Layout) -> Tensor:
+        """Transforms `[T, D]`."""
+        uvqk_TD = self.uvqk(self.norm_in(x_TD, tokens.group))
+        gated_TD = gated_attention(
+            uvqk_TD.view(-1, 4, self.num_heads, self.head_dim),
+            tokens.offsets,
+            tokens.visible_end,
+            tokens.group,
+            self.norm_out.weight_GD,
+            self.norm_out.bias_GD,
+            self.alpha,
+            self.inv_n,
+            self.norm_out.eps,
+            backend=self.backend,
+            deterministic=True,
+        )
+        x: Tensor = self.out(gated_TD) + x_TD
+        return x
+
+
+class MtgrRanker(Ranker):
+    """The ranker.
+
+    Args:
+        dataset: Declares features and tables.
+        config: Sizes.
+        generator: Source of the embedding tables' initial values; other weights take torch's global one.
+    """
+
+    def __init__(self, dataset: Dataset, config: MtgrConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.inputs = InputTokens(
+            dataset,
+            d_model=config.d_model,
+            token_hidden=config.token_hidden,
+            low_cardinality_width=config.low_cardinality_width,
+            generator=generator,
+        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self.heads = Heads(config.d_model, config.head_hidden)
+
+    def forward(self, batch: JaggedBatch) -> Tensor:
+        """Logits of click and conversion (over all impressions), float32 `[2, C]`."""
+        tokens = self.inputs(batch)
+        where = layout(batch)
+        in_groups = torch.cat(
+            [tokens[Group.PROFILE].flatten(0, 1), *(tokens[group] for group in list(Group)[1:])]
+        )
+        x_TD = in_groups[where.source]
+        for block in self.blocks:
+            x_TD = block(x_TD, where)
+        logits: Tensor = self.heads(x_TD[where.candidates])
+        return logits

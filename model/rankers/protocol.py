@@ -1,0 +1,98 @@
+"""What a ranker is: a config that builds a module, and a module that turns a batch into logits.
+
+A ranker is one file of this package: its config, a subclass of `RankerConfig`, and its module. It becomes
+known by one line in `model/rankers/known.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from model.rankers.heads import Heads
+from model.rankers.inputs import InputTokens
+from spark_jobs.contract.features import Dataset
+
+
+class Ranker(nn.Module):
+    """What training and scoring know of a ranker.
+
+    `forward(batch: JaggedBatch)` gives the logits of click and conversion (over all impressions), float32
+    `[2, C]`.
+
+    Attributes:
+        inputs: Makes tokens of a batch, by the embedding tables and constants that it holds.
+        heads: Make logits of candidates.
+    """
+
+    inputs: InputTokens
+    heads: Heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerConfig:
+    """What every ranker's config says.
+
+    Args:
+        d_model: Width of a token.
+        num_heads: Attention heads; each has width `d_model / num_heads`.
+        max_static: How many of the latest static behaviours the model reads.
+        token_hidden: Hidden width of the MLPs that make behaviour and candidate tokens.
+        head_hidden: Hidden width of the CTR and CTCVR heads.
+        low_cardinality_width: Least embedding width of tables with at most 4096 rows; scaling up widens
+            these (0: as the dataset declares).
+
+    Attributes:
+        architecture: The ranker's name in `config.json`; each subclass has its own.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    architecture: str = field(init=False, default="")
+    d_model: int
+    num_heads: int
+    max_static: int = 1000
+    token_hidden: int
+    head_hidden: int
+    low_cardinality_width: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "d_model", "num_heads", "token_hidden", "head_hidden", "max_static")
+        if self.d_model % self.num_heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of num_heads {self.num_heads}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.num_heads
+
+    def build(self, dataset: Dataset, generator: torch.Generator) -> Ranker:
+        """The ranker, on the CPU.
+
+        Args:
+            dataset: Declares features and tables.
+            generator: Source of the embedding tables' initial values; other weights take torch's global one.
+        """
+        raise NotImplementedError
+
+
+def require_positive(owner: object, *names: str) -> None:
+    """Checks fields of a config.
+
+    Raises:
+        ValueError: One of them is not positive.
+    """
+    for name in names:
+        value = getattr(owner, name)
+        if not value > 0:
+            raise ValueError(f"{type(owner).__name__}.{name} is {value!r}; it must be positive")
+
+
+def build_ranker(dataset: Dataset, config: RankerConfig, seed: int) -> Ranker:
+    """A ranker with the initial weights that the seed gives, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return config.build(dataset, torch.Generator().manual_seed(seed))

@@ -1,0 +1,141 @@
+"""UserTower, the DLRM baseline: what MTGR has to beat, and the first champion.
+
+The article's "scaling the user module": profile and behaviour sequence are read by learned queries
+(multi-query attention) into a user vector, which a mixture of experts transforms; a candidate attends to the
+behaviours it may see (target attention), and an MLP over user, attention, item, cross features and context
+scores it, one candidate at a time. Same inputs, tables and heads as MTGR.
+"""
+# ruff: noqa: N803, N806 (names carry their shape: B rows, L behaviours, C candidates, Q queries, D width)
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from model.data.batch import JaggedBatch
+from model.rankers.heads import Heads
+from model.rankers.inputs import InputTokens, mlp
+from model.rankers.protocol import Ranker, RankerConfig, require_positive
+from spark_jobs.contract.features import Dataset, Group
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserTowerConfig(RankerConfig):
+    """Sizes of UserTower.
+
+    Args:
+        num_experts: Experts of the mixture.
+        num_queries: Learned queries of the sequence encoder.
+    """
+
+    architecture: str = field(init=False, default="user_tower")
+    num_experts: int = 16
+    num_queries: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "num_experts", "num_queries")
+
+    def build(self, dataset: Dataset, generator: torch.Generator) -> UserTowerRanker:
+        """The ranker; see `RankerConfig.build`."""
+        return UserTowerRanker(dataset, self, generator)
+
+
+class MixtureOfExperts(nn.Module):
+    """Experts of equal shape, mixed by a softmax gate of the input."""
+
+    def __init__(self, width: int, num_experts: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, num_experts)
+        self.weight_EDD = nn.Parameter(torch.randn(num_experts, width, width) * width**-0.5)
+        self.bias_ED = nn.Parameter(torch.zeros(num_experts, width))
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Transforms `[B, D]`."""
+        experts_BED = nn.functional.silu(torch.einsum("bd,edk->bek", x_BD, self.weight_EDD) + self.bias_ED)
+        return torch.einsum("be,bek->bk", self.gate(x_BD).softmax(-1), experts_BED)
+
+
+class UserTowerRanker(Ranker):
+    """The baseline; arguments as `MtgrRanker`."""
+
+    def __init__(self, dataset: Dataset, config: UserTowerConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        width = config.d_model
+        self.inputs = InputTokens(
+            dataset,
+            d_model=config.d_model,
+            token_hidden=config.token_hidden,
+            low_cardinality_width=config.low_cardinality_width,
+            generator=generator,
+        )
+        num_profile = len(self.inputs.embeddings.widths(Group.PROFILE)) + len(
+            self.inputs.scaler.columns[Group.PROFILE]
+        )
+        self.profile = mlp(num_profile * width, config.token_hidden, width)
+        self.queries_QD = nn.Parameter(torch.randn(config.num_queries, width))
+        self.sequence = nn.MultiheadAttention(width, config.num_heads, batch_first=True)
+        self.user = nn.Linear((1 + config.num_queries) * width, width)
+        self.experts = MixtureOfExperts(width, config.num_experts)
+        self.target = nn.MultiheadAttention(width, config.num_heads, batch_first=True)
+        self.score = mlp(4 * width, config.token_hidden, width)
+        self.heads = Heads(width, config.head_hidden)
+
+    def forward(self, batch: JaggedBatch) -> Tensor:
+        """Logits of click and conversion (over all impressions), float32 `[2, C]`."""
+        tokens = self.inputs(batch)
+        static, realtime, candidate = (batch.lengths[group] for group in list(Group)[1:])
+        static_BLD = _pad(tokens[Group.STATIC], static)
+        user_BD = self._user(tokens[Group.PROFILE], static_BLD, static)
+        candidate_BCD = _pad(tokens[Group.CANDIDATE], candidate)
+        behaviours_BLD = torch.cat([static_BLD, _pad(tokens[Group.REALTIME], realtime)], dim=1)
+        visible_BC = _pad(batch.candidate_visible.unsqueeze(1), candidate).squeeze(-1)
+        is_static_BCL = _within(static, static_BLD.shape[1]).unsqueeze(1).expand(-1, visible_BC.shape[1], -1)
+        places_L = torch.arange(behaviours_BLD.shape[1] - static_BLD.shape[1], device=batch.device)
+        sees_BCL = torch.cat([is_static_BCL, places_L < visible_BC.unsqueeze(-1)], dim=2)
+        attended_BCD = self._attend(candidate_BCD, behaviours_BLD, sees_BCL)
+        valid_BC = _within(candidate, candidate_BCD.shape[1])
+        x_CD, interest_CD = candidate_BCD[valid_BC], attended_BCD[valid_BC]
+        user_CD = user_BD.repeat_interleave(candidate, dim=0)
+        mixed_CD = self.score(torch.cat([x_CD, interest_CD, user_CD, user_CD * x_CD], dim=-1))
+        logits: Tensor = self.heads(mixed_CD + x_CD)
+        return logits
+
+    def _user(self, profile_BFD: Tensor, static_BLD: Tensor, static_B: Tensor) -> Tensor:
+        queries_BQD = self.queries_QD.expand(len(static_B), -1, -1).to(static_BLD.dtype)
+        sees_BQL = _within(static_B, static_BLD.shape[1]).unsqueeze(1).expand(-1, queries_BQD.shape[1], -1)
+        read_BQD = _attention(self.sequence, queries_BQD, static_BLD, sees_BQL)
+        user_BD = self.user(torch.cat([self.profile(profile_BFD.flatten(1)), read_BQD.flatten(1)], dim=-1))
+        moved: Tensor = user_BD + self.experts(user_BD)
+        return moved
+
+    def _attend(self, candidate_BCD: Tensor, behaviours_BLD: Tensor, sees_BCL: Tensor) -> Tensor:
+        return _attention(self.target, candidate_BCD, behaviours_BLD, sees_BCL)
+
+
+def _attention(layer: nn.MultiheadAttention, query_BQD: Tensor, key_BLD: Tensor, sees_BQL: Tensor) -> Tensor:
+    """Attends with a key of zeros in front, which stands for "nothing seen" and keeps the softmax finite."""
+    if not query_BQD.shape[0]:  # torch's layer needs a row; the weights must stay in the graph, for DDP
+        one = query_BQD.new_zeros(1, 1, query_BQD.shape[2])
+        nothing: Tensor = layer(one, one, one, need_weights=False)[0]
+        return nothing[:0].expand(0, query_BQD.shape[1], -1)
+    key_BLD = nn.functional.pad(key_BLD, (0, 0, 1, 0))
+    hidden_BQL = nn.functional.pad(~sees_BQL, (1, 0), value=False)
+    hidden = hidden_BQL.repeat_interleave(layer.num_heads, dim=0)
+    attended: Tensor = layer(query_BQD, key_BLD, key_BLD, attn_mask=hidden, need_weights=False)[0]
+    return attended
+
+
+def _within(lengths_B: Tensor, longest: int) -> Tensor:
+    """Which places of a padded row hold a token: bool `[B, longest]`."""
+    return torch.arange(longest, device=lengths_B.device) < lengths_B.unsqueeze(1)
+
+
+def _pad(x_TD: Tensor, lengths_B: Tensor) -> Tensor:
+    """Rows of a jagged tensor, zeros behind them: `[B, longest, D]`."""
+    longest = int(lengths_B.max()) if len(lengths_B) else 0
+    padded_BLD = x_TD.new_zeros(len(lengths_B), longest, x_TD.shape[1])
+    padded_BLD[_within(lengths_B, longest)] = x_TD
+    return padded_BLD

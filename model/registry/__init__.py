@@ -1,0 +1,1 @@
+"""The model registry: the only importer of mlflow."""

@@ -1,0 +1,155 @@
+"""A run as an MLflow model: files, code, signature, example and requirements, so that it loads anywhere.
+
+The model holds `config.json` and `weights.safetensors` of the run and the sources of `model`, `spark_jobs`
+and `hstu_ops`, so that a fresh process in another folder scores rows without this checkout. Logging is
+repeatable: a logged model is found again by the run's digest, and one that an interrupted upload left behind
+is deleted.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.config.environment import installed_fbgemm
+from model.registry import versions as registry
+from model.registry.store import client, with_named_errors
+from model.registry.tracking import experiment_id
+from model.runs.store import CONFIG, WEIGHTS, Run
+from spark_jobs.contract.features import Dataset
+from spark_jobs.contract.tables import sample_columns
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+logger = logging.getLogger(__name__)
+
+MODEL_NAME = "ranker"
+SERVING = Path(__file__).resolve().parents[1] / "serving" / "pyfunc.py"
+PACKAGES = ("model", "spark_jobs", "hstu_ops")
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "torchrec",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "deltalake",
+)
+# A request has no ids or times of candidates to tell; they are keys of the samples table, never inputs.
+_OPTIONAL = ("candidate_time_ms", "candidate_request_id", "candidate_impression_id")
+
+
+def signature_of(dataset: Dataset) -> ModelSignature:
+    """Columns of the samples table but for the labels; out come two lists a row; `state` as parameter."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    # The wide types, as rows from JSON have them; narrow ones widen without loss.
+    types = {"string": DataType.string, "bigint": DataType.long, "int": DataType.long,
+             "float": DataType.double}  # fmt: skip
+
+    def spec(name: str, kind: str) -> ColSpec:
+        item = types[kind.removeprefix("array<").removesuffix(">")]
+        return ColSpec(
+            Array(item) if kind.startswith("array<") else item, name, required=name not in _OPTIONAL
+        )
+
+    columns = [(name, kind) for name, kind in sample_columns(dataset) if not name.startswith("label_")]
+    return ModelSignature(
+        inputs=Schema([spec(name, kind) for name, kind in columns]),
+        outputs=Schema([ColSpec(Array(DataType.double), name) for name in ("ctr", "ctcvr")]),
+        params=ParamSchema([ParamSpec("state", DataType.string, "live")]),
+    )
+
+
+def input_example(dataset: Dataset) -> Any:
+    """Two made-up rows: no user's data goes into the registry."""
+    from model.data.synthetic import random_samples
+
+    rows = random_samples(dataset, 2, max_static=4, max_realtime=2, max_candidates=3)
+    return rows.drop_columns([name for name in rows.column_names if name.startswith("label_")]).to_pandas()
+
+
+def requirements() -> list[str]:
+    """What a process that scores has to install, at the versions of this environment, which is the lock's."""
+    names = (*REQUIREMENTS, installed_fbgemm())
+    # A local version (+cu130) is no registry's; without it the requirement holds for every build.
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
+
+
+def stage_code(folder: Path) -> list[str]:
+    """Copies the packages' sources into a folder; returns the copies' paths, for `code_paths`."""
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise registry.RegistryError(f"the package {name} is not found; run from the checkout's root")
+        source = Path(next(iter(spec.submodule_search_locations)))
+        # Compiled parts are of one machine; without them the reference backend runs.
+        ignored = shutil.ignore_patterns("__pycache__", "*.so", "_build.json")
+        shutil.copytree(source, folder / name, ignore=ignored)
+    return [str(folder / name) for name in PACKAGES]
+
+
+@with_named_errors
+def log_model(dataset: Dataset, run: Run, run_id: str) -> str:
+    """Logs a run as an MLflow model, unless it is logged already.
+
+    Args:
+        dataset: Of the run.
+        run: The run.
+        run_id: Its MLflow run.
+
+    Returns:
+        Id of the logged model.
+
+    Raises:
+        RegistryError: What was uploaded does not give the run's digest.
+        TrackingError: MLflow is not reachable or refuses.
+    """
+    done = _logged(dataset, run)
+    if done is not None:
+        return done
+    import mlflow
+
+    with tempfile.TemporaryDirectory(prefix="mtgr-code-") as folder, mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name=MODEL_NAME,
+            python_model=str(SERVING),
+            artifacts={"config": str(run.path / CONFIG), "weights": str(run.path / WEIGHTS)},
+            code_paths=stage_code(Path(folder)),
+            signature=signature_of(dataset),
+            input_example=input_example(dataset),
+            pip_requirements=requirements(),
+            model_config={registry.DIGEST: run.digest},
+            tags={registry.DIGEST: run.digest},
+            metadata={"dataset": dataset.name, "preset": run.record["preset"], "ds": run.ds},
+        )
+    registry.check_files(str(info.model_id), run.digest)
+    return str(info.model_id)
+
+
+def _logged(dataset: Dataset, run: Run) -> str | None:
+    """Id of a whole logged model of the run; those that an interrupted upload left are deleted."""
+    found = client().search_logged_models(
+        [experiment_id(dataset.name)], filter_string=f"tags.{registry.DIGEST} = '{run.digest}'"
+    )
+    whole = None
+    for logged in sorted(found, key=lambda model: model.creation_timestamp):
+        try:
+            if whole is None and str(logged.status) == "READY":
+                registry.check_files(logged.model_id, run.digest)
+                whole = str(logged.model_id)
+                continue
+        except registry.RegistryError as error:
+            logger.warning("%s", error)
+        if whole is None:
+            logger.info("the logged model %s is not whole and is deleted", logged.model_id)
+            client().delete_logged_model(logged.model_id)
+    return whole

@@ -1,0 +1,217 @@
+"""All that MLflow shows of a run: config, data and code versions, metrics by step and by day, plots, tables.
+
+Written from the run's folder, so that it can be written again with the same result.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from model.config.run import Config
+from model.data.reader import SamplesTable
+from model.registry import plots, tracking
+from model.registry.versions import DIGEST, Version
+from model.runs.files import RunError
+from model.runs.store import Run
+from spark_jobs.contract.features import Dataset
+from spark_jobs.lake.log import git_sha
+
+EVALUATION = "evaluation.json"
+HEADLINES = tuple(f"{task}_{kind}" for task in ("ctr", "ctcvr") for kind in ("auc", "gauc"))
+CODE = ("spark_jobs", "model", "cuda_ext")
+_MEAN_STEPS = 20  # steps that one point of the loss curve is the mean of
+_LENGTHS = {"static": "static_time_ms", "realtime": "realtime_time_ms", "candidate": "candidate_time_ms"}
+
+
+def read_evaluation(run: Run) -> dict[str, Any]:
+    """What `model.evaluate` wrote beside the run.
+
+    Raises:
+        RunError: It is missing, no JSON, or of another model than the run holds now.
+    """
+    path = run.path / EVALUATION
+    again = (
+        f"evaluate it: python -m model.evaluate --dataset {run.record['dataset']} "
+        f"--preset {run.record['preset']} --ds {run.ds}"
+    )
+    try:
+        evaluation: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"there is no {path}; {again}") from None
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON ({error}); {again}") from error
+    found = (evaluation.get("candidate") or {}).get("digest")
+    if found != run.digest:
+        raise RunError(f"{path} is of the digest {found}, the run has {run.digest}; {again}")
+    return evaluation
+
+
+def finite(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The metrics that have a value: numbers that are finite, named with a prefix."""
+    return {
+        f"{prefix}{name}": float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def tags_of(run: Run) -> dict[str, str]:
+    """What run and version are tagged with: data and code versions, and the digest."""
+    return {
+        "dataset": str(run.record["dataset"]),
+        "preset": str(run.record["preset"]),
+        "ds": run.ds,
+        "samples_version": str(run.record["samples_version"]),
+        "seen_days": json.dumps(run.seen_days, sort_keys=True),
+        "git_sha": str(run.record.get("git_sha") or git_sha(*CODE)),
+        DIGEST: run.digest,
+    }
+
+
+def start(run: Run) -> str:
+    """The run's MLflow run, with params and tags."""
+    _, config = run.config()
+    return tracking.start_run(
+        str(run.record["dataset"]),
+        config.preset,
+        run.ds,
+        {"model": asdict(config.model), "train": asdict(config.train)},
+        tags_of(run),
+    )
+
+
+def log(
+    dataset: Dataset,
+    run: Run,
+    evaluation: Mapping[str, Any],
+    run_id: str,
+    model_id: str,
+    others: Sequence[Version],
+) -> None:
+    """Logs metrics, plots, tables and environment of a run to its MLflow run, and ends it.
+
+    Args:
+        dataset: Of the run.
+        run: The run.
+        evaluation: Its evaluation.
+        run_id: Its MLflow run.
+        model_id: Its logged model.
+        others: Registered versions, for GAUC by day.
+    """
+    record = run.record
+    tracking.log_metrics(run_id, finite(evaluation["candidate"]), model_id=model_id)
+    baselines = {**(evaluation.get("baselines") or {}), "champion": evaluation.get("champion") or {}}
+    for name, metrics in baselines.items():
+        headlines = {key: metrics.get(key) for key in HEADLINES}
+        tracking.log_metrics(run_id, finite(headlines, f"{name}_"))
+    by_day = sorted((record.get("loss_by_day") or {}).items())
+    tracking.log_history(run_id, {"loss_by_day": [(i, loss) for i, (_, loss) in enumerate(by_day)]})
+    tracking.log_figures(run_id, figures(dataset, run, evaluation, others))
+    tracking.log_json(run_id, "evaluation", evaluation)
+    tracking.log_json(run_id, "environment", environment())
+    tracking.log_table(run_id, "segments", segments_table(evaluation))
+    tracking.log_table(run_id, "days", [
+        {"ds": ds, "samples_version": version, "loss": (record.get("loss_by_day") or {}).get(ds, "")}
+        for ds, version in sorted(run.seen_days.items())
+    ])  # fmt: skip
+    tracking.finish_run(run_id)
+
+
+def figures(
+    dataset: Dataset, run: Run, evaluation: Mapping[str, Any], others: Sequence[Version]
+) -> dict[str, Any]:
+    """The figures by name."""
+    title = f"{dataset.name}, {run.record['preset']} of {run.ds}"
+    scores = pq.read_table(run.path / "scores_candidate.parquet")
+    columns = {name: scores.column(name).to_numpy() for name in
+               ("label_click", "label_conversion", "ctr_live", "ctcvr_live")}  # fmt: skip
+    champion = (evaluation.get("champion") or {}).get("version")
+    against = f" against version {champion}" if champion else ""
+    made = {
+        "gauc_by_day": plots.gauc_by_day(_days(run, evaluation, others), title),
+        "calibration": plots.calibration(
+            {"ctr": columns["label_click"], "ctcvr": columns["label_conversion"]},
+            {"ctr": columns["ctr_live"], "ctcvr": columns["ctcvr_live"]},
+            title,
+        ),
+        "gauc_by_segment": plots.gauc_by_segment(evaluation["segments"], title + against),
+        "sequence_lengths": plots.sequence_lengths(
+            _lengths(dataset, run.ds, int(evaluation["samples_version"])), f"{dataset.name} {run.ds}"
+        ),
+    }
+    if run.record.get("losses"):
+        made["loss"] = plots.loss([(name, value) for name, value in run.record["losses"]], title)
+    return made
+
+
+def _days(run: Run, evaluation: Mapping[str, Any], others: Sequence[Version]) -> list[dict[str, Any]]:
+    """The versions of the run's preset by day, and the run itself."""
+    days = [
+        {"ds": other.ds, "promoted": other.tags.get("decision") == "promoted",
+         **{name: other.tags.get(name) for name in HEADLINES}}
+        for other in others if other.preset == run.record["preset"] and other.digest != run.digest
+    ]  # fmt: skip
+    own = {"ds": run.ds, "promoted": False, **finite(evaluation["candidate"])}
+    return sorted([*days, own], key=lambda day: str(day["ds"]))
+
+
+def _lengths(dataset: Dataset, ds: str, version: int) -> dict[str, Any]:
+    table = SamplesTable(dataset, version)
+    parts: dict[str, list[Any]] = {group: [] for group in _LENGTHS}
+    for chunk in table.chunks(ds, list(_LENGTHS.values())):
+        for group, column in _LENGTHS.items():
+            parts[group] += [np.diff(piece.offsets.to_numpy()) for piece in chunk.column(column).chunks]
+    return {group: np.concatenate(lengths) for group, lengths in parts.items()}
+
+
+def segments_table(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a segment and contender, with all metrics."""
+    rows = [
+        {"segment": segment, "of": who, **metrics}
+        for who, segments in (evaluation.get("segments") or {}).items()
+        for segment, metrics in segments.items()
+    ]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def environment() -> dict[str, Any]:
+    """Python, machine and the versions of all installed distributions."""
+    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "distributions": dict(sorted(installed.items())),
+    }
+
+
+def log_training(config: Config, record: dict[str, Any], digest: str) -> str:
+    """Logs the finished training to MLflow: config, versions of the data, the loss by step."""
+    flat = {f"{part}.{name}": value for part in ("model", "train") for name, value in
+            asdict(config)[part].items()}  # fmt: skip
+    run_id = tracking.start_run(
+        record["dataset"],
+        record["preset"],
+        record["ds"],
+        flat | {"world_size": record["world_size"]},
+        {
+            "digest": digest,
+            "samples_version": str(record["samples_version"]),
+            "seen_days": json.dumps(record["seen_days"], sort_keys=True),
+        },
+    )
+    first = record["num_steps"] - len(record["losses"])
+    for place in range(0, len(record["losses"]), _MEAN_STEPS):
+        some = [loss for _, loss in record["losses"][place : place + _MEAN_STEPS]]
+        tracking.log_metrics(run_id, {"train_loss": sum(some) / len(some)}, first + place)
+    return run_id

@@ -1,0 +1,217 @@
+"""MLflow runs: one run for what was trained, the same one however often a command is run again.
+
+A run is found by its tag `run_key` = `<preset>/<ds>/<digest>` in the experiment `mtgr-<dataset>`; metrics
+that are already there are not logged twice, and a value that is not finite is refused (MLflow would store
+infinity as 1.8e308 and let it pass a threshold).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.registry.store import TrackingError, artifacts_root, client, with_named_errors
+from spark_jobs.contract import locations
+from spark_jobs.contract.clock import parse_day
+from spark_jobs.contract.datasets import dataset_named
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
+
+RUN_KEY = "run_key"
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+_BATCH = 1000  # metrics that MLflow takes in one call
+
+
+def experiment_name(dataset: str) -> str:
+    """Name of a dataset's experiment, and of its registered model.
+
+    Raises:
+        ValueError: There is no such dataset.
+    """
+    return f"mtgr-{dataset_named(dataset).name}"
+
+
+def experiment_id(dataset: str) -> str:
+    """Id of the dataset's experiment, which is created when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    name = experiment_name(dataset)
+    found = client().get_experiment_by_name(name)
+    if found is None:
+        # A server names its own place; without one, artifacts lie beside the database's folder.
+        local = locations.tracking_uri().startswith("sqlite:")
+        place = (artifacts_root() / name).as_uri() if local else None
+        try:
+            return str(client().create_experiment(name, artifact_location=place))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client().get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise TrackingError(f"the experiment {name!r} was deleted: restore it (MLflow UI) or `mlflow gc` it")
+    return str(found.experiment_id)
+
+
+@with_named_errors
+def find_run(dataset: str, preset: str, ds: str, digest: str) -> Run | None:
+    """The MLflow run of what was trained, or None."""
+    found = client().search_runs(
+        [experiment_id(dataset)],
+        filter_string=f"tags.{RUN_KEY} = '{_run_key(preset, ds, digest)}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    return found[0] if found else None
+
+
+@with_named_errors
+def start_run(dataset: str, preset: str, ds: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    """The MLflow run for (dataset, preset, ds, digest): found when there is one, else created.
+
+    Args:
+        dataset: Name of the dataset.
+        preset: Name of the preset.
+        ds: Day the model is made for.
+        params: What it was made with; nested mappings become dotted names.
+        tags: `digest`, of config and weights, so that a rerun that made the same finds its run; further ones
+            such as `samples_version`, `git_sha` and `seen_days` replace older values.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        ValueError: The dataset is unknown, `digest` is missing, or a name holds other characters than
+            letters, digits and `._-`.
+        TrackingError: MLflow is not reachable or refuses.
+    """
+    from mlflow.entities import Param, RunTag
+
+    digest = tags.get("digest", "")
+    named = {"dataset": dataset, "preset": preset, "ds": ds, RUN_KEY: _run_key(preset, ds, digest)}
+    wanted = {**tags, **named}
+    run = find_run(dataset, preset, ds, digest)
+    if run is None:
+        run = client().create_run(experiment_id(dataset), tags=wanted, run_name=f"{preset} {ds}")
+        logger.info("MLflow run %s: %s of %s", run.info.run_id, preset, ds)
+    run_id = str(run.info.run_id)
+    if run.info.status != "RUNNING":
+        client().update_run(run_id, status="RUNNING")
+    client().log_batch(
+        run_id,
+        params=[Param(key, value) for key, value in _flat(params).items() if key not in run.data.params],
+        tags=[RunTag(key, str(value)) for key, value in wanted.items() if run.data.tags.get(key) != value],
+    )
+    return run_id
+
+
+def _run_key(preset: str, ds: str, digest: str) -> str:
+    parse_day(ds)
+    for what, value in (("preset", preset), ("digest", digest)):
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", value):
+            raise ValueError(f"{what} {value!r}: use letters, digits and ._- only")
+    return f"{preset}/{ds}/{digest}"
+
+
+def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)[:6000]
+    return flat
+
+
+def log_metrics(run_id: str, values: Mapping[str, float], step: int = 0, model_id: str | None = None) -> None:
+    """Logs metrics at a step; see `log_history`."""
+    log_history(run_id, {name: [(step, value)] for name, value in values.items()}, model_id)
+
+
+@with_named_errors
+def log_history(
+    run_id: str, histories: Mapping[str, Sequence[tuple[int, float]]], model_id: str | None = None
+) -> None:
+    """Logs (step, value) of metrics; what is logged already is not logged again.
+
+    Args:
+        run_id: The run.
+        histories: By metric name; a metric without a value (a GAUC that counts no user) is to be left out.
+        model_id: Logged model that the metrics belong to, if any.
+
+    Raises:
+        ValueError: A value is NaN or infinite.
+        TrackingError: MLflow is not reachable or refuses.
+    """
+    from mlflow.entities import Metric
+
+    new: list[Metric] = []
+    for name, history in histories.items():
+        for step, value in history:
+            if not math.isfinite(value):
+                raise ValueError(f"metric {name} at step {step} is {value}: not logged; find out why it is")
+        known: dict[int, tuple[float, int]] = {}
+        for metric in client().get_metric_history(run_id, name):
+            known[metric.step] = max(known.get(metric.step, (0.0, 0)), (metric.value, metric.timestamp),
+                                     key=lambda pair: pair[1])  # fmt: skip
+        for step, value in history:
+            if step not in known or known[step][0] != value:
+                # MLflow takes the latest time for the newest value of a step.
+                now = max(int(time.time() * 1000), known.get(step, (0.0, 0))[1] + 1)
+                new.append(Metric(name, float(value), now, step, model_id=model_id))
+    for first in range(0, len(new), _BATCH):
+        client().log_batch(run_id, metrics=new[first : first + _BATCH])
+
+
+@with_named_errors
+def log_figures(run_id: str, figures: Mapping[str, Figure]) -> None:
+    """Logs figures as `plots/<name>.png`, replacing older ones."""
+    for name, figure in figures.items():
+        client().log_figure(run_id, figure, f"plots/{name}.png", save_kwargs={"dpi": 130})
+
+
+@with_named_errors
+def log_json(run_id: str, name: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Logs a value as `<name>.json`, replacing an older one."""
+    client().log_dict(run_id, value, f"{name}.json")
+
+
+@with_named_errors
+def log_table(run_id: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Logs rows as `tables/<name>.csv`, replacing an older one; columns are the keys of the first row."""
+    import csv
+
+    with tempfile.TemporaryDirectory(prefix="mtgr-table-") as folder:
+        path = Path(folder) / f"{name}.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows(rows)
+        client().log_artifact(run_id, str(path), "tables")
+
+
+@with_named_errors
+def log_text(run_id: str, name: str, text: str) -> None:
+    """Logs a text as the artifact `name`, replacing an older one."""
+    client().log_text(run_id, text, name)
+
+
+@with_named_errors
+def finish_run(run_id: str, status: str = "FINISHED") -> None:
+    """Ends a run.
+
+    Raises:
+        ValueError: `status` is none of `STATUSES`.
+    """
+    if status not in STATUSES:
+        raise ValueError(f"status {status!r}; use one of {', '.join(STATUSES)}")
+    client().set_terminated(run_id, status)

@@ -1,0 +1,68 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from spark_jobs.contract.command import CommandError
+
+
+class RunError(CommandError):
+    """A run is missing, incomplete or damaged; the message names it and what to do."""
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file whole by `write(neighbour)`, then renames it.
+
+    Raises:
+        RunError: It cannot be written; names the file and the space that is left.
+    """
+    neighbour = path.with_name(f".{path.name}.new")
+    try:
+        write(neighbour)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+        free = shutil.disk_usage(path.parent).free
+        neighbour.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path} ({free} bytes are free there): {error}") from error
+    os.replace(neighbour, path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of this machine's own; executes nothing in it.
+
+    Raises:
+        RunError: It is missing or damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        return state
+    except Exception as error:  # what a damaged file raises in torch's reader is no closed list
+        raise RunError(
+            f"{path} cannot be read ({error}); remove {path.parent} and train again from an older run"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole: to a neighbour, then renamed."""
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}")
+    with neighbour.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(neighbour, path)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,210 @@
+"""Runs on disk: `$MTGR_RUNS/<dataset>/<preset>/<day>/`, whole or not there, and which one to continue from.
+
+| file | what |
+|---|---|
+| `config.json` | dataset, preset, model and training |
+| `weights.safetensors` | the model; executes nothing when loaded |
+| `checkpoint.pt` | weights and optimizer states to continue from; a trusted local file |
+| `train.json` | days seen with their table versions, base, losses, digest |
+| `evaluation.json`, `scores_*.parquet` | written by `model.evaluate` |
+
+A run in progress lies in `.<day>.partial`; it becomes `<day>` by one rename. Each day is trained once in a
+version's lineage: a run continues from the newest run whose days all come before the first day it has not
+seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.config.run import Config
+from model.runs.files import RunError, sync_folder, write_text
+from spark_jobs.contract import locations
+from spark_jobs.contract.clock import parse_day
+from spark_jobs.contract.datasets import dataset_named
+from spark_jobs.contract.features import Dataset
+
+logger = logging.getLogger(__name__)
+
+CONFIG, WEIGHTS, CHECKPOINT, RECORD = "config.json", "weights.safetensors", "checkpoint.pt", "train.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A complete run.
+
+    Attributes:
+        path: Its folder.
+        record: What `train.json` says.
+    """
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def ds(self) -> str:
+        """The day it was made for: it has seen days before this one."""
+        return str(self.record["ds"])
+
+    @property
+    def seen_days(self) -> dict[str, int]:
+        """Days it was trained on, with the version of the samples table that each was read from."""
+        return dict(self.record["seen_days"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over its config and weights."""
+        return str(self.record["digest"])
+
+    def config(self) -> tuple[Dataset, Config]:
+        """Its dataset and config."""
+        return read_config(self.path)
+
+    def verify(self) -> None:
+        """Checks config and weights against the digest.
+
+        Raises:
+            RunError: They differ.
+        """
+        found = digest_of(self.path)
+        if found != self.digest:
+            raise RunError(f"{self.path} is damaged: its digest is {found}, train.json says {self.digest}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """The champion with its files.
+
+    Attributes:
+        version: Its number in the registry.
+        digest: SHA-256 of its config and weights, checked.
+        path: Folder with `config.json` and `weights.safetensors`.
+    """
+
+    version: int
+    digest: str
+    path: Path
+
+
+def read_config(path: Path) -> tuple[Dataset, Config]:
+    """Dataset and config in a folder with `config.json`.
+
+    Raises:
+        RunError: The file is missing or not a config.
+    """
+    try:
+        values = json.loads((path / CONFIG).read_text())
+        return dataset_named(values["dataset"]), Config.from_dict(values)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path / CONFIG} cannot be read: {error}") from error
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 over `config.json` and `weights.safetensors` in a folder."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        with (path / name).open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def run_path(dataset: str, preset: str, ds: str) -> Path:
+    """Folder of the run made for day `ds`."""
+    parse_day(ds)
+    return locations.runs() / dataset / preset / ds
+
+
+def partial_path(path: Path) -> Path:
+    """Where a run is made before it becomes `path`."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def load_run(dataset: str, preset: str, ds: str) -> Run:
+    """The run made for a day.
+
+    Raises:
+        RunError: There is none.
+    """
+    path = run_path(dataset, preset, ds)
+    run = _read(path)
+    if run is None:
+        raise RunError(
+            f"there is no run at {path}; train it: "
+            f"python -m model.train --dataset {dataset} --preset {preset} --ds {ds}"
+        )
+    return run
+
+
+def complete_runs(dataset: str, preset: str) -> list[Run]:
+    """All complete runs of a dataset and preset, by day."""
+    folder = locations.runs() / dataset / preset
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    found = [_read(folder / name) for name in names if not name.startswith(".") and "." not in name]
+    return [run for run in found if run is not None]
+
+
+def base_of(runs: list[Run], days: list[str]) -> Run | None:
+    """The run to continue from so that exactly `days` are seen, in order; None to start from scratch.
+
+    The newest run whose days are a subset of `days` and all come before the first day it has not seen: a
+    day that was repaired after later ones were trained rewinds to before it.
+    """
+    best: Run | None = None
+    for run in runs:
+        seen = set(run.seen_days)
+        unseen = [day for day in days if day not in seen]
+        if seen <= set(days) and seen and (not unseen or max(seen) < unseen[0]):
+            if best is None or len(seen) >= len(best.seen_days):
+                best = run
+    return best
+
+
+def publish(partial: Path, record: dict[str, Any]) -> Run:
+    """Makes a finished partial folder the run of its day, replacing an older one.
+
+    Args:
+        partial: Folder with all files but `train.json`.
+        record: Content of `train.json` but for the digest.
+    """
+    record = {**record, "digest": digest_of(partial)}
+    write_text(partial / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    return _rename(Run(path=partial, record=record))
+
+
+def finish(partial: Path, days: set[str]) -> Run | None:
+    """Renames a partial folder that lacks nothing else, if it has seen exactly `days`: a run killed there."""
+    run = _read(partial)
+    if run is None or set(run.seen_days) != days:
+        return None
+    run.verify()
+    return _rename(run)
+
+
+def _rename(run: Run) -> Run:
+    partial = run.path
+    path = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
+    replaced = path.with_name(f".{path.name}.replaced")
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(path, replaced)
+    os.replace(partial, path)
+    sync_folder(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return Run(path=path, record=run.record)
+
+
+def _read(path: Path) -> Run | None:
+    try:
+        return Run(path=path, record=json.loads((path / RECORD).read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise RunError(f"{path / RECORD} is not JSON ({error}); remove {path} and train again") from error

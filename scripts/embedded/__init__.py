@@ -1,0 +1,1 @@
+"""The embedded run: components, days, what it prints."""

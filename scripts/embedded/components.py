@@ -1,0 +1,150 @@
+"""The components of the embedded run: Spark Connect, MLflow's store, Airflow's four processes.
+
+They start overlapped, because start-up is most of what a small run pays: Spark and MLflow's database while
+Airflow's database is made, then the API server, and when that answers scheduler, DAG processor and triggerer.
+Used by `scripts.run`, `scripts.backfill` and `scripts.ui`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from scripts import doctor
+from scripts.embedded import ports, secrets_store
+from scripts.embedded.airflow_api import AirflowApi
+from scripts.embedded.processes import Processes, exclusive
+from scripts.embedded.settings import EmbeddedRunError, EmbeddedSettings
+
+logger = logging.getLogger(__name__)
+DAGS = ("samples_daily", "retraining_daily")
+_READY_S = 180.0
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """Command line of a module in this environment."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+@contextlib.contextmanager
+def embedded(
+    settings: EmbeddedSettings,
+    what: str,
+    *,
+    ui: bool = False,
+    afresh: bool = False,
+    meanwhile: Mapping[str, Sequence[str]] | None = None,
+) -> Iterator[tuple[Processes, AirflowApi]]:
+    """Starts all components and stops them at the end, also when interrupted.
+
+    Args:
+        settings: EmbeddedSettings of the run.
+        what: Who starts them, for the message to a second one.
+        ui: Start the servers for people, too: MLflow and the data docs.
+        afresh: End what an interrupted run has left queued or running, so that it does not go on by itself.
+        meanwhile: Commands by name that run to their end while the components come up.
+
+    Raises:
+        EmbeddedRunError: Something is in the way, or a component did not come up.
+    """
+    environment = settings.environment(scheduled=ui)
+    logs = settings.home / "logs" / "components"
+    with exclusive(settings.home / "running", what), Processes(environment, logs) as processes:
+        problems = doctor.blocking(settings)
+        if problems:
+            raise EmbeddedRunError("\n".join(problems))
+        _require_free_ports(settings, ui=ui)
+        secrets_store.generate(settings.home)
+        started = time.monotonic()
+        if settings.has_own_spark:
+            processes.start(
+                "spark", python("spark_jobs.session", "serve", "--port", str(settings.spark_port))
+            )
+        commands = {"mlflow-store": python("model.tracking", "prepare"), **(meanwhile or {})}
+        running = {name: processes.start(name, command) for name, command in commands.items()}
+        _migrate(settings, processes)
+        processes.finish("mlflow-store", running.pop("mlflow-store"))
+        if ui:
+            _start_servers(settings, processes)
+        api = _start_airflow(settings, processes, afresh=afresh)
+        for name, process in running.items():
+            processes.finish(name, process)
+        if settings.has_own_spark:
+            _wait(processes, "spark", lambda: ports.listens(settings.spark_port))
+        if settings.forks_steps:  # last: what it loads, the first steps do not wait for
+            processes.start("fork-server", python("scripts.launchers.fork_server", str(settings.step_socket)))
+        logger.info("components are up after %.0f s", time.monotonic() - started)
+        yield processes, api
+        logger.info("stopping")
+
+
+def _migrate(settings: EmbeddedSettings, processes: Processes) -> None:
+    """Makes or migrates Airflow's database, once for a version of Airflow."""
+    version = importlib.metadata.version("apache-airflow-core")
+    stamp = settings.database.with_suffix(".version")
+    if settings.database.exists() and stamp.exists() and stamp.read_text() == version:
+        return
+    processes.run("airflow-database", python("airflow", "db", "migrate"))
+    stamp.write_text(version)
+
+
+def _start_airflow(settings: EmbeddedSettings, processes: Processes, *, afresh: bool) -> AirflowApi:
+    api = AirflowApi(settings.airflow_url, secrets_store.USER, secrets_store.password(settings.home))
+    processes.start("airflow-api-server", python("airflow", "api-server"))
+    processes.start("airflow-dag-processor", python("airflow", "dag-processor"))
+    _wait(processes, "airflow-api-server", api.is_healthy)
+    if afresh:
+        for dag_id, run_id in api.end_unfinished(DAGS):
+            logger.info("ended %s %s, left by an interrupted run", dag_id, run_id)
+    processes.start("airflow-scheduler", python("airflow", "scheduler", "--skip-serve-logs"))
+    processes.start("airflow-triggerer", python("airflow", "triggerer", "--skip-serve-logs"))
+    # One slot: a machine trains one model at a time; an operator may make it larger.
+    api.make_pool("training", 1, "one slot a device that trains")
+    _wait(processes, "airflow-scheduler", lambda: api.is_healthy("metadatabase", "scheduler"))
+    _wait(processes, "airflow-dag-processor", lambda: _has_dags(api))
+    return api
+
+
+def _has_dags(api: AirflowApi) -> bool:
+    errors = api.import_errors()
+    if errors:
+        raise EmbeddedRunError("Airflow cannot read the DAGs:\n  " + "\n  ".join(errors))
+    return all(api.has_dag(dag_id) for dag_id in DAGS)
+
+
+def _start_servers(settings: EmbeddedSettings, processes: Processes) -> None:
+    processes.start("mlflow", python("model.tracking", "serve", "--port", str(settings.mlflow_port)))
+    from spark_jobs.contract import locations
+
+    docs = locations.var() / "data_docs"
+    docs.mkdir(parents=True, exist_ok=True)
+    address = ("--bind", "127.0.0.1", "--directory", str(docs), str(settings.docs_port))
+    processes.start("data-docs", python("http.server", *address))
+    _wait(processes, "mlflow", lambda: ports.listens(settings.mlflow_port))
+    _wait(processes, "data-docs", lambda: ports.listens(settings.docs_port))
+
+
+def _wait(processes: Processes, name: str, is_ready: Callable[[], bool]) -> None:
+    """Waits until a component is ready.
+
+    Raises:
+        EmbeddedRunError: It, or another, has ended, or it takes too long.
+    """
+    end = time.monotonic() + _READY_S
+    while not is_ready():
+        processes.check()
+        if time.monotonic() > end:
+            raise EmbeddedRunError(f"{name} is not ready after {_READY_S:.0f} s:\n{processes.tail(name)}")
+        time.sleep(0.2)
+
+
+def _require_free_ports(settings: EmbeddedSettings, *, ui: bool) -> None:
+    for name, port in ports.needed(settings, ui=ui).items():
+        if not ports.is_free(port):
+            raise EmbeddedRunError(
+                f"port {port} is taken by another program: stop it, or choose: {name}={port + 1}"
+            )

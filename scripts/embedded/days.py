@@ -1,0 +1,83 @@
+"""The days of a run, from `FROM`, `TO` and `DAYS`, and the raw logs that they need."""
+
+from __future__ import annotations
+
+import re
+
+from scripts.embedded.components import python
+from scripts.embedded.settings import EmbeddedSettings, days_asked_for, simulation_asked_for
+from spark_jobs.contract.clock import days_between, parse_day, shift_day
+from spark_jobs.contract.command import UsageError
+
+# First day and number of days when nothing else is asked for.
+_DEFAULTS = {"foodlog": ("2026-03-01", 3), "kuairand": ("2022-04-25", 4)}
+
+
+def days_from_environment(dataset: str, *, required: bool = False) -> list[str]:
+    """The days asked for.
+
+    Args:
+        dataset: Name of the dataset.
+        required: `FROM` and `TO` have to be given.
+
+    Raises:
+        UsageError: A day or number is wrong, or no day is left.
+    """
+    first, number = _DEFAULTS.get(dataset, ("", 0))
+    given = days_asked_for()
+    if (required or not first) and not (given["FROM"] and given["TO"]):
+        raise UsageError("give the days: FROM=2026-03-01 TO=2026-03-07")
+    if given["TO"] and given["DAYS"]:
+        raise UsageError("give TO or DAYS, not both")
+    for name in ("FROM", "TO"):
+        try:
+            parse_day(given[name] or "2026-03-01")
+        except ValueError as error:
+            raise UsageError(f"{name}: {error}") from error
+    if given["DAYS"] and (not given["DAYS"].isdecimal() or not 1 <= int(given["DAYS"]) <= 400):
+        raise UsageError(f"DAYS={given['DAYS']} is not a number of days from 1 to 400")
+    first = given["FROM"] or first
+    days = days_between(first, given["TO"] or shift_day(first, int(given["DAYS"] or number) - 1))
+    if not days:
+        raise UsageError(f"FROM={first} lies after TO={given['TO']}")
+    return days
+
+
+def seed(settings: EmbeddedSettings, days: list[str]) -> dict[str, list[str]]:
+    """Command that takes in the history from before the log, by name; none where there is no such file.
+
+    KuaiRand's optional `user_history_before_YYYYMMDD.parquet` is the delivery of the day before that date:
+    events without impressions, which no gate would let pass. It is ingested once, before the first day.
+    """
+    if settings.data is None:
+        return {}
+    names = sorted(path.stem for path in settings.data.rglob("user_history_before_*.parquet"))
+    found = [re.fullmatch(r"user_history_before_(\d{4})(\d{2})(\d{2})", name) for name in names]
+    seeds = [shift_day("-".join(match.groups()), -1) for match in found if match]
+    return {
+        f"history of {ds}": python("spark_jobs.ingest", "--dataset", settings.dataset, "--ds", ds)
+        for ds in seeds
+        if ds < days[0]
+    }
+
+
+def simulation(settings: EmbeddedSettings, days: list[str]) -> dict[str, list[str]]:
+    """Command that writes the raw logs of the days, by name; none for a dataset with logs of its own.
+
+    `USERS` and `IMPRESSIONS` (a day) change the size of the simulated app. With `SIMULATE=0` nothing is
+    simulated: the raw logs of foodlog's layout are somebody's own.
+    """
+    simulate, sizes = simulation_asked_for()
+    if settings.dataset != "foodlog" or simulate is False:
+        return {}
+    options = []
+    for variable, option in (("USERS", "--users"), ("IMPRESSIONS", "--impressions-a-day")):
+        value = sizes[variable]
+        if value:
+            if not value.isdecimal():
+                raise UsageError(f"{variable}={value} is not a number")
+            options += [option, value]
+    command = python(
+        "spark_jobs.simulate", "--dataset", "foodlog", "--from", days[0], "--to", days[-1], *options
+    )
+    return {"simulate": command}

@@ -1,0 +1,172 @@
+"""Processes that are started together and leave nothing behind, however their starter ends.
+
+A component runs in a session of its own, so that Ctrl-C reaches only its starter, which stops components in
+reverse order: SIGTERM, then SIGKILL. The starter is made the reaper of all its descendants (Linux), so a step
+whose parent died is found and stopped too; and should the starter itself be killed, the kernel sends each
+component SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+import psutil  # type: ignore[import-untyped]
+
+from scripts.embedded.settings import REPOSITORY, EmbeddedRunError
+
+logger = logging.getLogger(__name__)
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_STOP_S = 20.0
+# Found before a fork: between fork and exec nothing may be imported.
+_PRCTL = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
+
+
+def end_with_parent() -> None:
+    """Has the kernel send this process SIGTERM when its parent ends (Linux)."""
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Processes:
+    """Components that were started, in order; a context manager that stops them all.
+
+    Args:
+        environment: Their environment.
+        logs: Folder of their logs, `<name>.log`.
+    """
+
+    def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
+        self.environment = dict(environment)
+        self.logs = logs
+        self.started: dict[str, subprocess.Popen[bytes]] = {}
+        self._others: set[psutil.Process] = set()
+
+    def __enter__(self) -> Processes:
+        if _PRCTL is not None:
+            _PRCTL(_PR_SET_CHILD_SUBREAPER, 1)
+        self._others = set(psutil.Process().children(recursive=True))
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Starts a component, its output going to its log."""
+        with (self.logs / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                env=self.environment,
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+        self.started[name] = process
+        return process
+
+    def run(self, name: str, command: Sequence[str]) -> None:
+        """Runs a command to its end.
+
+        Raises:
+            EmbeddedRunError: It failed.
+        """
+        self.finish(name, self.start(name, command))
+
+    def finish(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        """Waits for a started command to succeed.
+
+        Raises:
+            EmbeddedRunError: It failed.
+        """
+        code = process.wait()
+        self.started.pop(name, None)
+        if code:
+            raise EmbeddedRunError(f"{name} failed with exit code {code}:\n{self.tail(name)}")
+
+    def check(self) -> None:
+        """Raises `EmbeddedRunError` when a component has ended by itself."""
+        for name, process in self.started.items():
+            if process.poll():
+                raise EmbeddedRunError(
+                    f"{name} has ended with exit code {process.returncode}:\n{self.tail(name)}"
+                )
+
+    def tail(self, name: str, lines: int = 15) -> str:
+        """The end of a component's log and where it lies."""
+        path = self.logs / f"{name}.log"
+        text = path.read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join([*(f"  {line}" for line in text), f"  (log: {path})"])
+
+    def stop(self) -> None:
+        """Stops every component, last started first, and whatever they have left running."""
+        for name, process in reversed(list(self.started.items())):
+            if process.poll() is None:
+                logger.debug("stopping %s", name)
+                process.terminate()
+        _wait(list(self.started.values()), _STOP_S)
+        for stop in (psutil.Process.terminate, psutil.Process.kill):
+            left = [c for c in psutil.Process().children(recursive=True) if c not in self._others]
+            for child in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    stop(child)
+            psutil.wait_procs(left, timeout=_STOP_S / 4)
+        self.started.clear()
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Holds the lock of what may run once; the kernel frees it when the holder is gone.
+
+    Raises:
+        EmbeddedRunError: Another process holds it; the message names it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "a process that is just starting"
+            raise EmbeddedRunError(
+                f"{holder} already runs on {path.parent}: wait for it, stop it (Ctrl-C or kill), "
+                "or give this one a folder and ports of its own (MTGR_VAR, AIRFLOW_PORT, SPARK_PORT)"
+            ) from error
+        file.truncate(0)
+        file.write(f"{what} (process {os.getpid()})")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def stop_on_signals() -> None:
+    """Makes SIGTERM and SIGHUP end the program as Ctrl-C does: by an exception that runs every clean-up."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not cut the clean-up short
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, interrupt)

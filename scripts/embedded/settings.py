@@ -1,0 +1,225 @@
+"""EmbeddedSettings of the embedded run: ports, days and the environment that every component and step gets.
+
+| variable | what | default |
+|---|---|---|
+| `DATASET`, `PRESET` | what to run | `foodlog`, `tiny` |
+| `DATA` | folder with the official KuaiRand files | none |
+| `AIRFLOW_PORT`, `MLFLOW_PORT`, `SPARK_PORT`, `DOCS_PORT` | loopback ports | 8080, 5000, 15002, 8090 |
+| `MTGR_VAR` | everything that is written | `<repo>/var` |
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.config.presets import preset_named
+from spark_jobs.contract import locations
+from spark_jobs.contract.command import CommandError, UsageError
+from spark_jobs.contract.datasets import dataset_named
+from spark_jobs.contract.environment import flag, text, whole
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# A server that lives for minutes does not earn back what the second compiler costs: without it a first ingest
+# takes half the processor time (33 s for 64 s). The first compiler alone would have 48 MB for its code, which
+# two days of steps fill ("Out of space in CodeCache"): it gets what both have.
+SHORT_LIVED = (
+    "spark.driver.extraJavaOptions=-XX:+UseSerialGC -XX:TieredStopAtLevel=1 "
+    "-XX:ReservedCodeCacheSize=240m -Duser.timezone=UTC;"
+    # A day of the embedded log is small: compiling a plan takes longer than interpreting it.
+    "spark.sql.codegen.wholeStage=false;spark.sql.codegen.factoryMode=NO_CODEGEN;"
+    # Its sizes are known, and planning build_samples once more after each of its stages costs a tenth of it.
+    "spark.sql.adaptive.enabled=false"
+)
+
+
+class EmbeddedRunError(CommandError):
+    """The embedded run cannot start or go on; the message names what is wrong and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedSettings:
+    """EmbeddedSettings of the embedded run.
+
+    Args:
+        dataset: Name of the dataset.
+        preset: Preset of the model.
+        data: Folder with the official files of a real log, or None.
+        airflow_port: Port of Airflow's API and UI.
+        mlflow_port: Port of MLflow's UI.
+        spark_port: Port of the Spark Connect server.
+        docs_port: Port of the data docs.
+    """
+
+    dataset: str = "foodlog"
+    preset: str = "tiny"
+    data: Path | None = None
+    airflow_port: int = 8080
+    mlflow_port: int = 5000
+    spark_port: int = 15002
+    docs_port: int = 8090
+
+    @property
+    def home(self) -> Path:
+        """Airflow's home: database, logs, secrets."""
+        return locations.var() / "airflow"
+
+    @property
+    def airflow_url(self) -> str:
+        """Address of Airflow's API and UI."""
+        return f"http://127.0.0.1:{self.airflow_port}"
+
+    @property
+    def database(self) -> Path:
+        """Airflow's database; each dataset has one, because the day is the key of a run."""
+        name = "airflow" if self.dataset == "foodlog" else f"airflow-{self.dataset}"
+        return self.home / f"{name}.db"
+
+    def environment(self, *, scheduled: bool = False) -> dict[str, str]:
+        """Environment of all components and, through them, of all steps.
+
+        Args:
+            scheduled: Whether Airflow also makes the daily runs of its schedule.
+        """
+        given = {
+            "AIRFLOW_CONFIG": str(REPOSITORY / "airflow.cfg"),
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.airflow_url}/execution/",
+            "AIRFLOW__API__BASE_URL": self.airflow_url,
+            "AIRFLOW__API__PORT": str(self.airflow_port),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}?timeout=60",
+            "MTGR_VAR": str(locations.var()),
+            "MTGR_DATASET": self.dataset,
+            "MTGR_PRESET": self.preset,
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+            "SPARK_CONF": ";".join(
+                filter(None, (SHORT_LIVED if self.has_own_spark else "", text("SPARK_CONF")))
+            ),
+            "TZ": "UTC",
+        }
+        if self.data is not None:
+            given["MTGR_KUAIRAND"] = str(self.data)
+        defaults = {
+            "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+            "AIRFLOW_CONN_SPARK_DEFAULT": f"spark-connect://127.0.0.1:{self.spark_port}",
+            "MTGR_SCHEDULED": str(int(scheduled)),
+            "MTGR_PYTHON": sys.executable,
+            "MTGR_RETRIES": "1",
+            "MTGR_RETRY_SECONDS": "5",
+            "SPARK_CONF_DIR": str(REPOSITORY / "spark_jobs"),  # log4j2.properties: warnings only
+        }
+        if self.forks_steps:
+            words = (
+                sys.executable,
+                "-S",
+                REPOSITORY / "scripts" / "launchers" / "forked.py",
+                self.step_socket,
+            )
+            defaults["MTGR_LAUNCHER"] = shlex.join(str(word) for word in words)
+        return {**defaults, **os.environ, **given}
+
+    @property
+    def step_socket(self) -> Path:
+        """Socket of the server that forks steps."""
+        return self.home / "steps.sock"
+
+    @property
+    def forks_steps(self) -> bool:
+        """Whether steps are forks of one process with the libraries loaded (Linux, without a GPU).
+
+        A process that has touched CUDA cannot be forked, and libraries touch it when they are imported.
+        """
+        is_able = sys.platform == "linux" and shutil.which("nvidia-smi") is None
+        return is_able and not {"MTGR_LAUNCHER", "MTGR_PYTHON"} & os.environ.keys()
+
+    def with_spark(self, command: list[str]) -> list[str]:
+        """A step's command outside Airflow, on the run's own Spark Connect server."""
+        if not self.has_own_spark:
+            return command
+        return ["env", f"SPARK_REMOTE=sc://127.0.0.1:{self.spark_port}", *command]
+
+    @property
+    def has_own_spark(self) -> bool:
+        """Whether the run starts a Spark Connect server of its own: no connection names another Spark."""
+        return "AIRFLOW_CONN_SPARK_DEFAULT" not in os.environ
+
+
+def settings_from_environment() -> EmbeddedSettings:
+    """Reads and checks the settings.
+
+    Raises:
+        UsageError: One of them is wrong.
+    """
+    name = text("DATASET", "foodlog")
+    try:
+        dataset_named(name)
+    except ValueError as error:
+        raise UsageError(f"DATASET: {error}") from error
+    preset = text("PRESET", "tiny")
+    try:
+        preset_named(preset)
+    except ValueError as error:
+        raise UsageError(f"PRESET: {error}") from error
+    data = Path(text("DATA")).absolute() if text("DATA") else None
+    if data is None and text("MTGR_KUAIRAND"):
+        data = Path(text("MTGR_KUAIRAND")).absolute()
+    if name == "kuairand" and data is None:
+        raise UsageError("DATASET=kuairand needs DATA=<folder with the official KuaiRand-Pure files>")
+    if data is not None and not data.is_dir():
+        raise UsageError(f"DATA={data} is not a folder")
+    ports = {key: _port(key, default) for key, default in _PORTS.items()}
+    if len(set(ports.values())) < len(ports):
+        raise UsageError(f"two of the ports are equal: {ports}")
+    return EmbeddedSettings(
+        dataset=name,
+        preset=preset,
+        data=data,
+        airflow_port=ports["AIRFLOW_PORT"],
+        mlflow_port=ports["MLFLOW_PORT"],
+        spark_port=ports["SPARK_PORT"],
+        docs_port=ports["DOCS_PORT"],
+    )
+
+
+_PORTS = {"AIRFLOW_PORT": 8080, "MLFLOW_PORT": 5000, "SPARK_PORT": 15002, "DOCS_PORT": 8090}
+
+
+def _port(name: str, default: int) -> int:
+    return whole(name, default, 1024, 65535)
+
+
+def days_asked_for() -> dict[str, str]:
+    """`FROM`, `TO` and `DAYS` as given; empty where not."""
+    return {name: text(name) for name in ("FROM", "TO", "DAYS")}
+
+
+def simulation_asked_for() -> tuple[bool | None, dict[str, str]]:
+    """`SIMULATE` (None where not given), and the size of the simulated app: `USERS`, `IMPRESSIONS`."""
+    simulate = flag("SIMULATE", False) if text("SIMULATE") else None
+    return simulate, {name: text(name) for name in ("USERS", "IMPRESSIONS")}
+
+
+def reprocess() -> str:
+    """`REPROCESS`: what a backfill does with days that have a run already."""
+    return text("REPROCESS", "none")
+
+
+def spark_connection() -> str:
+    """URI of the Airflow connection that names a Spark of others; empty where the run has its own."""
+    return text("AIRFLOW_CONN_SPARK_DEFAULT")
+
+
+def child(changes: dict[str, str]) -> dict[str, str]:
+    """The environment of a child process: this one, but for what changes."""
+    return {**os.environ, **changes}
+
+
+def take_over(variables: dict[str, str]) -> None:
+    """Replaces this process's environment by another's, as a fork does that acts for its caller."""
+    os.environ.clear()
+    os.environ.update(variables)

@@ -1,0 +1,1 @@
+"""What an event and a sample are, declared once; standard library only."""

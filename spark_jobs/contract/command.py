@@ -1,0 +1,156 @@
+"""The shell of every command: arguments, logging, exit codes and the JSON line at the end.
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        parser = command.parser("model.train", __doc__)
+        command.add_dataset(parser)
+        command.add_day(parser, help="the day")
+        return command.run(parser, body, argv)
+
+`body` takes the parsed arguments and returns the result, which is printed as one line of JSON, the last on
+stdout; logs go to stderr. Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO, TypeVar
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("__main__", "spark_jobs", "expectations", "model", "hstu_ops", "scripts", "benchmarks")
+_T = TypeVar("_T")
+
+
+class CommandError(RuntimeError):
+    """Something that an operator has to know: the message names the thing, the value and what to do.
+
+    Every package's errors of this kind derive from it; a command that meets one says it and ends with 1.
+    """
+
+
+class UsageError(ValueError):
+    """A setting or argument is wrong; the message names it, its value and what is possible."""
+
+
+class RefusedError(CommandError):
+    """A command has done its work and the answer is no: it prints its result and ends with 1.
+
+    Args:
+        message: Why.
+        result: What the JSON line says.
+    """
+
+    def __init__(self, message: str, result: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Our own handler: set up once more, it is replaced, and others stay as they are."""
+
+
+def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a command, `python -m <module>`, described by the module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def checked(read: Callable[[str], _T]) -> Callable[[str], _T]:
+    """An argument's type from a function that raises ValueError: its message is what the user sees."""
+
+    def of(text: str) -> _T:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return of
+
+
+def add_dataset(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds `--dataset`, which becomes a `Dataset`."""
+    from spark_jobs.contract.datasets import dataset_named
+
+    parser.add_argument("--dataset", required=required, type=checked(dataset_named), metavar="NAME")
+
+
+def add_day(
+    parser: argparse.ArgumentParser, name: str = "--ds", *, help: str, required: bool = True, **more: Any
+) -> None:
+    """Adds an argument that is a day, YYYY-MM-DD."""
+    from spark_jobs.contract.clock import parse_day
+
+    day = checked(lambda text: parse_day(text).isoformat())
+    parser.add_argument(name, required=required, type=day, metavar="DAY", help=help, **more)
+
+
+def configure_logging(*, for_people: bool = False) -> None:
+    """Logs to stderr: of our packages everything from INFO on, of libraries what they warn of.
+
+    Args:
+        for_people: Messages alone, for a command at a terminal, instead of time, level and module.
+    """
+    form = "%(message)s" if for_people else "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Stderr)]:
+        root.removeHandler(handler)
+    own = _Stderr(sys.stderr)
+    own.setFormatter(logging.Formatter(form))
+    root.addHandler(own)
+    root.setLevel(logging.WARNING)
+    for name in PACKAGES:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    body: Callable[[argparse.Namespace], Mapping[str, Any] | None],
+    argv: Sequence[str] | None = None,
+    *,
+    for_people: bool = False,
+) -> int:
+    """Runs a command.
+
+    Args:
+        parser: Of its arguments.
+        body: What it does; its result is printed, unless it is None.
+        argv: Arguments; those of the process by default.
+        for_people: See `configure_logging`.
+
+    Returns:
+        The exit code.
+    """
+    configure_logging(for_people=for_people)
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        result = body(arguments)
+    except UsageError as error:
+        logger.error("%s", error)
+        return 2
+    except RefusedError as error:
+        logger.error("%s", error)
+        write_result(error.result)
+        return 1
+    except (CommandError, ValueError, OSError) as error:
+        logger.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        logger.error("interrupted")
+        return 130
+    if result is not None:
+        write_result(result)
+    return 0
+
+
+def write_result(result: Mapping[str, Any]) -> None:
+    """Prints a result as one line of JSON."""
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,222 @@
+"""What an event and a sample are: the one place that every stage takes its columns from.
+
+Standard library only, so that Airflow, Spark, the gates, training and serving can all import it.
+A dataset declares its features once (`FeatureSpec`); tables, gates, tokens and serving follow from the
+declaration. The datasets themselves are declared in `spark_jobs/contract/datasets.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from spark_jobs.contract.clock import DAY_MS, parse_day
+
+MAX_STATIC = 1000  # paper: |S| <= 1000
+MAX_REALTIME = 100  # paper: |R| <= 100; a busier day becomes several windows
+
+
+class EventType(StrEnum):
+    """Kinds of rows in the `events` table."""
+
+    IMPRESSION = "impression"
+    CLICK = "click"
+    CONVERSION = "conversion"
+    FEEDBACK = "feedback"  # the end of a view with its outcome: a behaviour, never a label
+
+
+class Group(StrEnum):
+    """Token groups of a sample, in the order in which a row lays its tokens out."""
+
+    PROFILE = "profile"
+    STATIC = "static"
+    REALTIME = "realtime"
+    CANDIDATE = "candidate"
+
+
+class Owner(StrEnum):
+    """Whom a feature describes; this fixes the groups that carry it and when its value is known."""
+
+    PROFILE = "profile"  # the user, before the window
+    ITEM = "item"  # the item, from the catalogue of the day: side info of behaviours, too
+    ITEM_STATISTIC = "item_statistic"  # the item's past, before the day
+    CROSS = "cross"  # user x item (merchant, cuisine, hour), before the day
+    CONTEXT = "context"  # the request; a behaviour keeps the context it happened in
+    ACTION = "action"  # what the user did in a behaviour
+    REALTIME_STATISTIC = "realtime_statistic"  # user x item so far today, zero while the state is frozen
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Token groups that carry a feature of this owner."""
+        return _GROUPS_OF[self]
+
+
+_BEHAVIOUR = (Group.STATIC, Group.REALTIME)
+_GROUPS_OF: dict[Owner, tuple[Group, ...]] = {
+    Owner.PROFILE: (Group.PROFILE,),
+    Owner.ITEM: (*_BEHAVIOUR, Group.CANDIDATE),
+    Owner.ITEM_STATISTIC: (Group.CANDIDATE,),
+    Owner.CROSS: (Group.CANDIDATE,),
+    Owner.CONTEXT: (*_BEHAVIOUR, Group.CANDIDATE),
+    Owner.ACTION: _BEHAVIOUR,
+    Owner.REALTIME_STATISTIC: (Group.CANDIDATE,),
+}
+
+
+class Kind(StrEnum):
+    """How a feature's values are to be read."""
+
+    ID = "id"  # any 64-bit integer, hashed into its embedding table
+    CATEGORY = "category"  # an integer in [0, cardinality)
+    NUMBER = "number"  # a finite float32 in [low, high]
+
+
+class Measure(StrEnum):
+    """What a statistic counts."""
+
+    IMPRESSIONS = "impressions"
+    CLICKS = "clicks"
+    CONVERSIONS = "conversions"
+    CTR = "ctr"  # clicks / impressions, smoothed
+    CTCVR = "ctcvr"  # conversions / impressions, smoothed
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether the measure is a smoothed rate rather than a count."""
+        return self in (Measure.CTR, Measure.CTCVR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """A count or rate per key, over whole days before the sample's day or, with `days=0`, so far today.
+
+    Args:
+        keys: Event or item columns that group the events, e.g. `("user_id", "merchant_id")`.
+        measure: What is counted.
+        days: Length of the window [ds - days, ds - 1] in days; 0 means the sample's own day, strictly before
+            the candidate's time.
+    """
+
+    keys: tuple[str, ...]
+    measure: Measure
+    days: int
+
+    @property
+    def is_by_user(self) -> bool:
+        """Whether each user has counts of their own."""
+        return "user_id" in self.keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """One feature of a dataset.
+
+    Args:
+        name: Column name without its group: `price` becomes `static_price`, `candidate_price`, ...
+        owner: Whom it describes; decides the groups.
+        kind: How its values are read.
+        description: For people: data docs and error messages.
+        cardinality: Rows of its embedding table (`ID`: hash buckets, `CATEGORY`: number of values).
+        width: Embedding width of ids and categories; numbers have width 1.
+        table: Embedding table; features that name the same one share it. Default: the feature's name.
+        low: Least allowed value of a number.
+        high: Greatest allowed value of a number.
+        statistic: How the sample builder computes it; None when the event or a dimension table brings it.
+
+    Raises:
+        ValueError: A field contradicts the kind.
+    """
+
+    name: str
+    owner: Owner
+    kind: Kind
+    description: str
+    cardinality: int = 0
+    width: int = 1
+    table: str = ""
+    low: float = 0.0
+    high: float = 1e9
+    statistic: Statistic | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise ValueError(f"feature name {self.name!r}: use lower case letters, digits and underscores")
+        if self.kind is not Kind.NUMBER and (self.cardinality < 2 or self.width < 1):
+            raise ValueError(f"feature {self.name!r}: a {self.kind} needs cardinality >= 2 and width >= 1")
+        if self.kind is Kind.NUMBER and (self.cardinality or self.width != 1 or self.low >= self.high):
+            raise ValueError(f"feature {self.name!r}: a number has no cardinality, width 1 and low < high")
+        if self.statistic and self.kind is not Kind.NUMBER:
+            raise ValueError(f"feature {self.name!r}: a statistic is a number")
+        object.__setattr__(self, "table", self.table or self.name)
+
+    def columns(self) -> Iterator[tuple[Group, str]]:
+        """Yields (group, column name in `samples`) for every group that carries the feature."""
+        for group in self.owner.groups:
+            yield group, f"{group}_{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A dataset: its features, its clock and what its labels mean.
+
+    Args:
+        name: Name of the folder in the lake, of the MLflow experiment (`mtgr-<name>`) and of the commands.
+        features: All features, in token order.
+        actions: Action names; an event's `action` is 1 + its index here (0 is "unknown").
+        conversion: What a conversion is, for people.
+        utc_offset_hours: Offset of the dataset's days and hours from UTC.
+        attribution_ms: A click or conversion counts for an impression if it follows within this time.
+        history_days: How many days before the sample's day the static sequence may reach back.
+        late_days: A record that arrives more days after its event than this is quarantined.
+        max_impressions_a_day: A user with more impressions on a day is taken for a bot and left out.
+        has_requests: Whether a request shows several candidates, so that `*_gauc_request` has a meaning.
+
+    Raises:
+        ValueError: Two features share a column, or one table has two shapes.
+    """
+
+    name: str
+    features: tuple[FeatureSpec, ...]
+    actions: tuple[str, ...]
+    conversion: str
+    utc_offset_hours: int = 0
+    attribution_ms: int = 2 * 60 * 60 * 1000
+    history_days: int = 90
+    late_days: int = 3
+    max_impressions_a_day: int = 2000
+    has_requests: bool = True
+
+    def __post_init__(self) -> None:
+        columns = [column for feature in self.features for _, column in feature.columns()]
+        twice = sorted({column for column in columns if columns.count(column) > 1})
+        if twice:
+            raise ValueError(f"dataset {self.name!r}: columns declared twice: {', '.join(twice)}")
+        shapes: dict[str, tuple[int, int]] = {}
+        for feature in self.features:
+            if feature.kind is not Kind.NUMBER:
+                shape = (feature.cardinality, feature.width)
+                if shapes.setdefault(feature.table, shape) != shape:
+                    raise ValueError(
+                        f"dataset {self.name!r}: embedding table {feature.table!r} is declared as "
+                        f"{shapes[feature.table]} and as {shape} (cardinality, width); make them equal"
+                    )
+
+    def of(self, *owners: Owner) -> tuple[FeatureSpec, ...]:
+        """Features with one of the given owners, in declared order."""
+        return tuple(feature for feature in self.features if feature.owner in owners)
+
+    def in_group(self, group: Group) -> tuple[FeatureSpec, ...]:
+        """Features carried by a token group, in declared order."""
+        return tuple(feature for feature in self.features if group in feature.owner.groups)
+
+    def day_start_ms(self, ds: str) -> int:
+        """First millisecond of day `ds` (inclusive), UTC epoch milliseconds."""
+        midnight = datetime.combine(parse_day(ds), datetime.min.time(), tzinfo=UTC)
+        return int(midnight.timestamp()) * 1000 - self.utc_offset_hours * 3_600_000
+
+    def day_end_ms(self, ds: str) -> int:
+        """First millisecond after day `ds`: every day has exactly 24 hours, as offsets are fixed."""
+        return self.day_start_ms(ds) + DAY_MS

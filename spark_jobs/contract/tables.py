@@ -1,0 +1,73 @@
+"""The columns of the lake's tables, as a dataset's declaration gives them."""
+
+from __future__ import annotations
+
+from spark_jobs.contract.clock import CLOCK_FEATURES
+from spark_jobs.contract.features import Dataset, Group, Kind, Owner
+
+# Columns beside the features, with the type names of Spark SQL. The list columns of a group have equal
+# lengths in a row and run oldest first.
+EVENT_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("event_id", "string"),  # unique; the key of deduplication
+    ("event_type", "string"),
+    ("user_id", "bigint"),
+    ("item_id", "bigint"),
+    ("request_id", "string"),
+    ("impression_id", "string"),  # the impression that the event belongs to; its own for an impression
+    ("time_ms", "bigint"),  # when it happened, UTC
+    ("action", "int"),  # behaviours only: 1 + index in Dataset.actions; null for what makes no token
+    ("ds", "string"),  # day of time_ms in the dataset's clock; first partition column
+    ("delivery_ds", "string"),  # day of the delivery that brought it: known to runs of later days only
+)
+
+KEY_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("user_id", "bigint"),
+    ("ds", "string"),
+    ("window_start_ms", "bigint"),
+    ("window_end_ms", "bigint"),
+)
+
+STRUCTURE_COLUMNS: tuple[tuple[Group, str, str], ...] = (
+    (Group.STATIC, "static_time_ms", "array<bigint>"),
+    (Group.REALTIME, "realtime_time_ms", "array<bigint>"),
+    (Group.REALTIME, "realtime_visible", "array<int>"),
+    (Group.CANDIDATE, "candidate_time_ms", "array<bigint>"),
+    (Group.CANDIDATE, "candidate_visible", "array<int>"),
+    (Group.CANDIDATE, "candidate_request_id", "array<string>"),
+    (Group.CANDIDATE, "candidate_impression_id", "array<string>"),
+    (Group.CANDIDATE, "label_click", "array<tinyint>"),
+    (Group.CANDIDATE, "label_conversion", "array<tinyint>"),
+)
+
+_SCALAR_TYPE = {Kind.ID: "bigint", Kind.CATEGORY: "int", Kind.NUMBER: "float"}
+
+
+def event_columns(dataset: Dataset) -> list[tuple[str, str]]:
+    """(column, Spark SQL type) of the `events` table: the common columns, then the context features.
+
+    `hour` and `weekday` are computed from `time_ms` when samples are built and are not stored in events.
+    """
+    context = [f for f in dataset.of(Owner.CONTEXT) if f.name not in CLOCK_FEATURES]
+    return [*EVENT_COLUMNS, *((f.name, _SCALAR_TYPE[f.kind]) for f in context)]
+
+
+def dimension_columns(dataset: Dataset, owner: Owner) -> list[tuple[str, str]]:
+    """(column, Spark SQL type) of the `users` (Owner.PROFILE) or `items` (Owner.ITEM) table.
+
+    A row holds from its day `ds` on, until the same key has a later one; statistics are not stored here.
+    """
+    key = {Owner.PROFILE: "user_id", Owner.ITEM: "item_id"}[owner]
+    features = [f for f in dataset.of(owner) if f.statistic is None and f.name != key]
+    return [(key, "bigint"), *((f.name, _SCALAR_TYPE[f.kind]) for f in features), ("ds", "string")]
+
+
+def sample_columns(dataset: Dataset) -> list[tuple[str, str]]:
+    """(column, Spark SQL type) of the `samples` table, in order: key, then group by group."""
+    columns = list(KEY_COLUMNS)
+    for group in Group:
+        columns += [(name, kind) for of, name, kind in STRUCTURE_COLUMNS if of is group]
+        for feature in dataset.in_group(group):
+            scalar = _SCALAR_TYPE[feature.kind]
+            column = f"{group}_{feature.name}"
+            columns.append((column, scalar if group is Group.PROFILE else f"array<{scalar}>"))
+    return columns

@@ -1,0 +1,1 @@
+"""Delta tables: the only writer, its lease, the log, the quarantine."""

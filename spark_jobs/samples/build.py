@@ -1,0 +1,345 @@
+"""Events of many days become the samples of one day: one row a user and window (`contract.sample_columns`).
+
+The plan: the day's events get what is known of their items, then they and all that is looked up for them are
+spread by user once; counts "so far today" are running sums there, statistics of user x something are joined
+there without another shuffle; then one grouping by user makes the lists, and all cutting is done on lists.
+Nothing is collected, nothing runs in Python, and time grows with the number of events.
+
+What a value may know: statistics and the static sequence, events before the day that a delivery before the
+day brought; real-time behaviours and statistics of today, on-time events of the day strictly earlier than the
+token; labels, every event that has arrived. So a sample is a function of the deliveries alone, whatever order
+the days are built in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
+
+from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.features import (
+    MAX_REALTIME,
+    MAX_STATIC,
+    Dataset,
+    EventType,
+    FeatureSpec,
+    Group,
+    Owner,
+)
+from spark_jobs.contract.tables import STRUCTURE_COLUMNS, sample_columns
+from spark_jobs.samples.events import is_event, known, with_context, with_items
+from spark_jobs.samples.statistics import (
+    Keys,
+    by_keys,
+    countable,
+    day_counts,
+    global_column,
+    global_rates,
+    rates,
+    slot,
+    with_today,
+    with_values,
+)
+from spark_jobs.samples.windows import day_windows
+
+_OUTCOMES = (EventType.CLICK, EventType.CONVERSION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Greatest lengths of the two sequences; the paper's, smaller ones in tests."""
+
+    static: int = MAX_STATIC
+    realtime: int = MAX_REALTIME
+
+
+def build(
+    events_df: DataFrame,
+    users_df: DataFrame,
+    items_df: DataFrame,
+    dataset: Dataset,
+    ds: str,
+    limits: Limits | None = None,
+    keep: Callable[[DataFrame], DataFrame] = lambda df: df,
+) -> DataFrame:
+    """The samples of day `ds`.
+
+    Args:
+        events_df: Events of the days `ds - history_days` to `ds + 1`, every event once, without bots.
+        users_df: The users as of the day, one row a user.
+        items_df: The items as of the day, one row an item.
+        dataset: Dataset.
+        ds: The day.
+        limits: Lengths of the sequences.
+        keep: Called with what several steps read, may persist it; the caller lets it go after use.
+
+    Returns:
+        Exactly `sample_columns(dataset)`, sorted by user and window within partitions.
+    """
+    limits = limits or Limits()
+    items_df = keep(items_df)
+    past_df = (
+        known_before(events_df, dataset, ds)
+        .transform(with_context, dataset)
+        .transform(with_items, items_df, dataset)
+    )
+    is_shown = (F.col("ds") == ds) & is_event(EventType.IMPRESSION)
+    active_df = keep(events_df.where(is_shown).transform(by_user).select("user_id").distinct())
+    past = Past.of(past_df, active_df, dataset, ds, keep)
+    statistics = [f for f in dataset.in_group(Group.CANDIDATE) if f.statistic and f.statistic.days]
+    of_users = [f for f in statistics if f.statistic and f.statistic.is_by_user]
+    of_items = [f for f in statistics if f not in of_users]
+    listed_df = (
+        events_df.where(F.col("ds") == ds)
+        .withColumn("is_on_time", F.col("delivery_ds") <= ds)
+        .transform(with_context, dataset)
+        .transform(with_items, items_df, dataset)
+        .transform(past.joined, of_items)
+        .transform(with_known, dataset)
+        .transform(by_user)
+        .transform(with_earlier_behaviours)
+        .transform(with_today, dataset.features)
+        .where(is_event(EventType.IMPRESSION) | is_behaviour())
+        .transform(past.joined, of_users)
+        .transform(with_labels, outcomes(events_df, ds), dataset)
+        .transform(as_lists, dataset)
+    )
+    history_df = past_df.transform(static_behaviours, active_df, dataset, limits.static)
+    return (
+        listed_df.join(history_df.hint("shuffle_hash"), "user_id", "left")
+        .join(users_df, "user_id", "left")
+        .transform(past.joined, [f for f in dataset.of(Owner.PROFILE) if f.statistic])
+        .transform(as_windows, dataset, ds, limits)
+        .transform(as_samples, dataset, ds, limits)
+        .sortWithinPartitions("user_id", "window_start_ms")
+    )
+
+
+def by_user(df: DataFrame) -> DataFrame:
+    """Spreads rows by user, always into the same parts: joins and groups by user x anything stay there."""
+    parts = int(df.sparkSession.conf.get("spark.sql.shuffle.partitions") or 200)
+    return df.repartition(parts, "user_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What is counted over the days before.
+
+    Args:
+        of_users_df: `countable` events of the day's users; they lie by user.
+        counts: Counts that are not by user, one row a key; under no keys, those of all events.
+    """
+
+    of_users_df: DataFrame
+    counts: Mapping[Keys, DataFrame]
+
+    @classmethod
+    def of(
+        cls,
+        past_df: DataFrame,
+        active_df: DataFrame,
+        dataset: Dataset,
+        ds: str,
+        keep: Callable[[DataFrame], DataFrame],
+    ) -> Past:
+        """Counts what the dataset's features need.
+
+        What is not by user is counted at once: only then does Spark know how little it is, and brings it to
+        the day's events instead of spreading them by every key.
+        """
+        keyed = by_keys(dataset.features, today=False)
+        columns = dict.fromkeys(["user_id", *(key for keys in keyed for key in keys)])
+        is_active_df = active_df.withColumn("is_active", F.lit(True)).hint("shuffle_hash")
+        countable_df = past_df.transform(countable, columns, ds).transform(by_user)
+        events_df = keep(countable_df.join(is_active_df, "user_id", "left"))
+        counts: dict[Keys, DataFrame] = {}
+        for keys, features in {(): rates(dataset.features), **keyed}.items():
+            if features and "user_id" not in keys:
+                counts[keys] = keep(day_counts(events_df, keys, features))
+        for counts_df in counts.values():
+            counts_df.count()
+        return cls(of_users_df=events_df.where("is_active"), counts=counts)
+
+    def joined(self, df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
+        """Adds statistics over days; what nothing was counted of has those of zero events."""
+        features = list(features)
+        if with_prior := rates(features):
+            df = df.crossJoin(F.broadcast(global_rates(self.counts[()], with_prior)))
+        for keys, of_keys in by_keys(features, today=False).items():
+            counts_df = self.counts.get(keys)
+            if counts_df is None:
+                counts_df = day_counts(self.of_users_df, keys, of_keys).hint("shuffle_hash")
+            df = df.join(counts_df, list(keys), "left").transform(with_values, of_keys)
+        priors = {(f.statistic.measure, f.statistic.days) for f in with_prior if f.statistic}
+        return df.drop(*(global_column(measure, days) for measure, days in priors))
+
+
+def known_before(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
+    """Events before day `ds` that were delivered before it, as far back as the history goes."""
+    oldest = shift_day(ds, -dataset.history_days)
+    return events_df.where((F.col("ds") >= oldest) & (F.col("ds") < ds) & (F.col("delivery_ds") < ds))
+
+
+def with_known(events_df: DataFrame, dataset: Dataset) -> DataFrame:
+    """Packs the features of item and context into `known`, see `slot`; keys of statistics stay beside it."""
+    features = dataset.of(Owner.ITEM, Owner.CONTEXT)
+    statistics = (f.statistic for f in dataset.features if f.statistic)
+    keys = {key for s in statistics if s.is_by_user for key in s.keys}
+    packed = events_df.withColumn("known", F.struct(*(f.name for f in features)))
+    return packed.drop(*(f.name for f in features if f.name not in keys))
+
+
+def is_behaviour() -> Column:
+    """Whether an event of the day makes a real-time token: it has an action and was on time."""
+    return F.col("action").isNotNull() & F.col("is_on_time")
+
+
+def with_earlier_behaviours(today_df: DataFrame) -> DataFrame:
+    """Adds `earlier`: the user's behaviours of the day strictly before each row."""
+    before = Window.partitionBy("user_id").orderBy("time_ms").rangeBetween(Window.unboundedPreceding, -1)
+    earlier = F.coalesce(F.sum(is_behaviour().cast("int")).over(before), F.lit(0))
+    return today_df.withColumn("earlier", earlier.cast("int"))
+
+
+def outcomes(events_df: DataFrame, ds: str) -> DataFrame:
+    """One row an impression that something followed: (user_id, impression_id, click_ms, conversion_ms)."""
+    kinds = F.col("event_type").isin(*(kind.value for kind in _OUTCOMES))
+    times = [
+        F.collect_list(F.when(is_event(kind), F.col("time_ms"))).alias(f"{kind}_ms") for kind in _OUTCOMES
+    ]
+    return (
+        events_df.where(F.col("ds").isin(ds, shift_day(ds, 1)) & kinds)
+        .transform(by_user)
+        .groupBy("user_id", "impression_id")
+        .agg(*times)
+    )
+
+
+def with_labels(today_df: DataFrame, labels_df: DataFrame, dataset: Dataset) -> DataFrame:
+    """Adds `label_click` and `label_conversion`: what followed within the attribution window.
+
+    A conversion counts with its click only (CTCVR is click and conversion).
+    """
+
+    def followed(kind: EventType) -> Column:
+        end = F.col("time_ms") + F.lit(dataset.attribution_ms)
+        return F.coalesce(
+            F.exists(f"{kind}_ms", lambda time: time.between(F.col("time_ms"), end)), F.lit(False)
+        )
+
+    joined_df = today_df.join(labels_df.hint("shuffle_hash"), ["user_id", "impression_id"], "left")
+    return (
+        joined_df.withColumn("label_click", followed(EventType.CLICK).cast("tinyint"))
+        .withColumn(
+            "label_conversion",
+            (followed(EventType.CONVERSION) & (F.col("label_click") == 1)).cast("tinyint"),
+        )
+        .drop("click_ms", "conversion_ms")
+    )
+
+
+def as_lists(today_df: DataFrame, dataset: Dataset) -> DataFrame:
+    """One row a user with `candidates` and `behaviours` of the day as lists of structs, oldest first."""
+    candidate = F.struct(
+        "time_ms",
+        "event_id",
+        "earlier",
+        "request_id",
+        "impression_id",
+        "label_click",
+        "label_conversion",
+        *dict.fromkeys(slot(f) for f in dataset.in_group(Group.CANDIDATE)),
+    )
+    is_candidate = is_event(EventType.IMPRESSION)
+    return (
+        today_df.groupBy("user_id")
+        .agg(
+            F.sort_array(F.collect_list(F.when(is_candidate, candidate))).alias("candidates"),
+            F.sort_array(F.collect_list(F.when(is_behaviour(), _behaviour()))).alias("behaviours"),
+        )
+        .where(F.size("candidates") > 0)
+    )
+
+
+def static_behaviours(past_df: DataFrame, active_df: DataFrame, dataset: Dataset, limit: int) -> DataFrame:
+    """One row a user with `history`: the latest `limit` behaviours before the day, oldest first."""
+    history_df = (
+        past_df.where(F.col("action").isNotNull())
+        .withColumn("earlier", F.lit(0))
+        .transform(with_known, dataset)
+        .select("user_id", _behaviour().alias("behaviour"))
+        .transform(by_user)
+        .join(active_df.hint("shuffle_hash"), "user_id", "left_semi")
+    )
+    return (
+        history_df.groupBy("user_id")
+        .agg(F.sort_array(F.collect_list("behaviour")).alias("history"))
+        .withColumn("history", _latest(F.col("history"), limit))
+    )
+
+
+def as_windows(listed_df: DataFrame, dataset: Dataset, ds: str, limits: Limits) -> DataFrame:
+    """One row a user and window with candidates, and its `static`, `realtime` and `candidate` lists.
+
+    Adds `offset`: how many of the day's behaviours lie before the first one of `realtime`.
+    """
+    times = F.col("behaviours")["time_ms"]
+    cut = day_windows(times, dataset.day_start_ms(ds), dataset.day_end_ms(ds), limits.realtime)
+    first, count = F.col("window")["first"], F.col("window")["count"]
+    history = F.coalesce("history", F.slice("behaviours", 1, 0))
+    windows_df = listed_df.withColumn("history", history).withColumn("window", F.explode(cut))
+    windows_df = windows_df.withColumn("offset", first + F.greatest(count - limits.realtime, F.lit(0)))
+    start, end = F.col("window")["start_ms"], F.col("window")["end_ms"]
+    moved = F.concat("history", F.slice("behaviours", F.lit(1), first))
+    within = F.filter("candidates", lambda c: (c["time_ms"] >= start) & (c["time_ms"] < end))
+    is_whole = (first == 0) & (end == F.lit(dataset.day_end_ms(ds)))
+    columns = {
+        "static": F.when(first == 0, F.col("history")).otherwise(_latest(moved, limits.static)),
+        "realtime": F.when(is_whole & (F.col("offset") == 0), F.col("behaviours")).otherwise(
+            F.slice("behaviours", F.col("offset") + 1, F.least(count, F.lit(limits.realtime)))
+        ),
+        "candidate": F.when(is_whole, F.col("candidates")).otherwise(within),
+    }
+    return windows_df.withColumns(columns).where(F.size("candidate") > 0)
+
+
+def as_samples(windows_df: DataFrame, dataset: Dataset, ds: str, limits: Limits) -> DataFrame:
+    """Takes the lists of structs apart: exactly `sample_columns(dataset)`."""
+    made: dict[str, Column] = {
+        "user_id": F.col("user_id"),
+        "ds": F.lit(ds),
+        "window_start_ms": F.col("window")["start_ms"],
+        "window_end_ms": F.col("window")["end_ms"],
+        "realtime_visible": _visible(F.col("realtime")["earlier"]),
+        "candidate_visible": _visible(F.col("candidate")["earlier"]),
+        "label_click": F.col("candidate")["label_click"],
+        "label_conversion": F.col("candidate")["label_conversion"],
+    }
+    for feature in dataset.of(Owner.PROFILE):
+        own = F.col(slot(feature))[feature.name] if feature.statistic else known(feature)
+        made[f"profile_{feature.name}"] = F.col("user_id") if feature.name == "user_id" else own
+    for feature in dataset.features:
+        for group, name in feature.columns():
+            own = F.col(group) if feature.owner is Owner.ACTION else F.col(group)[slot(feature)]
+            made.setdefault(name, own[feature.name])
+    for group, name, _ in STRUCTURE_COLUMNS:
+        made.setdefault(name, F.col(group)[name.removeprefix(f"{group}_")])
+    return windows_df.select(*(made[name].cast(kind).alias(name) for name, kind in sample_columns(dataset)))
+
+
+def _behaviour() -> Column:
+    return F.struct("time_ms", "event_id", "earlier", "action", "known")
+
+
+def _latest(list_: Column, limit: int) -> Column:
+    return F.slice(list_, F.greatest(F.size(list_) - (limit - 1), F.lit(1)), F.lit(limit))
+
+
+def _visible(earlier: Column) -> Column:
+    """Real-time tokens of the window before each token, from the behaviours of the day before it."""
+    offset = F.col("offset")
+    moved = F.transform(earlier, lambda n: F.greatest(n - offset, F.lit(0)))
+    return F.when(offset == 0, earlier).otherwise(moved)

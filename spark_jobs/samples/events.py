@@ -1,0 +1,101 @@
+"""Reading events: which copy of an event counts, who is a bot, and what an event's columns mean to a feature.
+
+Everything is a function DataFrame -> DataFrame over the columns of `contract.event_columns`.
+"""
+
+from __future__ import annotations
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
+
+from spark_jobs.contract.clock import DAY_MS
+from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner
+
+_HOUR_MS = 3_600_000
+_THURSDAY = 3  # 1970-01-01, with Monday 0
+
+
+def repeated(events_df: DataFrame) -> DataFrame:
+    """(event_id, first_delivery_ds) of events that several deliveries brought.
+
+    A copy lies in a delivery of another day than its event, so only such rows need to be looked for: few.
+    """
+    off_df = events_df.where(F.col("ds") != F.col("delivery_ds")).select("event_id").distinct()
+    return (
+        events_df.select("event_id", "delivery_ds")
+        .join(off_df, "event_id", "left_semi")
+        .groupBy("event_id")
+        .agg(F.min("delivery_ds").alias("first_delivery_ds"), F.max("delivery_ds").alias("last_delivery_ds"))
+        .where(F.col("first_delivery_ds") != F.col("last_delivery_ds"))
+        .drop("last_delivery_ds")
+    )
+
+
+def events_of(events_df: DataFrame, repeated_df: DataFrame | None = None) -> DataFrame:
+    """Every event once: of copies in several deliveries, the one that was delivered first.
+
+    Args:
+        events_df: Rows of the table `events`.
+        repeated_df: `repeated(events_df)`, when it is at hand.
+    """
+    first_df = repeated(events_df) if repeated_df is None else repeated_df
+    return (
+        events_df.join(first_df, "event_id", "left")
+        .where(F.coalesce(F.col("first_delivery_ds") == F.col("delivery_ds"), F.lit(True)))
+        .select(*events_df.columns)
+    )
+
+
+def bots(events_df: DataFrame, dataset: Dataset) -> DataFrame:
+    """(user_id, ds, impressions, others): users with more events on a day than a person can cause.
+
+    More impressions than `max_impressions_a_day`, or more other events than that. Without them no user's day
+    grows without bound, so that lists and groups by user stay small.
+    """
+    is_impression = (F.col("event_type") == EventType.IMPRESSION.value).cast("int")
+    limit = dataset.max_impressions_a_day
+    return (
+        events_df.groupBy("user_id", "ds")
+        .agg(F.sum(is_impression).alias("impressions"), F.sum(1 - is_impression).alias("others"))
+        .where((F.col("impressions") > limit) | (F.col("others") > limit))
+    )
+
+
+def without(events_df: DataFrame, bots_df: DataFrame) -> DataFrame:
+    """Events without those of a bot's days."""
+    return events_df.join(F.broadcast(bots_df.select("user_id", "ds")), ["user_id", "ds"], "left_anti")
+
+
+def with_context(events_df: DataFrame, dataset: Dataset) -> DataFrame:
+    """Adds `hour` and `weekday` in the dataset's clock and gives absent context its "unknown" value."""
+    local = F.col("time_ms") + F.lit(dataset.utc_offset_hours * _HOUR_MS)
+    day = F.floor(local / F.lit(DAY_MS))
+    clock = {
+        "hour": F.floor(local / F.lit(_HOUR_MS)) % 24,
+        "weekday": (day + _THURSDAY) % 7,
+    }
+    columns = {name: value.cast("int") for name, value in clock.items()}
+    for feature in dataset.of(Owner.CONTEXT):
+        if feature.name not in clock:
+            columns[feature.name] = known(feature)
+    return events_df.withColumns(columns)
+
+
+def with_items(events_df: DataFrame, items_df: DataFrame, dataset: Dataset) -> DataFrame:
+    """Adds the item's features as of the day; an item that the catalogue lacks has the "unknown" values."""
+    features = [f for f in dataset.of(Owner.ITEM) if f.name != "item_id"]
+    return events_df.join(items_df, "item_id", "left").withColumns({f.name: known(f) for f in features})
+
+
+def known(feature: FeatureSpec) -> Column:
+    """The feature's column with null as 0, or as the bound that lies nearest to 0."""
+    unknown: float = 0
+    if feature.kind is Kind.NUMBER:
+        unknown = float(min(max(0.0, feature.low), feature.high))
+    kind = {Kind.ID: "bigint", Kind.CATEGORY: "int", Kind.NUMBER: "float"}[feature.kind]
+    return F.coalesce(F.col(feature.name), F.lit(unknown)).cast(kind)
+
+
+def is_event(kind: EventType) -> Column:
+    """Whether the row is an event of this type."""
+    return F.col("event_type") == kind.value
