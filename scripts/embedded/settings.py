@@ -190,7 +190,10 @@ _PORTS = {"AIRFLOW_PORT": 8080, "MLFLOW_PORT": 5000, "SPARK_PORT": 15002, "DOCS_
 
 
 def _port(name: str, default: int) -> int:
-    return whole(name, default, 1024, 65535)
+    try:
+        return whole(name, default, 1024, 65535)
+    except UsageError as error:
+        raise UsageError(f"{name}={text(name)} is not a port from 1024 to 65535") from error
 
 
 def days_asked_for() -> dict[str, str]:
