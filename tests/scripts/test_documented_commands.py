@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "cuda_ext" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), ROOT / "cuda_ext" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -27,7 +27,7 @@ def test_documented_make_targets_exist(document):
 def test_documented_modules_exist(document):
     named = set(
         re.findall(
-            r"-m ((?:spark_jobs|expectations|model|scripts|hstu_ops)\.[a-z_.]+[a-z_])", document.read_text()
+            r"-m ((?:spark_jobs|expectations|model|scripts|hstu_ops|benchmarks)\.[a-z_.]+[a-z_])", document.read_text()
         )
     )
     assert {name for name in named if importlib.util.find_spec(name) is None} == set()
