@@ -175,8 +175,8 @@ def run(
 
 def _peer(name: str) -> Peer:
     module, _, function = name.partition(":")
-    found: Peer = getattr(importlib.import_module(module), function)
-    return found
+    peer: Peer = getattr(importlib.import_module(module), function)
+    return peer
 
 
 def main(argv: Sequence[str] | None = None) -> int:

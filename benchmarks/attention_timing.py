@@ -97,14 +97,14 @@ def ratios(results: Sequence[dict[str, Any]], ours: Sequence[str]) -> list[dict[
     for result in results:
         if result["operator"] == "mtgr_attention":
             speed.setdefault((result["workload"], result["side"]), []).append(result["tflops"])
-    found = []
+    faster = []
     for (workload, side), fast in speed.items():
         for (other_workload, other), slow in speed.items():
             if side in ours and other_workload == workload and other != side:
                 times = (round(a / b, 3) for a, b in zip(fast, slow, strict=True))
                 ratio = dict(zip(PASSES, times, strict=True))
-                found.append({"workload": workload, "side": side, "against": other, **ratio})
-    return found
+                faster.append({"workload": workload, "side": side, "against": other, **ratio})
+    return faster
 
 
 def _commit() -> str:
@@ -124,7 +124,7 @@ def _commit() -> str:
 
 def machine(device: str) -> dict[str, Any]:
     """Returns the commit, versions and machine that the numbers belong to."""
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -133,7 +133,7 @@ def machine(device: str) -> dict[str, Any]:
     if device == "cuda":
         import triton  # type: ignore[import-untyped]
 
-        found |= {
+        facts |= {
             "triton": triton.__version__,
             "cuda": torch.version.cuda,
             "device": torch.cuda.get_device_name(),
@@ -141,5 +141,5 @@ def machine(device: str) -> dict[str, Any]:
     else:
         load = f"{os.getloadavg()[0]:.1f} of {os.cpu_count()} cores"
         cpu = torch.backends.cpu.get_cpu_capability()
-        found |= {"threads": torch.get_num_threads(), "cpu": cpu, "load average": load}
-    return found
+        facts |= {"threads": torch.get_num_threads(), "cpu": cpu, "load average": load}
+    return facts

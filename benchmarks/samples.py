@@ -102,7 +102,7 @@ def compare(samples: list[str], other: str, folder: Path) -> dict[str, Any]:
     """
     with _duckdb(folder) as connection:
         source = {"spark": f"read_parquet({samples})", "duckdb": f"read_parquet('{other}')"}
-        found = {}
+        sums = {}
         for side, relation in source.items():
             columns = ["count(*)"]
             for name, kind in sample_columns(FOODLOG):
@@ -113,16 +113,16 @@ def compare(samples: list[str], other: str, folder: Path) -> dict[str, Any]:
                     columns.append(f"sum(({own})::DOUBLE * (1 + user_id % 7))")
                 else:
                     columns.append(f"sum(hash(user_id, {name})::HUGEINT)::VARCHAR")
-            found[side] = connection.execute(f"SELECT {', '.join(columns)} FROM {relation}").fetchone()
+            sums[side] = connection.execute(f"SELECT {', '.join(columns)} FROM {relation}").fetchone()
     names = ["rows", *(name for name, _ in sample_columns(FOODLOG) if name != "ds")]
     different = [
         f"{name}: {one} != {other}"
-        for name, one, other in zip(names, found["spark"], found["duckdb"], strict=True)
+        for name, one, other in zip(names, sums["spark"], sums["duckdb"], strict=True)
         if (abs(one - other) > 1e-6 * max(1.0, abs(other)) if isinstance(one, float) else one != other)
     ]
     if different:
         raise ValueError(f"the two sides made different samples: {'; '.join(different)}")
-    return {"rows": found["spark"][0], "equal_columns": len(names) - 1}
+    return {"rows": sums["spark"][0], "equal_columns": len(names) - 1}
 
 
 def sizes(samples: list[str], folder: Path, impressions: int) -> dict[str, Any]:

@@ -223,11 +223,11 @@ def _behaviour(dataset: Dataset) -> str:
 
 def _value(feature: Any, dataset: Dataset) -> str:
     statistic = feature.statistic
-    found = [f"coalesce({count_column(statistic.keys, m, statistic.days)}, 0)" for m in counts(statistic)]
+    parts = [f"coalesce({count_column(statistic.keys, m, statistic.days)}, 0)" for m in counts(statistic)]
     if not statistic.measure.is_rate:
-        return f"least({found[0]}, {feature.high})::FLOAT"
+        return f"least({parts[0]}, {feature.high})::FLOAT"
     prior = global_column(statistic.measure, statistic.days) if statistic.days else "0.0"
-    return f"least(({found[0]} + 20 * {prior}) / ({found[1]} + 20), 1.0)::FLOAT"
+    return f"least(({parts[0]} + 20 * {prior}) / ({parts[1]} + 20), 1.0)::FLOAT"
 
 
 def _count(measure: Measure, ds: str, days: int) -> str:

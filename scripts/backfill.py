@@ -85,13 +85,13 @@ def runs_of(
     end = time.monotonic() + _CREATED_S
     while True:
         processes.check()
-        found = {
+        by_day = {
             run["partition_key"]: run["dag_run_id"]
             for run in api.runs(PRODUCER, since)
             if run["run_type"] == "backfill"
         }
-        if len(found) == len(days) or time.monotonic() > end or _completed(api, number):
-            return {day: found[day] for day in days if day in found}
+        if len(by_day) == len(days) or time.monotonic() > end or _completed(api, number):
+            return {day: by_day[day] for day in days if day in by_day}
         time.sleep(1)
 
 

@@ -82,8 +82,8 @@ class AirflowApi:
 
     def has_dag(self, dag_id: str) -> bool:
         """Whether Airflow has read the DAG."""
-        found = self.call("GET", "/dags", dag_id_pattern=dag_id)["dags"]
-        return any(dag["dag_id"] == dag_id for dag in found)
+        dags = self.call("GET", "/dags", dag_id_pattern=dag_id)["dags"]
+        return any(dag["dag_id"] == dag_id for dag in dags)
 
     def import_errors(self) -> list[str]:
         """DAG files that cannot be read, with the last line of the error."""
@@ -105,20 +105,20 @@ class AirflowApi:
 
     def runs(self, dag_id: str, since: datetime) -> list[dict[str, Any]]:
         """Runs that were queued at `since` or later, oldest first."""
-        found: list[dict[str, Any]] = []
+        runs: list[dict[str, Any]] = []
         while True:
-            query: dict[str, Any] = {"limit": _PAGE, "offset": len(found), "order_by": "-id"}
+            query: dict[str, Any] = {"limit": _PAGE, "offset": len(runs), "order_by": "-id"}
             page = self.call("GET", f"/dags/{dag_id}/dagRuns", **query)["dag_runs"]
             recent = [run for run in page if datetime.fromisoformat(run["queued_at"]) >= since]
-            found += recent
+            runs += recent
             if len(recent) < _PAGE:
-                return found[::-1]
+                return runs[::-1]
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """One run."""
         path = f"/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id, safe='')}"
-        found: dict[str, Any] = self.call("GET", path)
-        return found
+        answer: dict[str, Any] = self.call("GET", path)
+        return answer
 
     def end_unfinished(self, dag_ids: Sequence[str]) -> list[tuple[str, str]]:
         """Cancels unfinished backfills and fails unfinished runs; returns the (DAG, run id) of the runs."""
@@ -138,8 +138,8 @@ class AirflowApi:
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Task instances of a run."""
         path = f"/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id, safe='')}/taskInstances"
-        found: list[dict[str, Any]] = self.call("GET", path)["task_instances"]
-        return found
+        instances: list[dict[str, Any]] = self.call("GET", path)["task_instances"]
+        return instances
 
     def log(self, dag_id: str, run_id: str, task_id: str, attempt: int) -> list[str]:
         """Lines of a task's log."""

@@ -69,15 +69,15 @@ def password(home: Path) -> str:
 
 def problems(home: Path) -> list[str]:
     """What is wrong with the secrets, each with its remedy; empty when nothing is, or none exist yet."""
-    found = []
+    wrong = []
     if not folder(home).exists():
         return []
     if stat.S_IMODE(folder(home).stat().st_mode) & 0o077:
-        found.append(f"{folder(home)} is open to other users: chmod 700 {folder(home)}")
+        wrong.append(f"{folder(home)} is open to other users: chmod 700 {folder(home)}")
     for name in _MAKERS:
         path = folder(home) / name
         if not path.exists():
-            found.append(f"{path} is missing: the next `make run` or `make ui` makes it")
+            wrong.append(f"{path} is missing: the next `make run` or `make ui` makes it")
         elif stat.S_IMODE(path.stat().st_mode) & 0o077:
-            found.append(f"{path} is readable by other users: chmod 600 {path}")
-    return found
+            wrong.append(f"{path} is readable by other users: chmod 600 {path}")
+    return wrong

@@ -78,9 +78,9 @@ def _homes() -> list[Path]:
     """Where a toolkit may be, the most explicit first."""
     named = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     on_path = shutil.which("nvcc")
-    found = [Path(on_path).resolve().parent.parent] if on_path else []
+    of_path = [Path(on_path).resolve().parent.parent] if on_path else []
     packages = [Path(folder) / f"cu{_cuda_major()}" for folder in _nvidia_packages()]
-    return [*map(Path, named), *found, Path("/usr/local/cuda"), *packages]
+    return [*map(Path, named), *of_path, Path("/usr/local/cuda"), *packages]
 
 
 def _cutlass() -> Path | None:
@@ -107,14 +107,14 @@ def find_toolkit() -> Toolkit | None:
     Raises:
         SystemExit: It is not there, and HSTU_OPS_CUDA=1 asks for it; with the reason.
     """
-    found = [home for home in _homes() if (home / "bin" / "nvcc").exists()]
-    home = next((home for home in found if _nvcc_major(home / "bin" / "nvcc") == _cuda_major()), None)
+    homes = [home for home in _homes() if (home / "bin" / "nvcc").exists()]
+    home = next((home for home in homes if _nvcc_major(home / "bin" / "nvcc") == _cuda_major()), None)
     cutlass = _cutlass()
     if _cuda_major() == 0:
         reason = f"PyTorch {torch.__version__} has no CUDA: install a CUDA build of it"
     elif home is None:
         of = f"no nvcc of CUDA {_cuda_major()}, as PyTorch is" + "".join(
-            f", {home} is another" for home in found
+            f", {home} is another" for home in homes
         )
         reason = f"{of}: set CUDA_HOME, or `pip install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-cccl==13.0.85`"
     elif cutlass is None or not (cutlass / "cute").is_dir():
