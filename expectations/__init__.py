@@ -1,7 +1,7 @@
 """Gates: what must hold of events, samples and evaluation results before the next stage may use them.
 
 Reading order: `rules/rule.py` (what a rule is); `rules/events.py` with `event_rows.py`, `samples.py` with
-`jagged.py`, `evaluation.py` (the rules); `limits.py` (their numbers for each dataset); `measuring/` (Spark
+`jagged.py`, `evaluation.py` (the rules); `spark_jobs/contract/limits.py` (their numbers); `measuring/` (Spark
 measures the facts in one pass); `judging/` (the trailing days, Great Expectations, the verdict); `gate.py`
 (the command).
 """

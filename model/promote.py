@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from model.judging.decision import Case, Contender, Decision, settings_of
+from model.judging.decision import Case, Contender, Decision
 from model.judging.rules import decide
 from model.registry import tracking
 from model.registry import versions as registry
@@ -30,7 +30,7 @@ from model.registry.versions import RegistryError, Version
 from model.runs.files import write_text
 from model.runs.store import Run, load_run
 from spark_jobs.contract import command
-from spark_jobs.contract.command import RefusedError, UsageError
+from spark_jobs.contract.command import RefusedError
 from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.phases import reach
 from spark_jobs.lake.lease import Lease
@@ -96,7 +96,7 @@ def _decide(
         ds=run.ds,
         candidate=contender(version),
         champion=None if champion is None else contender(champion),
-        settings=settings_of(dataset.name),
+        settings=dataset.limits,
     )
     decision = decide(case)
     reach("promote:decided")
@@ -203,10 +203,6 @@ def _result(dataset: Dataset, run: Run, version: Version, *, changed: bool) -> d
 
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     dataset = arguments.dataset
-    try:
-        settings_of(dataset.name)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     result = promote(dataset, load_run(dataset.name, arguments.preset, arguments.ds))
     verdict = "is the champion" if result["promoted"] else "is not the champion"
     message = f"version {result['version']} {verdict}: {'; '.join(result['reasons'])}"

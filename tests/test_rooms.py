@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDERS = (
     "contract lake sources simulator samples .",
     "data embeddings rankers config runs training,judging registry serving .",
-    "limits rules measuring judging .",
+    "rules measuring judging .",
 )
 FOLDERS = ("spark_jobs", "model", "expectations")
 # What a room before `config` may take of it: nothing but variables of the environment.

@@ -7,9 +7,9 @@ candidate beats the champion is for `model.promote` to say.
 
 from __future__ import annotations
 
-from expectations.limits import Limits
 from expectations.rules.rule import Fact, Rule, Suite, Trailing
 from spark_jobs.contract.features import Dataset
+from spark_jobs.contract.limits import Limits
 
 LABELS = {"ctr": "label_click", "ctcvr": "label_conversion"}
 SCORES = tuple(f"{task}_{state}" for state in ("frozen", "live") for task in LABELS)
@@ -118,7 +118,7 @@ def _metric_rules(limits: Limits) -> list[Rule]:
         )
         for ranker in RANKERS
     ]
-    for task, most in zip(LABELS, limits.auc, strict=True):
+    for task in LABELS:
         rules += [
             Rule(
                 name=f"{ranker}_{task}_auc_recount",
@@ -136,7 +136,7 @@ def _metric_rules(limits: Limits) -> list[Rule]:
                 column=f"candidate {task}_gauc_users",
                 description=f"users that {task}_gauc counts: below, it says nothing",
                 fact=f"candidate_{task}_gauc_users",
-                low=limits.users_counted,
+                low=limits.min_users,
             )
         )
         for metric in (f"{task}_auc", f"{task}_gauc"):
@@ -146,7 +146,7 @@ def _metric_rules(limits: Limits) -> list[Rule]:
                     column=f"candidate {metric}",
                     description=f"{metric} is not too good to be true: beyond, it is a leak",
                     fact=f"candidate_{metric}",
-                    high=most,
+                    high=limits.ceilings[metric],
                 )
             )
             rules.append(
@@ -155,19 +155,18 @@ def _metric_rules(limits: Limits) -> list[Rule]:
                     column=f"candidate {metric}",
                     description=f"gain of {metric} over the champion: a jump is a leak until shown otherwise",
                     fact=f"{metric}_gain",
-                    high=limits.auc_gain,
+                    high=limits.max_auc_gain,
                     requires="champion",
                 )
             )
-        if limits.over_oracle is not None:
-            rules.append(
-                Rule(
-                    name=f"{task}_auc_below_oracle",
-                    column=f"candidate {task}_auc",
-                    description="no model beats the oracle that drew the labels but by chance: difference",
-                    fact=f"{task}_auc_over_oracle",
-                    high=limits.over_oracle,
-                    requires="oracle",
-                )
+        rules.append(
+            Rule(
+                name=f"{task}_auc_below_oracle",
+                column=f"candidate {task}_auc",
+                description="no model beats the oracle that drew the labels but by chance: difference",
+                fact=f"{task}_auc_over_oracle",
+                high=limits.max_over_oracle,
+                requires="oracle",
             )
+        )
     return rules

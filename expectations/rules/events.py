@@ -9,12 +9,12 @@ events and quarantine.
 
 from __future__ import annotations
 
-from expectations.limits import Limits
 from expectations.rules import sql
 from expectations.rules.event_rows import event_row_rules
 from expectations.rules.rule import Fact, Rule, Suite, Trailing, schema_facts, schema_rules
 from spark_jobs.contract.clock import CLOCK_FEATURES, DAY_MS
 from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner
+from spark_jobs.contract.limits import Limits
 
 _IMPRESSION = f"event_type = '{EventType.IMPRESSION}' AND ds = delivery_ds"
 

@@ -6,11 +6,11 @@ drift. Drift is measured on one candidate a row, drawn by the row's key, so that
 
 from __future__ import annotations
 
-from expectations.limits import Limits
 from expectations.rules import sql
 from expectations.rules.jagged import jagged_rules
 from expectations.rules.rule import Fact, Rule, Suite, Trailing, schema_facts, schema_rules
 from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind
+from spark_jobs.contract.limits import Limits
 
 _KEY = ("user_id", "window_start_ms")
 

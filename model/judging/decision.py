@@ -1,61 +1,18 @@
-"""What a promotion decides upon and what it says: settings, contenders, findings, the decision.
+"""What a promotion decides upon and what it says: contenders, findings, the decision.
 
-The rules are in `promotion_rules.py`; neither file needs MLflow or the lake.
+The rules are in `rules.py`, their thresholds in `spark_jobs/contract/limits.py`; no MLflow, no lake.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from spark_jobs.contract.limits import Limits
+
 TASKS = ("ctr", "ctcvr")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromotionSettings:
-    """Thresholds of the rules.
-
-    Args:
-        primary: Metric that decides.
-        secondary: Metric that must not fall much either.
-        max_loss: How much lower than the champion's the primary metric of the same preset may be. Seeds
-            differ by .002 to .006 GAUC, so that a smaller number would keep old models by chance.
-        max_loss_secondary: The same for the secondary metric.
-        min_gain_of_new_preset: How much higher the primary metric must be when the preset differs.
-        min_users: Least users that the GAUC of each task counts.
-        copc: Least and greatest labels over predicted labels, of each task.
-        max_segment_loss: How much lower a segment's primary and secondary metric may be.
-        min_segment_users: Segments whose GAUC counts fewer users are not judged.
-        min_auc: Least AUC of each task: a model that ranks at random is broken.
-        max_auc_gain: Greatest believable gain of AUC or GAUC over the champion: beyond, it is a leak.
-        max_over_oracle: How much the AUC may exceed that of the true probabilities, where these are known.
-        ceilings: Greatest believable value by metric: beyond, it is a leak.
-    """
-
-    primary: str = "ctcvr_gauc"
-    secondary: str = "ctr_gauc"
-    max_loss: float = 0.01
-    max_loss_secondary: float = 0.01
-    min_gain_of_new_preset: float = 0.0
-    min_users: int = 20
-    copc: tuple[float, float] = (0.6, 1.7)
-    max_segment_loss: float = 0.05
-    min_segment_users: int = 100
-    min_auc: float = 0.5
-    max_auc_gain: float = 0.1
-    max_over_oracle: float = 0.02
-    ceilings: Mapping[str, float] = field(
-        default_factory=lambda: {"ctr_auc": 0.95, "ctcvr_auc": 0.97, "ctr_gauc": 0.9, "ctcvr_gauc": 0.95}
-    )
-
-
-_KUAIRAND = {"ctr_auc": 0.765, "ctcvr_auc": 0.77, "ctr_gauc": 0.65, "ctcvr_gauc": 0.67}
-SETTINGS = {
-    "foodlog": PromotionSettings(),
-    "kuairand": PromotionSettings(ceilings=_KUAIRAND),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,24 +93,11 @@ class Case:
     ds: str
     candidate: Contender
     champion: Contender | None
-    settings: PromotionSettings
+    settings: Limits
 
     def metric(self, who: str, name: str) -> float:
         """A metric of `candidate` or `champion`; NaN when it is missing, null or no number."""
         return number((self.evaluation.get(who) or {}).get(name))
-
-
-def settings_of(dataset: str) -> PromotionSettings:
-    """The thresholds of a dataset.
-
-    Raises:
-        ValueError: It has none.
-    """
-    if dataset not in SETTINGS:
-        raise ValueError(
-            f"dataset {dataset!r} has no promotion settings: declare them in model/judging/decision.py"
-        )
-    return SETTINGS[dataset]
 
 
 def number(value: object) -> float:

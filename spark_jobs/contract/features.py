@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
 from spark_jobs.contract.clock import DAY_MS, parse_day
+from spark_jobs.contract.limits import Limits
 
 MAX_STATIC = 1000  # paper: |S| <= 1000
 MAX_REALTIME = 100  # paper: |R| <= 100; a busier day becomes several windows
@@ -173,6 +174,7 @@ class Dataset:
         late_days: A record that arrives more days after its event than this is quarantined.
         max_impressions_a_day: A user with more impressions on a day is taken for a bot and left out.
         has_requests: Whether a request shows several candidates, so that `*_gauc_request` has a meaning.
+        limits: Thresholds of its gates and of promotion; they are no part of what a sample is.
 
     Raises:
         ValueError: Two features share a column, or one table has two shapes.
@@ -188,6 +190,7 @@ class Dataset:
     late_days: int = 3
     max_impressions_a_day: int = 2000
     has_requests: bool = True
+    limits: Limits = field(default_factory=Limits, repr=False)
 
     def __post_init__(self) -> None:
         columns = [column for feature in self.features for _, column in feature.columns()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spark_jobs.contract.declare import category, id_feature, number, statistics
 from spark_jobs.contract.features import Dataset, Measure, Owner
+from spark_jobs.contract.limits import Limits
 
 IMPRESSIONS, CLICKS, CONVERSIONS = Measure.IMPRESSIONS, Measure.CLICKS, Measure.CONVERSIONS
 CTR, CTCVR = Measure.CTR, Measure.CTCVR
@@ -47,4 +48,5 @@ FOODLOG = Dataset(
         *statistics(Owner.REALTIME_STATISTIC, ("user_id", "merchant_id"), (0,), IMPRESSIONS, CLICKS),
         *statistics(Owner.REALTIME_STATISTIC, ("user_id", "cuisine"), (0,), IMPRESSIONS, CLICKS),
     ),
+    limits=Limits(hours=20, idle_hours=3.0),
 )

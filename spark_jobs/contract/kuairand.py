@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spark_jobs.contract.declare import category, id_feature, number, statistics
 from spark_jobs.contract.features import Dataset, Measure, Owner
+from spark_jobs.contract.limits import Limits
 
 IMPRESSIONS, CLICKS, CONVERSIONS = Measure.IMPRESSIONS, Measure.CLICKS, Measure.CONVERSIONS
 CTR, CTCVR = Measure.CTR, Measure.CTCVR
@@ -51,5 +52,14 @@ KUAIRAND = Dataset(
         *statistics(Owner.REALTIME_STATISTIC, ("user_id", "author_id"), (0,), IMPRESSIONS, CTR, CTCVR),
         *statistics(Owner.REALTIME_STATISTIC, ("user_id", "tag"), (0,), IMPRESSIONS, CTR, CTCVR),
         *statistics(Owner.REALTIME_STATISTIC, ("user_id", "tab"), (0,), IMPRESSIONS, CTR, CTCVR),
+    ),
+    limits=Limits(
+        hours=20,
+        idle_hours=3.0,
+        immature_share=None,
+        ctr=(0.1, 0.9),
+        ctcvr=(0.05, 0.8),
+        null_increase=0.2,
+        ceilings={"ctr_auc": 0.765, "ctcvr_auc": 0.77, "ctr_gauc": 0.65, "ctcvr_gauc": 0.67},
     ),
 )

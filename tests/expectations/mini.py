@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from expectations.limits import Limits
 from expectations.rules.rule import Rule, Suite
 from spark_jobs.contract.features import Dataset, FeatureSpec, Kind, Owner
+from spark_jobs.contract.limits import Limits
 from spark_jobs.contract.tables import sample_columns
 
 DS = "2026-03-02"
 OFFSET_HOURS = 8
+
+
+LIMITS = Limits(
+    hours=2,
+    idle_hours=12.0,
+    quarantined_share=0.3,
+    known_users=0.9,
+    known_items=0.9,
+    labelled_impressions=0.9,
+    immature_share=0.7,
+    ctr=(0.1, 0.9),
+    ctcvr=(0.1, 0.9),
+)
 
 
 def _feature(name: str, owner: Owner, kind: Kind, **values: Any) -> FeatureSpec:
@@ -36,18 +49,7 @@ MINI = Dataset(
         _feature("distance", Owner.CONTEXT, Kind.NUMBER, high=100.0),
         _feature("action", Owner.ACTION, Kind.CATEGORY, cardinality=3),
     ),
-)
-LIMITS = Limits(
-    hours=2,
-    idle_hours=12.0,
-    quarantined_share=0.3,
-    known_users=0.9,
-    known_items=0.9,
-    labelled_impressions=0.9,
-    immature_share=0.7,
-    ctr=(0.1, 0.9),
-    ctcvr=(0.1, 0.9),
-    over_oracle=0.02,
+    limits=LIMITS,
 )
 START = MINI.day_start_ms(DS)
 MINUTE = 60_000

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from expectations import gate, limits
+from expectations import gate
 from expectations.rules.listing import rule_tables
 from spark_jobs.contract import locations
 from spark_jobs.contract.clock import shift_day
 from spark_jobs.contract.features import Owner
 from spark_jobs.contract.tables import dimension_columns, event_columns, sample_columns
-from tests.expectations.mini import DS, LIMITS, MINI, event, sample, valid_events
+from tests.expectations.mini import DS, MINI, event, sample, valid_events
 
 ARROW = {
     "string": pa.string(),
@@ -66,7 +66,6 @@ def mini(lake: Path, spark: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lake with one valid delivery of the mini dataset."""
     monkeypatch.setattr("spark_jobs.contract.datasets.dataset_named", lambda name: MINI)
     monkeypatch.setattr(gate, "spark_session", lambda name: spark)
-    monkeypatch.setitem(limits._LIMITS, "mini", LIMITS)
     write_events(valid_events())
     users = [{"user_id": user, "age": 30.0, "member": 1, "ds": DS} for user in (1, 2)]
     items = [{"item_id": item, "price": 9.5, "ds": DS} for item in (10, 11)]

@@ -13,7 +13,6 @@ import pytest
 
 from expectations.judging import validation
 from expectations.judging.validation import NothingValidatedError, expectation_suite, validate
-from expectations.limits import limits_of
 from expectations.rules.rule import Fact, Rule, Suite, Trailing
 from expectations.rules.suites import SUITES, suite_of
 from spark_jobs.contract.foodlog import FOODLOG
@@ -74,11 +73,6 @@ def test_no_rules_are_refused() -> None:
 def test_a_misspelled_suite_is_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown suite 'sampels'.*events, samples, evaluation"):
         suite_of(FOODLOG, "sampels")
-
-
-def test_a_dataset_without_limits_is_refused() -> None:
-    with pytest.raises(ValueError, match="'mini' has no limits"):
-        limits_of("mini")
 
 
 @pytest.mark.parametrize("dataset", [FOODLOG, KUAIRAND], ids=lambda dataset: dataset.name)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 
-from model.judging.decision import Case, Contender, PromotionSettings, settings_of
+from expectations.rules.suites import suite_of
+from model.judging.decision import Case, Contender
 from model.judging.rules import decide
+from spark_jobs.contract.datasets import dataset_named
+from spark_jobs.contract.limits import Limits
 
 DS = "2026-03-04"
 METRICS = {
@@ -49,7 +53,7 @@ def case(
         place[name] = value
     return Case(
         evaluation=evaluation, ds=DS, candidate=candidate, champion=champion,
-        settings=PromotionSettings(**settings),
+        settings=Limits(**settings),
     )  # fmt: skip
 
 
@@ -159,18 +163,51 @@ def test_small_segments_are_not_judged() -> None:
     assert decide(case({**few, "segments.candidate": {}})).promoted
 
 
+@pytest.mark.parametrize("dataset", ["foodlog", "kuairand"])
+def test_the_gate_and_promotion_bound_leaks_and_calibration_alike(dataset: str) -> None:
+    limits = dataset_named(dataset).limits
+    gate = {rule.name: rule for rule in suite_of(dataset_named(dataset), "evaluation").rules}
+    for task in ("ctr", "ctcvr"):
+        calibrated = gate[f"candidate_{task}_calibrated"]
+        for copc in (calibrated.low, calibrated.high):
+            assert f"{task}_copc" not in broken(limited(limits, {f"candidate.{task}_copc": copc}))
+        assert f"{task}_copc" in broken(limited(limits, {f"candidate.{task}_copc": calibrated.low - 0.01}))
+        assert f"{task}_copc" in broken(limited(limits, {f"candidate.{task}_copc": calibrated.high + 0.01}))
+        for metric in (f"{task}_auc", f"{task}_gauc"):
+            most = gate[f"{metric}_believable"].high
+            assert f"{metric}_ceiling" not in broken(limited(limits, {f"candidate.{metric}": most}))
+            assert f"{metric}_ceiling" in broken(limited(limits, {f"candidate.{metric}": most + 0.001}))
+            gain = gate[f"{metric}_gain_believable"].high
+            values = {f"champion.{metric}": 0.5, f"candidate.{metric}": 0.5 + gain + 0.001}
+            assert f"{metric}_gain" in broken(limited(limits, values))
+
+
+def limited(limits: Limits, changes: dict[str, Any]) -> Case:
+    return dataclasses.replace(case(changes), settings=limits)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"known_users": 98}, "known_users is 98"),
+        ({"copc": (1.7, 0.6)}, "copc is"),
+        ({"hours": 25}, "hours is 25"),
+        ({"ceilings": {"ctr_acu": 0.9}}, "ceilings is of ctr_acu"),
+        ({"quantile_shift": float("nan")}, "quantile_shift is nan"),
+    ],
+)
+def test_limits_that_bound_nothing_sensible_are_refused(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Limits(**wrong)
+
+
 def test_kuairands_ceilings_are_the_known_limits_of_the_log() -> None:
-    ceilings = settings_of("kuairand").ceilings
+    ceilings = dataset_named("kuairand").limits.ceilings
     assert (ceilings["ctr_gauc"], ceilings["ctcvr_gauc"], ceilings["ctr_auc"]) == (0.65, 0.67, 0.765)
 
 
-def test_a_dataset_without_settings_is_refused() -> None:
-    with pytest.raises(ValueError, match="'other' has no promotion settings"):
-        settings_of("other")
-
-
 def test_rules_are_on_by_default() -> None:
-    settings = PromotionSettings()
+    settings = Limits()
     assert settings.max_loss < 0.02
     assert settings.min_users > 0
     assert settings.ceilings
