@@ -17,6 +17,7 @@ from model.registry import packaging
 from model.registry import record as run_record
 from model.registry import versions as registry
 from model.registry.store import client, with_named_errors
+from model.registry.tracking import bounded
 from model.registry.versions import RegistryError, Version
 from model.runs.store import Run, load_run
 from spark_jobs.contract import command
@@ -88,7 +89,7 @@ def _create(dataset: Dataset, run: Run, evaluation: Mapping[str, Any], run_id: s
         source=f"models:/{model_id}",
         run_id=run_id,
         model_id=model_id,
-        tags={**run_record.tags_of(run), **scores},
+        tags=bounded({**run_record.tags_of(run), **scores}),
         description=f"{run.record['preset']} of {run.ds}: trained on {len(days)} days up to {days[-1]}, "
         f"samples version {run.record['samples_version']}. Not decided yet.",
     )

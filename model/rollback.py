@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.registry import versions as registry
+from model.registry.lineage import read_lineage
+from model.registry.store import TrackingError
 from model.registry.versions import RegistryError, Version
 from spark_jobs.contract import command
 from spark_jobs.contract.phases import reach
@@ -30,7 +32,8 @@ def rollback(dataset: str, number: int | None = None) -> dict[str, Any]:
         number: Version; default: the champion before the present one.
 
     Returns:
-        `champion`, `was`, and of the champion: `ds`, `preset`, `samples_version`, `seen_days`, `digest`.
+        `champion`, `was`, and of the champion: `ds`, `preset`, `samples_version`, `seen_days` (with the
+        samples version that each was read from), `digest`.
 
     Raises:
         RegistryError: There is no such version, its files are damaged, or it is not clear which is meant.
@@ -60,9 +63,19 @@ def rollback(dataset: str, number: int | None = None) -> dict[str, Any]:
         "ds": target.ds,
         "preset": target.preset,
         "samples_version": target.samples_version,
-        "seen_days": dict(target.seen_days),
+        "seen_days": _seen_days(target),
         "digest": target.digest,
     }
+
+
+def _seen_days(version: Version) -> dict[str, int | None]:
+    """Days a version has seen, with the samples version of each; null where its run does not tell it."""
+    try:
+        links = read_lineage(version.run_id)
+    except TrackingError as error:
+        logger.warning("which samples version each day of %s was read from is not known: %s", version, error)
+        return dict.fromkeys(version.seen_days)
+    return {day: number for link in links for day, number in link["days"].items()}
 
 
 def _present(dataset: str, *, is_named: bool) -> Version | None:

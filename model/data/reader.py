@@ -65,6 +65,11 @@ class SamplesTable:
             ) from error
         self.version = int(self._table.version())
 
+    @property
+    def identity(self) -> str:
+        """Id of the table: one that was moved away and built again counts its versions anew."""
+        return str(self._table.metadata().id)
+
     def days(self) -> list[str]:
         """Days that have samples, ascending."""
         return sorted({partition["ds"] for partition in self._table.partitions() if partition["ds"]})
@@ -123,6 +128,29 @@ class SamplesTable:
         if held and sum(part.num_rows for part in held):
             yield pa.Table.from_batches(held)
 
+    def sample(self, ds: str, rows: int, columns: list[str]) -> pa.Table:
+        """The `rows` rows of a day with the least hashes, in the order of these.
+
+        Drawn over the whole day, one chunk in memory at a time, whatever the order of its files.
+
+        Raises:
+            SamplesUnavailableError: As `chunks`.
+        """
+        kept: list[pa.Table] = []
+        greatest = np.uint64(np.iinfo(np.uint64).max)
+        for chunk in self.chunks(ds, columns):
+            kept.append(chunk.filter(pa.array(order_hash(chunk, f"sample/{ds}") <= greatest)))
+            if sum(part.num_rows for part in kept) > 2 * rows:
+                # What lies beyond the least `rows` so far can never come back.
+                least = _least_hashed(pa.concat_tables(kept), rows, f"sample/{ds}")
+                kept, greatest = [least], order_hash(least, f"sample/{ds}")[-1]
+        return _least_hashed(pa.concat_tables(kept), rows, f"sample/{ds}")
+
+
+def _least_hashed(table: pa.Table, rows: int, salt: str) -> pa.Table:
+    keys = (table["window_start_ms"].to_numpy(), table["user_id"].to_numpy(), order_hash(table, salt))
+    return table.take(np.lexsort(keys)[:rows])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -154,12 +182,16 @@ def order_hash(table: pa.Table, salt: str) -> np.ndarray[tuple[int], np.dtype[np
 
 def token_cuts(tokens: torch.Tensor, target: int) -> list[int]:
     """Ends of runs of rows, each cut where its cumulative tokens are nearest `target` (at least one row)."""
+    # Row i ends at token ends[i]. A step wants to end at token `done + target`; `place` is the first row that
+    # ends there or beyond, so the cut goes after this row or, where that is nearer, after the one before. The
+    # next step counts from where this one ended, not from where it should have: errors do not add up, and the
+    # cuts depend on the rows alone, not on how many ranks share a step.
     ends = tokens.cumsum(0)
     cuts: list[int] = []
     done = 0
     while (first := cuts[-1] if cuts else 0) < len(tokens):
         place = int(torch.searchsorted(ends, done + target))
-        if place < len(ends) and place > first:
+        if place < len(ends) and place > first:  # the first row of a step stays, however long it is
             over, under = int(ends[place]) - done - target, target + done - int(ends[place - 1])
             place -= int(under <= over)
         cuts.append(min(max(place, first) + 1, len(tokens)))
@@ -188,6 +220,9 @@ def steps_of(
         tokens, candidates = rows.tokens_B(), rows.num_candidates_B()
         first = 0
         for end in token_cuts(tokens, batch_tokens):
+            # A rank takes the rows whose middle token lies in its part of the step's tokens: every row falls
+            # to exactly one rank, and ranks differ by less than a row, where equal counts of rows would let
+            # one long history keep all the others waiting.
             ends = tokens[first:end].cumsum(0).float()
             bounds = torch.searchsorted(
                 ends - tokens[first:end] / 2, ends[-1] * torch.arange(world_size + 1) / world_size

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,15 +21,14 @@ import pyarrow.parquet as pq
 from model.config.run import Config
 from model.data.reader import SamplesTable
 from model.registry import plots, tracking
+from model.registry.lineage import LINEAGE, as_ranges
 from model.registry.versions import DIGEST, Version
 from model.runs.files import RunError
 from model.runs.store import Run
 from spark_jobs.contract.features import Dataset
-from spark_jobs.lake.log import git_sha
 
 EVALUATION = "evaluation.json"
 HEADLINES = tuple(f"{task}_{kind}" for task in ("ctr", "ctcvr") for kind in ("auc", "gauc"))
-CODE = ("spark_jobs", "model", "cuda_ext")
 _MEAN_STEPS = 20  # steps that one point of the loss curve is the mean of
 _LENGTHS = {"static": "static_time_ms", "realtime": "realtime_time_ms", "candidate": "candidate_time_ms"}
 
@@ -66,28 +66,34 @@ def finite(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def tags_of(run: Run) -> dict[str, str]:
-    """What run and version are tagged with: data and code versions, and the digest."""
+    """What run and version are tagged with: data, the commit that trained it, and the digest."""
+    return _tags(run.record, run.digest)
+
+
+def _tags(record: Mapping[str, Any], digest: str) -> dict[str, str]:
     return {
-        "dataset": str(run.record["dataset"]),
-        "preset": str(run.record["preset"]),
-        "ds": run.ds,
-        "samples_version": str(run.record["samples_version"]),
-        "seen_days": json.dumps(run.seen_days, sort_keys=True),
-        "git_sha": str(run.record.get("git_sha") or git_sha(*CODE)),
-        DIGEST: run.digest,
+        "dataset": str(record["dataset"]),
+        "preset": str(record["preset"]),
+        "ds": str(record["ds"]),
+        "samples_version": str(record["samples_version"]),
+        "seen_days": as_ranges(record["seen_days"]),
+        "git_sha": str(record["git_sha"]),
+        DIGEST: digest,
     }
 
 
 def start(run: Run) -> str:
     """The run's MLflow run, with params and tags."""
     _, config = run.config()
-    return tracking.start_run(
-        str(run.record["dataset"]),
-        config.preset,
-        run.ds,
-        {"model": asdict(config.model), "train": asdict(config.train)},
-        tags_of(run),
-    )
+    return _start(config, run.record, tags_of(run))
+
+
+def _start(config: Config, record: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    params = {part: asdict(config)[part] for part in ("model", "train")}
+    params["world_size"] = record["world_size"]
+    run_id = tracking.start_run(str(record["dataset"]), config.preset, str(record["ds"]), params, tags)
+    tracking.log_json(run_id, LINEAGE, {"links": record["lineage"]})
+    return run_id
 
 
 def log(
@@ -196,22 +202,13 @@ def environment() -> dict[str, Any]:
 
 
 def log_training(config: Config, record: dict[str, Any], digest: str) -> str:
-    """Logs the finished training to MLflow: config, versions of the data, the loss by step."""
-    flat = {f"{part}.{name}": value for part in ("model", "train") for name, value in
-            asdict(config)[part].items()}  # fmt: skip
-    run_id = tracking.start_run(
-        record["dataset"],
-        record["preset"],
-        record["ds"],
-        flat | {"world_size": record["world_size"]},
-        {
-            "digest": digest,
-            "samples_version": str(record["samples_version"]),
-            "seen_days": json.dumps(record["seen_days"], sort_keys=True),
-        },
-    )
+    """Logs the finished training to MLflow: config, lineage, the loss by step in one call."""
+    run_id = _start(config, record, _tags(record, digest))
     first = record["num_steps"] - len(record["losses"])
-    for place in range(0, len(record["losses"]), _MEAN_STEPS):
-        some = [loss for _, loss in record["losses"][place : place + _MEAN_STEPS]]
-        tracking.log_metrics(run_id, {"train_loss": sum(some) / len(some)}, first + place)
+    losses = [loss for _, loss in record["losses"]]
+    means = [
+        (first + place, statistics.fmean(losses[place : place + _MEAN_STEPS]))
+        for place in range(0, len(losses), _MEAN_STEPS)
+    ]
+    tracking.log_history(run_id, {"train_loss": means})
     return run_id

@@ -36,6 +36,8 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+_ORIGINS = ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3", "psycopg")
+_DRIVERS = ("psycopg", "psycopg2", "MySQLdb", "pymysql", "pyodbc", "pymssql")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -66,15 +68,35 @@ def named_errors() -> Iterator[None]:
         yield
     except Exception as error:
         origin = type(error).__module__.split(".")[0]
-        if origin not in ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3"):
+        if origin not in _ORIGINS and not _is_missing_driver(error):
             raise
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        text = _cause(error)
         raise TrackingError(
             f"MLflow at {safe_uri(locations.tracking_uri())}: {text}{_remedy(text)}"
         ) from error
 
 
+def _is_missing_driver(error: Exception) -> bool:
+    """Whether SQLAlchemy found no driver for the database that the URI names."""
+    return isinstance(error, ModuleNotFoundError) and error.name in _DRIVERS
+
+
+def _cause(error: Exception) -> str:
+    """The line of an error that says what went wrong; SQLAlchemy may put a note on its session before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [
+        line for line in lines if not line.startswith("(raised as a result of Query-invoked autoflush")
+    ]
+    return (telling or lines or [type(error).__name__])[0]
+
+
 def _remedy(text: str) -> str:
+    if "No module named" in text:
+        return "; install the database's driver (Postgres's is in requirements.txt: make setup)"
+    if "value too long" in text or "exceeds" in text:
+        return "; a value is longer than its column: shorten the name or path that it holds"
+    if "authentication failed" in text or ("role " in text and "does not exist" in text):
+        return "; correct user and password in MLFLOW_TRACKING_URI"
     if "database is locked" in text:
         return "; SQLite serves one host and few writers: run again, or use a server or Postgres"
     if "out-of-date database schema" in text:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 RUN_KEY = "run_key"
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 _BATCH = 1000  # metrics that MLflow takes in one call
+_LONGEST_TAG = 5000  # characters; what every store of MLflow takes for a tag of a run or a version
 
 
 def experiment_name(dataset: str) -> str:
@@ -98,7 +99,7 @@ def start_run(dataset: str, preset: str, ds: str, params: Mapping[str, Any], tag
 
     digest = tags.get("digest", "")
     named = {"dataset": dataset, "preset": preset, "ds": ds, RUN_KEY: _run_key(preset, ds, digest)}
-    wanted = {**tags, **named}
+    wanted = bounded({**tags, **named})
     run = find_run(dataset, preset, ds, digest)
     if run is None:
         run = client().create_run(experiment_id(dataset), tags=wanted, run_name=f"{preset} {ds}")
@@ -112,6 +113,21 @@ def start_run(dataset: str, preset: str, ds: str, params: Mapping[str, Any], tag
         tags=[RunTag(key, str(value)) for key, value in wanted.items() if run.data.tags.get(key) != value],
     )
     return run_id
+
+
+def bounded(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags, when every store takes them: SQLite takes any length, Postgres and a server do not.
+
+    Raises:
+        ValueError: One is too long; what has no bound belongs into an artifact.
+    """
+    for name, value in tags.items():
+        if len(str(value)) > _LONGEST_TAG:
+            raise ValueError(
+                f"tag {name} has {len(str(value))} characters, tags take {_LONGEST_TAG}: it begins "
+                f"{str(value)[:40]!r}; keep it as an artifact"
+            )
+    return dict(tags)
 
 
 def _run_key(preset: str, ds: str, digest: str) -> str:

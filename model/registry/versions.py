@@ -1,7 +1,7 @@
 """The model registry: versions of `mtgr-<dataset>`, found by digest, and the aliases that name two of them.
 
-A version carries what it is as tags: preset, day, days seen with their table versions, code version and the
-digest of its config and weights. `candidate` names the newest version to be judged, `champion` the one that
+A version carries what it is as tags: preset, day, days seen, the commit that trained it and the digest of its
+config and weights. `candidate` names the newest version to be judged, `champion` the one that
 serves. MLflow sets an alias without compare-and-set and drops it with its version, so: whoever changes the
 registry holds the dataset's lease (`exclusive`), and the registered model's tag `champion` remembers whom
 the alias named, so that a vanished champion raises the alarm instead of reading as "there is none yet".
@@ -10,7 +10,6 @@ the alias named, so that a vanished champion raises the alarm instead of reading
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -21,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.registry.lineage import days_of
 from model.registry.store import TrackingError, client, with_named_errors
-from model.registry.tracking import experiment_name
+from model.registry.tracking import bounded, experiment_name
 from model.runs.store import CONFIG, WEIGHTS, Champion, digest_of
 from spark_jobs.contract import locations
 from spark_jobs.contract.command import CommandError
@@ -40,6 +40,8 @@ DIGEST = "digest"
 DECISION, EVALUATION, PREVIOUS = "decision", "evaluation_digest", "previous_champion"
 ROLLED_BACK, RESTORED = "rolled_back", "restored"
 _WAIT_S = 120
+_LONGEST_DESCRIPTION = 5000  # characters that MLflow's column takes
+_CUT = "\n\n... (cut: the whole of it is in the run's promotion.json)"
 
 
 class RegistryError(CommandError):
@@ -56,7 +58,7 @@ class Version:
         preset: Preset it was made with.
         ds: Day it was made for: it has seen days before this one.
         samples_version: Version of the samples table it was trained from.
-        seen_days: Days it was trained on, with the table version each was read from.
+        seen_days: Days it was trained on, ascending; `lineage.json` has the table version of each.
         digest: SHA-256 of its config and weights.
         status: MLflow's: `READY` when its registration went through.
         run_id: MLflow run it belongs to.
@@ -69,7 +71,7 @@ class Version:
     preset: str
     ds: str
     samples_version: int
-    seen_days: Mapping[str, int]
+    seen_days: tuple[str, ...]
     digest: str
     status: str
     run_id: str
@@ -187,11 +189,13 @@ def advance_candidate(dataset: str, version: Version) -> bool:
 
 @with_named_errors
 def annotate(version: Version, tags: Mapping[str, str], description: str | None = None) -> None:
-    """Sets tags, and the description, of a version."""
-    for key, value in tags.items():
+    """Sets tags, and the description, of a version; a description that is too long is cut, and says so."""
+    for key, value in bounded(tags).items():
         if version.tags.get(key) != value:
             client().set_model_version_tag(version.model, str(version.version), key, value)
     if description is not None:
+        if len(description) > _LONGEST_DESCRIPTION:
+            description = description[: _LONGEST_DESCRIPTION - len(_CUT)] + _CUT
         client().update_model_version(version.model, str(version.version), description)
 
 
@@ -321,7 +325,7 @@ def _version(entry: ModelVersion) -> Version:
         preset=tags.get("preset", ""),
         ds=tags.get("ds", ""),
         samples_version=int(tags.get("samples_version", "-1")),
-        seen_days=json.loads(tags.get("seen_days", "{}")),
+        seen_days=days_of(tags.get("seen_days", "")),
         digest=tags.get(DIGEST, ""),
         status=str(entry.status),
         run_id=entry.run_id or "",

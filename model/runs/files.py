@@ -19,7 +19,7 @@ class RunError(CommandError):
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file whole by `write(neighbour)`, then renames it.
+    """Writes a file whole by `write(neighbour)`, syncs it to the disk, then renames it.
 
     Raises:
         RunError: It cannot be written; names the file and the space that is left.
@@ -27,11 +27,18 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     neighbour = path.with_name(f".{path.name}.new")
     try:
         write(neighbour)
+        _sync_file(neighbour)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
         free = shutil.disk_usage(path.parent).free
         neighbour.unlink(missing_ok=True)
         raise RunError(f"cannot write {path} ({free} bytes are free there): {error}") from error
     os.replace(neighbour, path)
+
+
+def _sync_file(path: Path) -> None:
+    """Makes a file's content durable: a rename alone may survive a power cut without it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def read_state(path: Path) -> dict[str, Any]:

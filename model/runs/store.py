@@ -2,15 +2,15 @@
 
 | file | what |
 |---|---|
-| `config.json` | dataset, preset, model and training |
+| `config.json` | dataset with its declaration, preset, model and training |
 | `weights.safetensors` | the model; executes nothing when loaded |
 | `checkpoint.pt` | weights and optimizer states to continue from; a trusted local file |
-| `train.json` | days seen with their table versions, base, losses, digest |
+| `train.json` | days seen with their table versions, base, lineage, losses, digest |
 | `evaluation.json`, `scores_*.parquet` | written by `model.evaluate` |
 
-A run in progress lies in `.<day>.partial`; it becomes `<day>` by one rename. Each day is trained once in a
-version's lineage: a run continues from the newest run whose days all come before the first day it has not
-seen.
+A run in progress lies in `.<day>.partial`; it becomes `<day>` by one rename, once its files are on the disk.
+Each day is trained once in a version's lineage: a run continues from the newest run whose days all come
+before the first day it has not seen, and whose declaration means the same to a model.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from model.config.run import Config
 from model.runs.files import RunError, sync_folder, write_text
 from spark_jobs.contract import locations
 from spark_jobs.contract.clock import parse_day
-from spark_jobs.contract.datasets import dataset_named
+from spark_jobs.contract.declaration import from_dict, to_dict
 from spark_jobs.contract.features import Dataset
 
 logger = logging.getLogger(__name__)
@@ -93,15 +94,22 @@ class Champion:
     path: Path
 
 
+def write_config(path: Path, dataset: Dataset, config: Config) -> None:
+    """Writes `config.json`: a run keeps the declaration that it was made with."""
+    write_text(path / CONFIG, config.to_json(dataset=dataset.name, declaration=to_dict(dataset)))
+
+
 def read_config(path: Path) -> tuple[Dataset, Config]:
-    """Dataset and config in a folder with `config.json`.
+    """Dataset, as it was declared then, and config in a folder with `config.json`.
 
     Raises:
         RunError: The file is missing or not a config.
     """
     try:
         values = json.loads((path / CONFIG).read_text())
-        return dataset_named(values["dataset"]), Config.from_dict(values)
+        if "declaration" not in values:
+            raise ValueError("it keeps no declaration, as runs of earlier versions; train again")
+        return from_dict(values["declaration"]), Config.from_dict(values)
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{path / CONFIG} cannot be read: {error}") from error
 
@@ -151,20 +159,26 @@ def complete_runs(dataset: str, preset: str) -> list[Run]:
     return [run for run in found if run is not None]
 
 
-def base_of(runs: list[Run], days: list[str]) -> Run | None:
-    """The run to continue from so that exactly `days` are seen, in order; None to start from scratch.
+def base_of(runs: list[Run], days: list[str], ds: str, fits: Callable[[Run], bool]) -> Run | None:
+    """The run to continue from so that all of `days` are seen, in order; None to start from scratch.
 
-    The newest run whose days are a subset of `days` and all come before the first day it has not seen: a
-    day that was repaired after later ones were trained rewinds to before it.
+    The newest run that has seen days before `ds` alone, all of them before the first day it has not seen: a
+    day that was repaired after later ones were trained rewinds to before it. That days which it has seen are
+    no longer in the table (retention, privacy) is no reason to forget them all.
+
+    Args:
+        runs: Complete runs, by day.
+        days: Days with samples before `ds`, ascending.
+        ds: Day to make a run for.
+        fits: Whether a run can be continued; asked of the best first.
     """
-    best: Run | None = None
-    for run in runs:
+    ordered = sorted(enumerate(runs), key=lambda pair: (len(pair[1].seen_days), pair[0]), reverse=True)
+    for _, run in ordered:
         seen = set(run.seen_days)
         unseen = [day for day in days if day not in seen]
-        if seen <= set(days) and seen and (not unseen or max(seen) < unseen[0]):
-            if best is None or len(seen) >= len(best.seen_days):
-                best = run
-    return best
+        if seen and max(seen) < ds and (not unseen or max(seen) < unseen[0]) and fits(run):
+            return run
+    return None
 
 
 def publish(partial: Path, record: dict[str, Any]) -> Run:
@@ -179,19 +193,20 @@ def publish(partial: Path, record: dict[str, Any]) -> Run:
     return _rename(Run(path=partial, record=record))
 
 
-def finish(partial: Path, days: set[str]) -> Run | None:
+def finish(partial: Path, days: set[str], is_wanted: Callable[[Run], bool]) -> Run | None:
     """Renames a partial folder that lacks nothing else, if it has seen exactly `days`: a run killed there."""
     run = _read(partial)
     if run is None or set(run.seen_days) != days:
         return None
     run.verify()
-    return _rename(run)
+    return _rename(run) if is_wanted(run) else None
 
 
 def _rename(run: Run) -> Run:
     partial = run.path
     path = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
     replaced = path.with_name(f".{path.name}.replaced")
+    sync_folder(partial)
     if path.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(path, replaced)

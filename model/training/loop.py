@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from safetensors.torch import save_file
 from model.config.run import Config
 from model.data.encoder import SampleEncoder
 from model.data.reader import SamplesTable, SamplesUnavailableError, steps_of
-from model.runs.files import RunError, read_state, write_file, write_text
+from model.runs.files import RunError, read_state, write_file
 from model.runs.store import (
     CHECKPOINT,
-    CONFIG,
     RECORD,
     WEIGHTS,
     Run,
@@ -31,17 +30,18 @@ from model.runs.store import (
     partial_path,
     publish,
     run_path,
+    write_config,
 )
-from model.training.plan import Plan, plan_of
+from model.training.plan import Plan, is_as_asked, plan_of
+from model.training.progress import PROGRESS, read_progress, save_progress
 from model.training.step import Trainer, process_group
+from spark_jobs.contract.declaration import differences
 from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.phases import reach
 
 logger = logging.getLogger(__name__)
 
-_PROGRESS = "progress.pt"
-
-_FIT_ROWS = 8192  # rows of a day's first chunk from which numbers are standardised
+_FIT_ROWS = 8192  # rows, drawn by hash from the whole day, by which its numbers are standardised
 
 _FLUSH_STEPS = 20  # steps between two looks at the losses, each of which waits for the device
 
@@ -50,8 +50,18 @@ _FLUSH_STEPS = 20  # steps between two looks at the losses, each of which waits 
 Log = Callable[[Config, dict[str, Any], str], str]
 
 
-def train(dataset: Dataset, config: Config, ds: str, device: torch.device, log: Log) -> dict[str, Any]:
+def train(
+    dataset: Dataset, config: Config, ds: str, device: torch.device, log: Log, plan: Plan | None = None
+) -> dict[str, Any]:
     """Makes the run of day `ds`, or finds it made.
+
+    Args:
+        dataset: Declares what is read.
+        config: Model and training.
+        ds: Day to make the run for.
+        device: Where to train.
+        log: Logs the finished training.
+        plan: What to train on; by default the days before `ds` that the newest fitting run has not seen.
 
     Returns:
         What happened: run, days trained, base, loss, digest, whether anything changed.
@@ -65,7 +75,7 @@ def train(dataset: Dataset, config: Config, ds: str, device: torch.device, log: 
     with process_group(device):
         is_first = dist.get_rank() == 0
         with _exclusively(path) if is_first else _nothing():
-            done = _done_or_plan(dataset, config, ds, path) if is_first else None
+            done = _done_or_plan(dataset, config, ds, path, plan) if is_first else None
             shared = [done]
             dist.broadcast_object_list(shared)
             if isinstance(shared[0], Exception):
@@ -80,21 +90,27 @@ def train(dataset: Dataset, config: Config, ds: str, device: torch.device, log: 
             return _result(shared[0], changed=True)
 
 
-def _done_or_plan(dataset: Dataset, config: Config, ds: str, path: Path) -> Run | Plan | Exception:
+def _done_or_plan(
+    dataset: Dataset, config: Config, ds: str, path: Path, plan: Plan | None
+) -> Run | Plan | Exception:
     """The run if it is made, else the plan; an error is returned, so that every rank can raise it."""
     try:
         partial = partial_path(path)
-        plan = plan_of(dataset, config, ds)
+        plan = plan or plan_of(dataset, config, ds)
         wanted = {*plan.days, *plan.seen_days}
-        run = finish(partial, wanted)
-        if run is not None:
-            (run.path / _PROGRESS).unlink(missing_ok=True)
-            return run
-        existing = next((r for r in complete_runs(dataset.name, config.preset) if r.path == path), None)
-        if existing is not None and set(existing.seen_days) == wanted:
-            existing.verify()
-            (existing.path / _PROGRESS).unlink(missing_ok=True)
-            return existing
+        existing = [run for run in complete_runs(dataset.name, config.preset) if run.path == path]
+        for run in existing:
+            if set(run.seen_days) == wanted and is_as_asked(run, dataset, config):
+                (run.path / PROGRESS).unlink(missing_ok=True)
+                return run
+        done = finish(
+            partial,
+            wanted,
+            lambda run: run.config()[1] == config and not differences(run.config()[0], dataset),
+        )
+        if done is not None:
+            (done.path / PROGRESS).unlink(missing_ok=True)
+            return done
         partial.mkdir(parents=True, exist_ok=True)
         (partial / RECORD).unlink(missing_ok=True)
         return plan
@@ -113,32 +129,38 @@ def _make(
 ) -> Run | None:
     start = time.monotonic()
     trainer = Trainer(dataset, config, device)
-    progress = _progress(trainer, plan, config, partial)
-    table = SamplesTable(dataset, int(progress["version"]))
-    table.require(plan.days)
-    samples_code = table.code_versions(plan.days)
+    progress = read_progress(plan, dataset, config, partial)
+    days = progress["days"]
+    newest = max(days.values(), default=plan.version)
+    tables = {version: SamplesTable(dataset, version) for version in {newest, *days.values()}}
+    samples_code: dict[str, str] = {}
+    for version, table in tables.items():
+        some = [day for day in days if days[day] == version]
+        table.require(some)
+        samples_code |= table.code_versions(some)
     if len(set(samples_code.values())) > 1:
         logger.warning("the days were built by different versions of the code: %s", samples_code)
     if progress["state"] is not None:
         trainer.load(progress["state"])
     elif plan.base is not None:
         trainer.load(read_state(Path(plan.base) / CHECKPOINT))
-    done_steps, losses = progress["done_steps"], progress["losses"]
+    done_steps, losses = len(progress["losses"]), progress["losses"]
     encoder = SampleEncoder(dataset, config.model.max_static)
-    tokens = 0
-    for day in plan.days:
-        _fit(trainer, table, encoder, day)
-        for step in _steps(table, encoder, config, day):
+    before = progress["seconds"]
+    for day, version in days.items():
+        _fit(trainer, tables[version], encoder, day)
+        for step in _steps(tables[version], encoder, config, day):
             if done_steps:
                 done_steps -= 1
                 continue
             trainer.step(step)
-            tokens += step.num_tokens
+            progress["tokens"] += step.num_tokens
             taken = len(losses) + trainer.num_pending
             if trainer.num_pending >= _FLUSH_STEPS or taken % config.train.checkpoint_steps == 0:
                 losses += trainer.losses()
             if taken % config.train.checkpoint_steps == 0:
-                _save_progress(trainer, plan, config, partial, losses, table.version)
+                progress["seconds"] = before + time.monotonic() - start
+                save_progress(trainer, progress, partial)
                 reach("train:checkpoint_saved")
         losses += trainer.losses()
         logger.info("trained on %s: loss %.5f", day, _mean_loss(losses, day))
@@ -146,34 +168,57 @@ def _make(
     state = trainer.state()
     if state is None:
         return None
-    write_text(partial / CONFIG, config.to_json(dataset=dataset.name))
+    write_config(partial, dataset, config)
     published = trainer.published(state)
     write_file(partial / WEIGHTS, lambda path: save_file(published, path))
     write_file(partial / CHECKPOINT, lambda path: torch.save(state, path))
     reach("train:weights_saved")
+    progress["seconds"] = before + time.monotonic() - start
     record = {
-        "ds": ds,
-        "dataset": dataset.name,
-        "preset": config.preset,
-        "seen_days": plan.seen_days | dict.fromkeys(plan.days, table.version),
-        "trained_days": list(plan.days),
-        "samples_version": table.version,
+        **_record(plan, progress, tables[newest], config, ds, device),
         "samples_code": samples_code,
-        "base": Path(plan.base).name if plan.base else None,
-        "base_digest": plan.base_digest,
         "num_steps": trainer.num_steps,
-        "losses": losses,
-        "loss_by_day": {day: _mean_loss(losses, day) for day in plan.days},
-        "seconds": round(time.monotonic() - start, 1),
-        "tokens": tokens,
-        "world_size": dist.get_world_size(),
     }
     record["mlflow_run_id"] = log(config, record, digest_of(partial))
     reach("train:before_publish")
     run = publish(partial, record)
     reach("train:published")
-    (run.path / _PROGRESS).unlink(missing_ok=True)
+    (run.path / PROGRESS).unlink(missing_ok=True)
     return run
+
+
+def _record(
+    plan: Plan, progress: dict[str, Any], table: SamplesTable, config: Config, ds: str, device: torch.device
+) -> dict[str, Any]:
+    """What `train.json` says of a finished training; the last link of `lineage` is this training."""
+    days, code = progress["days"], ",".join(progress["git_shas"])
+    link = {
+        "ds": ds,
+        "days": days,
+        "samples_table": table.identity,
+        "git_sha": code,
+        "train": asdict(config.train),
+        "device": device.type,
+        "world_size": dist.get_world_size(),
+        "torch": torch.__version__,
+    }
+    return {
+        "ds": ds,
+        "dataset": table.dataset.name,
+        "preset": config.preset,
+        "seen_days": {**plan.seen_days, **days},
+        "trained_days": list(days),
+        "samples_version": table.version,
+        "git_sha": code,
+        "base": Path(plan.base).name if plan.base else None,
+        "base_digest": plan.base_digest,
+        "lineage": [*plan.lineage, link],
+        "losses": progress["losses"],
+        "loss_by_day": {day: _mean_loss(progress["losses"], day) for day in days},
+        "seconds": round(progress["seconds"], 1),
+        "tokens": progress["tokens"],
+        "world_size": dist.get_world_size(),
+    }
 
 
 def _steps(table: SamplesTable, encoder: SampleEncoder, config: Config, day: str) -> Iterator[Any]:
@@ -191,44 +236,11 @@ def _steps(table: SamplesTable, encoder: SampleEncoder, config: Config, day: str
 
 
 def _fit(trainer: Trainer, table: SamplesTable, encoder: SampleEncoder, day: str) -> None:
-    """Fits what is fitted, not learned, to the first rows of a day."""
-    columns = [*encoder.columns, *encoder.label_columns]
-    for chunk in itertools.islice(table.chunks(day, columns), 1):
-        order = [("user_id", "ascending"), ("window_start_ms", "ascending")]
-        rows = encoder.encode(chunk.sort_by(order).slice(0, _FIT_ROWS))
-        trainer.scaler.fit(rows)
-        if trainer.num_steps == 0:
-            trainer.heads.start_at(rows.labels.mean(1))
-
-
-def _progress(trainer: Trainer, plan: Plan, config: Config, partial: Path) -> dict[str, Any]:
-    """The checkpoint of an interrupted run of the same plan, or a fresh start."""
-    fresh: dict[str, Any] = {"version": plan.version, "state": None, "done_steps": 0, "losses": []}
-    if not (partial / _PROGRESS).exists():
-        return fresh
-    saved = read_state(partial / _PROGRESS)
-    if saved["key"] != plan.key(config) or saved["world_size"] != dist.get_world_size():
-        logger.warning("%s is of another plan or number of ranks: starting over", partial / _PROGRESS)
-        return fresh
-    logger.info("continuing after step %d of the interrupted run", saved["done_steps"])
-    return saved
-
-
-def _save_progress(
-    trainer: Trainer, plan: Plan, config: Config, partial: Path, losses: list[Any], version: int
-) -> None:
-    state = trainer.state()
-    if state is None:
-        return
-    saved = {
-        "key": plan.key(config),
-        "world_size": dist.get_world_size(),
-        "version": version,
-        "state": state,
-        "done_steps": len(losses),
-        "losses": losses,
-    }
-    write_file(partial / _PROGRESS, lambda path: torch.save(saved, path))
+    """Fits what is fitted, not learned, to a sample of a day."""
+    rows = encoder.encode(table.sample(day, _FIT_ROWS, [*encoder.columns, *encoder.label_columns]))
+    trainer.scaler.fit(rows)
+    if trainer.num_steps == 0:
+        trainer.heads.start_at(rows.labels.mean(1))
 
 
 def _mean_loss(losses: list[Any], day: str) -> float:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from model.config.run import Config
 from model.data.reader import SamplesTable
 from model.runs.files import RunError
-from model.runs.store import (
-    base_of,
-    complete_runs,
-)
+from model.runs.store import Run, base_of, complete_runs
+from spark_jobs.contract.declaration import differences
 from spark_jobs.contract.features import Dataset
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,22 +23,26 @@ class Plan:
     """What a run will train on.
 
     Attributes:
-        days: Days to train on, in order.
-        version: Version of the samples table.
+        days: Days to train on, in order, with the version of the samples table to read each from.
+        version: Version of the samples table: the newest of `days`.
         base: Folder of the run to continue from, or None.
         base_digest: Its digest, or None.
         seen_days: Days the base has seen, with their versions.
+        lineage: A link for each training before this one, oldest first; see `loop.train`.
     """
 
-    days: tuple[str, ...]
+    days: Mapping[str, int]
     version: int
-    base: str | None
-    base_digest: str | None
-    seen_days: dict[str, int]
+    base: str | None = None
+    base_digest: str | None = None
+    seen_days: Mapping[str, int] = field(default_factory=dict)
+    lineage: tuple[Mapping[str, Any], ...] = ()
 
-    def key(self, config: Config) -> str:
+    def key(self, dataset: Dataset, config: Config) -> str:
         """What must be equal for a checkpoint to be continued: all but the table's version."""
-        return json.dumps([self.days, self.base_digest, self.seen_days, asdict(config)], sort_keys=True)
+        declared = [(feature.name, feature.owner, feature.kind) for feature in dataset.features]
+        base = [self.base_digest, dict(self.seen_days)]
+        return json.dumps([list(self.days), base, asdict(config), declared], sort_keys=True)
 
 
 def plan_of(dataset: Dataset, config: Config, ds: str) -> Plan:
@@ -46,20 +53,71 @@ def plan_of(dataset: Dataset, config: Config, ds: str) -> Plan:
     """
     table = SamplesTable(dataset)
     days = [day for day in table.days() if day < ds]
+    runs = complete_runs(dataset.name, config.preset)
     if not days:
         raise RunError(f"{table.uri} has no samples of a day before {ds}; build some, or ask for a later day")
-    base = base_of(complete_runs(dataset.name, config.preset), days)
-    seen = base.seen_days if base else {}
-    if base is not None:
-        base.verify()
-    if base is not None and base.config()[1].model != config.model:
+    refused: dict[str, str] = {}
+    base = base_of(runs, days, ds, lambda run: _continues(run, dataset, refused))
+    if refused:
+        newest, why = next(iter(refused.items()))
+        start = f"training goes on from {base.path}" if base else "a new lineage begins from scratch"
+        logger.warning("%s does not continue (%s): %s", newest, why, start)
+    if base is None:
+        return Plan(days=dict.fromkeys(days, table.version), version=table.version)
+    if base.config()[1].model != config.model:
         raise RunError(
             f"{base.path} has another model than preset {config.preset} has now; move it away to start over"
         )
+    seen = base.seen_days
+    if lost := sorted(set(seen) - set(days)):
+        logger.info(
+            "%s has seen %s, of which the samples table has nothing any more", base.path, ", ".join(lost)
+        )
     return Plan(
-        days=tuple(day for day in days if day not in seen),
+        days={day: table.version for day in days if day not in seen},
         version=table.version,
-        base=str(base.path) if base else None,
-        base_digest=base.digest if base else None,
+        base=str(base.path),
+        base_digest=base.digest,
         seen_days=seen,
+        lineage=(*base.record["lineage"][:-1], {**base.record["lineage"][-1], "digest": base.digest}),
     )
+
+
+def _continues(run: Run, dataset: Dataset, refused: dict[str, str]) -> bool:
+    """Whether a run's weights mean under today's declaration what they meant under its own; else says why."""
+    run.verify()
+    try:
+        changes = differences(run.config()[0], dataset)
+    except RunError as error:  # whole, but written by another version of this code
+        changes = (str(error),)
+    if changes:
+        refused[str(run.path)] = "; ".join(changes)
+    return not changes
+
+
+def is_as_asked(run: Run, dataset: Dataset, config: Config) -> bool:
+    """Whether a finished run of the same days is what is asked for; of another declaration, it is made anew.
+
+    Raises:
+        RunError: It was made with other settings, which its name does not tell, or is damaged.
+    """
+    run.verify()
+    declared, made_with = run.config()
+    if changes := differences(declared, dataset):
+        logger.warning("%s is made again, the declaration has changed: %s", run.path, "; ".join(changes))
+        return False
+    if made_with != config:
+        raise RunError(
+            f"{run.path} is finished and of other settings than preset {config.preset} has now "
+            f"({_changed(asdict(made_with), asdict(config))}); move it away to train again, or leave the "
+            "preset as it was and give the new settings a preset of their own"
+        )
+    return True
+
+
+def _changed(old: Any, new: Any, place: str = "") -> str:
+    """What differs between the values of two configs: `train.dense_lr 0.001 -> 0.002`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = [_changed(old.get(key), new.get(key), f"{place}.{key}".strip(".")) for key in {**old, **new}]
+        return ", ".join(part for part in parts if part)
+    return "" if old == new else f"{place} {old!r} -> {new!r}"

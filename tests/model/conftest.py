@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+CODE = "0123456789abcdef0123456789abcdef01234567"
 METRICS = {
     f"{task}_{kind}": value
     for task, shift in (("ctr", 0.0), ("ctcvr", 0.05))
@@ -73,12 +74,12 @@ def make_run(var: Path) -> Callable[..., Any]:
 
     def make(ds: str, seen: tuple[str, ...], preset: str = "tiny", weights: bytes = b"") -> Any:
         from model.config.presets import preset_named
-        from model.runs.files import write_text
-        from model.runs.store import CONFIG, WEIGHTS, partial_path, publish, run_path
+        from model.runs.store import WEIGHTS, partial_path, publish, run_path, write_config
+        from spark_jobs.contract.foodlog import FOODLOG
 
         partial = partial_path(run_path("foodlog", preset, ds))
         partial.mkdir(parents=True)
-        write_text(partial / CONFIG, preset_named(preset).to_json(dataset="foodlog"))
+        write_config(partial, FOODLOG, preset_named(preset))
         (partial / WEIGHTS).write_bytes(weights or f"{preset} {ds}".encode())
         record = {
             "ds": ds,
@@ -86,6 +87,9 @@ def make_run(var: Path) -> Callable[..., Any]:
             "preset": preset,
             "seen_days": dict.fromkeys(seen, 7),
             "samples_version": 7,
+            "git_sha": CODE,
+            "world_size": 1,
+            "lineage": [{"ds": ds, "days": dict.fromkeys(seen, 7), "git_sha": CODE}],
         }
         return publish(partial, record)
 

@@ -71,7 +71,7 @@ def test_the_run_holds_all_that_explains_it(evaluated: Run) -> None:
     for part in ("model", "train"):
         assert {f"{part}.{k}": str(v) for k, v in config[part].items()}.items() <= run.data.params.items()
     assert run.data.params["world_size"] == "1"
-    tags = {"samples_version": "1", "seen_days": '{"2026-03-01": 1}', "ds": DS, "digest": evaluated.digest}
+    tags = {"samples_version": "1", "seen_days": "2026-03-01", "ds": DS, "digest": evaluated.digest}
     assert tags.items() <= run.data.tags.items()
     assert re.fullmatch(r"[0-9a-f]{40}(\+dirty)?|unknown", run.data.tags["git_sha"])
     metrics = {f"{task}_{kind}" for task in ("ctr", "ctcvr") for kind in ("auc", "gauc", "gauc_users")}
@@ -83,7 +83,7 @@ def test_the_run_holds_all_that_explains_it(evaluated: Run) -> None:
         for name in ("loss", "gauc_by_day", "calibration", "gauc_by_segment", "sequence_lengths")
     }
     assert _artifacts(version.run_id, "tables") == {"tables/days.csv", "tables/segments.csv"}
-    assert {"evaluation.json", "environment.json"} <= _artifacts(version.run_id)
+    assert {"evaluation.json", "environment.json", "lineage.json"} <= _artifacts(version.run_id)
     place = mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="environment.json")
     installed = json.loads(Path(place).read_text())["distributions"]
     assert installed["torch"] == torch.__version__.split("+")[0]

@@ -62,7 +62,6 @@ def lake(tmp_path, monkeypatch):
     monkeypatch.setenv("MTGR_VAR", str(tmp_path))
     for name in ("MTGR_LAKE", "MTGR_RUNS", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("model.runs.store.dataset_named", lambda _: DATASET)
     for seed, ds in enumerate(DAYS):
         add_day(ds, seed)
     return tmp_path
@@ -166,12 +165,14 @@ def test_command_refuses_wrong_usage(caplog):
         ([["1"], ["1", "3"]], ["1", "2", "3"], 0),  # day 2 was repaired late: rewinds to before it
         ([["2"], ["2", "3"]], ["1", "2", "3"], None),  # the first day was repaired: from scratch
         ([["1"], ["1", "2"]], ["1"], 0),  # an older day again: nothing from after it
+        ([["1", "2"]], ["2", "3"], 0),  # day 1 was deleted: what has seen it goes on
+        ([["1", "2"]], ["1"], None),  # made for a later day
         ([], ["1"], None),
     ],
 )
 def test_base_of_the_canonical_chain(tmp_path, seen, days, expected):
     runs = [Run(path=tmp_path, record={"seen_days": dict.fromkeys(one, 0)}) for one in seen]
-    found = base_of(runs, days)
+    found = base_of(runs, days, str(int(days[-1]) + 1), lambda _: True)
     assert found is (None if expected is None else runs[expected])
 
 
