@@ -13,6 +13,7 @@ from typing import Any
 from spark_jobs.contract.clock import DAY_MS, shift_day
 from spark_jobs.contract.features import Dataset, Group, Kind, Measure, Owner
 from spark_jobs.contract.tables import KEY_COLUMNS, sample_columns
+from spark_jobs.samples.events import days_after
 from spark_jobs.samples.statistics import by_keys, count_column, counts, global_column
 
 _TYPE = {
@@ -54,29 +55,30 @@ def statements(files: dict[str, list[str]], dataset: Dataset, ds: str, out: str)
 
 
 def _people(files: dict[str, list[str]], dataset: Dataset, ds: str) -> list[str]:
-    first, last = shift_day(ds, -dataset.history_days), shift_day(ds, 1)
+    first, last = shift_day(ds, -dataset.history_days), shift_day(ds, days_after(dataset))
     offset = dataset.utc_offset_hours * 3_600_000
     items = [f for f in dataset.of(Owner.ITEM) if f.name != "item_id"]
     context = [f for f in dataset.of(Owner.CONTEXT) if f.name not in ("hour", "weekday")]
     as_of = (
         "SELECT * FROM read_parquet({}, hive_partitioning=true, hive_types={{'ds': VARCHAR}}) "
-        "WHERE ds <= '{}' QUALIFY row_number() OVER (PARTITION BY {} ORDER BY ds DESC) = 1"
+        "WHERE ds <= '{}' QUALIFY ds = max(ds) OVER ()"
     )
     return [
         f"""CREATE OR REPLACE TEMP VIEW scope AS SELECT * FROM read_parquet({files["events"]},
             hive_partitioning=true, hive_types={{'ds': VARCHAR, 'delivery_ds': VARCHAR}})
-            WHERE ds BETWEEN '{first}' AND '{ds}' OR (ds = '{last}' AND event_type <> 'impression')""",
+            WHERE ds BETWEEN '{first}' AND '{last}'""",
         """CREATE OR REPLACE TEMP TABLE repeated AS
-            SELECT event_id, min(delivery_ds) AS first_delivery_ds FROM scope
-            WHERE event_id IN (SELECT event_id FROM scope WHERE ds <> delivery_ds)
-            GROUP BY event_id HAVING min(delivery_ds) <> max(delivery_ds)""",
-        """CREATE OR REPLACE TEMP VIEW once AS SELECT scope.* FROM scope LEFT JOIN repeated USING (event_id)
+            SELECT event_id, ds, min(delivery_ds) AS first_delivery_ds FROM scope
+            WHERE (event_id, ds) IN (SELECT (event_id, ds) FROM scope WHERE ds <> delivery_ds)
+            GROUP BY event_id, ds HAVING min(delivery_ds) <> max(delivery_ds)""",
+        """CREATE OR REPLACE TEMP VIEW once AS SELECT scope.*, greatest(ds, delivery_ds) AS known_ds
+            FROM scope LEFT JOIN repeated USING (event_id, ds)
             WHERE first_delivery_ds IS NULL OR first_delivery_ds = delivery_ds""",
-        f"""CREATE OR REPLACE TEMP TABLE bots AS SELECT user_id, ds FROM once GROUP BY ALL
+        f"""CREATE OR REPLACE TEMP TABLE bots AS SELECT user_id, ds, known_ds FROM once GROUP BY ALL
             HAVING count(*) FILTER (event_type = 'impression') > {dataset.max_impressions_a_day}
             OR count(*) FILTER (event_type <> 'impression') > {dataset.max_impressions_a_day}""",
-        f"CREATE OR REPLACE TEMP TABLE items AS {as_of.format(files['items'], ds, 'item_id')}",
-        f"CREATE OR REPLACE TEMP TABLE users AS {as_of.format(files['users'], ds, 'user_id')}",
+        f"CREATE OR REPLACE TEMP TABLE items AS {as_of.format(files['items'], ds)}",
+        f"CREATE OR REPLACE TEMP TABLE users AS {as_of.format(files['users'], ds)}",
         f"""CREATE OR REPLACE TEMP TABLE people AS
             SELECT event_id, event_type, user_id, once.item_id, request_id,
             impression_id, time_ms, action, once.ds, delivery_ds,
@@ -84,7 +86,8 @@ def _people(files: dict[str, list[str]], dataset: Dataset, ds: str) -> list[str]
             (((time_ms + {offset}) // {DAY_MS} + 3) % 7)::INTEGER AS weekday,
             {", ".join(f"coalesce({f.name}, 0)::{_kind(f.kind)} AS {f.name}" for f in [*context, *items])}
             FROM once LEFT JOIN (SELECT * EXCLUDE (ds) FROM items) USING (item_id)
-            ANTI JOIN bots ON once.user_id = bots.user_id AND once.ds = bots.ds""",
+            ANTI JOIN bots ON once.user_id = bots.user_id AND once.ds = bots.ds
+            AND bots.known_ds IN (once.ds, once.known_ds)""",
     ]
 
 

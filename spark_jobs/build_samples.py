@@ -3,11 +3,13 @@
     python -m spark_jobs.build_samples --dataset foodlog --ds 2026-03-01 [--late]
 
 Reads each table at one version, which the commit records; replaces exactly the partition `ds`, atomically.
-`--late` also makes the earlier days again that this day's delivery brought records for. A partition that this
-very code made from these very table versions is left as it is. What may know what is said in
-`spark_jobs/samples/build.py`; bots and outcomes without an impression are reported in `quarantine`.
+`--late` also makes those earlier days again whose samples no longer hold the candidates and labels that the
+events say: an outcome belongs to the day of its impression, whenever it happened and whatever brought it. A
+partition that this very code made from these very table versions is left as it is. What may know what is said
+in `spark_jobs/samples/build.py`; bots and outcomes without an impression are reported in `quarantine`.
 
-Prints one JSON line: `{"ds", "rebuilt", "rows", "candidates", "samples_version", "empty", ...}`. A day
+Prints one JSON line: `{"ds", "rebuilt", "stale", "rows", "candidates", "samples_version", "empty", ...}`;
+`stale` names later days that were built before this delivery was there as it is now: build them again. A day
 without impressions never touches existing rows: exit code 1, unless the day has neither delivery nor samples.
 """
 
@@ -26,18 +28,26 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 from spark_jobs.contract import command, locations
-from spark_jobs.contract.clock import shift_day
-from spark_jobs.contract.features import Dataset, EventType
+from spark_jobs.contract.clock import days_between, shift_day
+from spark_jobs.contract.features import Dataset, EventType, Owner
 from spark_jobs.contract.phases import reach
 from spark_jobs.contract.tables import sample_columns
-from spark_jobs.ingest import as_of
 from spark_jobs.lake.failures import spark_errors
-from spark_jobs.lake.log import current_version, partition_values
+from spark_jobs.lake.log import Commit, commits, current_version, last_commit, partition_values
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
 from spark_jobs.lake.session import spark_session
 from spark_jobs.lake.writer import EmptyInputError, already_written, replace_partition, table_at
-from spark_jobs.samples.build import build
-from spark_jobs.samples.events import bots, events_of, is_event, repeated, without
+from spark_jobs.samples.build import build, outcomes, with_labels
+from spark_jobs.samples.events import (
+    bots,
+    days_after,
+    events_of,
+    is_event,
+    repeated,
+    snapshot_ds,
+    with_context,
+    without,
+)
 
 logger = logging.getLogger(__name__)
 STAGE = "build_samples"
@@ -74,33 +84,136 @@ def build_days(spark: SparkSession, dataset: Dataset, ds: str, *, late: bool = F
                 "Have the delivery repaired and ingest it again"
             )
         logger.info("%s %s: an empty day, nothing to build", dataset.name, ds)
-        return {"dataset": dataset.name, "ds": ds, "rebuilt": [], "rows": 0, "candidates": 0, "empty": True}
-    days = [*(late_days(events_df, dataset, ds, built) if late else []), ds]
-    done = {day: _build_day(spark, dataset, day, versions) for day in days}
+        return {
+            "dataset": dataset.name,
+            "ds": ds,
+            "rebuilt": [],
+            "stale": [],
+            "rows": 0,
+            "candidates": 0,
+            "empty": True,
+        }
+    made = _last_commits(dataset, built)
+    rebuilt = _rebuilt(spark, dataset, ds, events_df, built, made) if late else {}
+    done = {day: _build_day(spark, dataset, day, versions, ds) for day, differs in rebuilt.items() if differs}
+    done[ds] = _build_day(spark, dataset, ds, versions, ds)
     reach(f"{STAGE}:done")
+    versions_made = {day: made[day].version for day in rebuilt if day in made}
     return {
         "dataset": dataset.name,
         "ds": ds,
-        "rebuilt": [day for day in days if day != ds],
-        "versions": {day: result["samples_version"] for day, result in done.items()},
+        "rebuilt": list(rebuilt),
+        "stale": _stale(dataset, ds, made),
+        "versions": versions_made | {day: result["samples_version"] for day, result in done.items()},
         **done[ds],
         "empty": False,
     }
 
 
-def late_days(events_df: DataFrame, dataset: Dataset, ds: str, built: Sequence[str]) -> list[str]:
-    """Earlier days that already have samples and for which the delivery of `ds` brought records."""
-    rows = (
-        events_df.where((F.col("delivery_ds") == ds) & (F.col("ds") < ds))
-        .select("ds")
-        .distinct()
-        .limit(dataset.late_days + 1)
-        .collect()
+def _last_commits(dataset: Dataset, built: Sequence[str]) -> dict[str, Commit]:
+    """The last commit of each built day."""
+    uri, made = locations.table(dataset.name, "samples"), dict[str, Commit]()
+    for commit in commits(uri) if built else ():
+        made.setdefault(str(commit.metadata.get("partition", "")).removeprefix("ds="), commit)
+    return {day: made[day] for day in built if day in made}
+
+
+def _rebuilt(
+    spark: SparkSession,
+    dataset: Dataset,
+    ds: str,
+    events_df: DataFrame,
+    built: Sequence[str],
+    made: Mapping[str, Commit],
+) -> dict[str, bool]:
+    """Earlier days that the run of `ds` makes again, ascending: whether that is still to be done.
+
+    A day that an attempt before this one made again is named once more: what follows, the gate, may not have
+    seen it. Days before the first one that was built are not part of the lake's samples.
+    """
+    first = shift_day(ds, -dataset.late_days - days_after(dataset))
+    days = days_between(max(first, built[0]), shift_day(ds, -1)) if built else []
+    if not days:
+        return {}
+    samples_df = table_at(spark, locations.table(dataset.name, "samples"))
+    changed = changed_days(people(events_df, dataset, days[0], ds), samples_df, dataset, days)
+    again = {day for day in days if day in made and made[day].metadata.get("run") == ds}
+    return {day: day in changed for day in days if day in changed or day in again}
+
+
+def changed_days(
+    people_df: DataFrame, samples_df: DataFrame, dataset: Dataset, days: Sequence[str]
+) -> set[str]:
+    """Those of `days` whose samples hold other candidates or labels than the events say.
+
+    After its own delivery nothing else of a day changes: what features and sequences know of was delivered
+    by then. Both sides are compared by the sum of their rows' hashes, in one job.
+
+    Args:
+        people_df: Events of the days from the first of `days` to `days_after` the last, see `people`.
+        samples_df: The table `samples`.
+        dataset: Dataset.
+        days: Days, ascending.
+    """
+    context = [f.name for f in dataset.of(Owner.CONTEXT)]
+    shown = ["item_id", *context]
+    labels = ["label_click", "label_conversion"]
+    lists = ["candidate_time_ms", "candidate_request_id", "candidate_impression_id"]
+    held_df = (
+        samples_df.where(F.col("ds").isin(*days))
+        .select("user_id", "ds", F.explode(F.arrays_zip(*lists, *(f"candidate_{c}" for c in shown), *labels)))
+        .select(
+            "user_id",
+            "ds",
+            *(F.col("col")[c].alias(c.removeprefix("candidate_")) for c in lists),
+            *(F.col("col")[f"candidate_{c}"].alias(c) for c in shown),
+            *(F.col("col")[c].alias(c) for c in labels),
+        )
     )
-    return sorted({str(row["ds"]) for row in rows} & set(built))
+    said_df = (
+        people_df.where(F.col("ds").isin(*days) & is_event(EventType.IMPRESSION))
+        .transform(with_context, dataset)
+        .transform(with_labels, outcomes(people_df), dataset)
+        .select(*held_df.columns)
+    )
+    row = F.xxhash64(*(F.coalesce(F.col(c).cast("string"), F.lit("-")) for c in held_df.columns))
+    sides = [
+        df.select("ds", F.lit(i).alias("side"), row.cast("decimal(38,0)").alias("hash"))
+        for i, df in enumerate((held_df, said_df))
+    ]
+    sums = (
+        sides[0]
+        .unionByName(sides[1])
+        .groupBy("ds", "side")
+        .agg(F.count("*").alias("n"), F.sum("hash").alias("hash"))
+    )
+    state = {(r["ds"], r["side"]): (r["n"], r["hash"]) for r in sums.collect()}
+    return {day for day in days if state.get((day, 0)) != state.get((day, 1))}
 
 
-def _build_day(spark: SparkSession, dataset: Dataset, ds: str, versions: dict[str, int]) -> dict[str, Any]:
+def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit]) -> list[str]:
+    """Built later days that know of delivery `ds`, and were made before it was as it is now."""
+    last = shift_day(ds, dataset.history_days + 1)
+    later = {day: commit for day, commit in made.items() if ds < day <= last}
+    delivered = last_commit(locations.table(dataset.name, "events"), f"delivery_ds={ds}") if later else None
+    if delivered is None:
+        return []
+    stale = [day for day, c in later.items() if c.metadata["inputs"]["events"] < delivered.version]
+    if stale:
+        logger.warning(
+            "%s: %d later days were built before delivery %s was as it is now, %s to %s: build them again",
+            dataset.name,
+            len(stale),
+            ds,
+            stale[0],
+            stale[-1],
+        )
+    return stale
+
+
+def _build_day(
+    spark: SparkSession, dataset: Dataset, ds: str, versions: dict[str, int], run: str
+) -> dict[str, Any]:
     uri = locations.table(dataset.name, "samples")
     inputs = {**versions, "declaration": declaration(dataset)}
     version = already_written(uri, {"ds": ds}, inputs)
@@ -112,7 +225,7 @@ def _build_day(spark: SparkSession, dataset: Dataset, ds: str, versions: dict[st
             version,
         )
         return {"samples_version": version, "unchanged": True, **_sizes(spark, uri, ds, version)}
-    metadata = {"ds": ds, "inputs": inputs}
+    metadata = {"ds": ds, "run": run, "inputs": inputs}
     with day_inputs(spark, dataset, ds, versions) as inputs_of_day:
         # The samples last: once they are there, a rerun takes the day for done.
         quarantine(unused(inputs_of_day, ds), dataset.name, ds, STAGE, metadata)
@@ -144,7 +257,9 @@ def day_inputs(
     spark: SparkSession, dataset: Dataset, ds: str, versions: Mapping[str, int]
 ) -> Iterator[DayInputs]:
     """Reads the tables at their versions; who is a bot and what came twice is found once and kept."""
-    tables = {name: table_at(spark, locations.table(dataset.name, name), versions[name]) for name in _INPUTS}
+    uris = {name: locations.table(dataset.name, name) for name in _INPUTS}
+    tables = {name: table_at(spark, uri, versions[name]) for name, uri in uris.items()}
+    held = {name: partition_values(uris[name], "ds", versions[name]) for name in ("users", "items")}
     scope_df = scope(tables["events"], dataset, ds)
     repeated_df = repeated(scope_df).persist()
     once_df = scope_df if repeated_df.isEmpty() else events_of(scope_df, repeated_df)
@@ -154,12 +269,25 @@ def day_inputs(
             events_df=once_df,
             bots_df=bots_df,
             people_df=once_df if bots_df.isEmpty() else without(once_df, bots_df),
-            users_df=as_of(tables["users"], ds),
-            items_df=as_of(tables["items"], ds),
+            users_df=as_of(tables["users"], held["users"], dataset, ds),
+            items_df=as_of(tables["items"], held["items"], dataset, ds),
         )
     finally:
         bots_df.unpersist()
         repeated_df.unpersist()
+
+
+def as_of(snapshots_df: DataFrame, held: Sequence[str], dataset: Dataset, ds: str) -> DataFrame:
+    """The snapshot that holds on day `ds`, whole, and nothing of any other.
+
+    Args:
+        snapshots_df: The table `users` or `items`.
+        held: Days of which the table has a snapshot.
+        dataset: Dataset.
+        ds: The day.
+    """
+    newest = snapshot_ds(held, dataset, ds)
+    return snapshots_df.where(F.lit(False) if newest is None else F.col("ds") == newest).drop("ds")
 
 
 def write_samples(inputs: DayInputs, dataset: Dataset, ds: str, metadata: Mapping[str, Any]) -> int:
@@ -189,11 +317,15 @@ def write_samples(inputs: DayInputs, dataset: Dataset, ds: str, metadata: Mappin
 
 
 def scope(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
-    """Events that the samples of day `ds` can depend on: history, the day, and outcomes of the next day."""
-    return events_df.where(
-        F.col("ds").between(shift_day(ds, -dataset.history_days), ds)
-        | ((F.col("ds") == shift_day(ds, 1)) & ~is_event(EventType.IMPRESSION))
-    )
+    """Events that the samples of day `ds` can depend on: history, the day, and the days of its outcomes."""
+    first, last = shift_day(ds, -dataset.history_days), shift_day(ds, days_after(dataset))
+    return events_df.where(F.col("ds").between(first, last))
+
+
+def people(events_df: DataFrame, dataset: Dataset, first: str, last: str) -> DataFrame:
+    """Events of the days `first` to `last`, every event once, without bots."""
+    once_df = events_of(events_df.where(F.col("ds").between(first, last)))
+    return without(once_df, bots(once_df, dataset))
 
 
 def unused(inputs: DayInputs, ds: str) -> DataFrame:

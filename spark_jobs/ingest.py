@@ -6,7 +6,7 @@ A delivery replaces what it brought before, in one commit, wherever in time its 
 corrected delivery leaves neither copies nor remains. An event goes to the day it happened on, never to the
 day it arrived on; one that arrives more than `late_days` later is quarantined. Within a delivery the copy of
 an event that arrived last wins; copies in several deliveries are resolved where events are read
-(`spark_jobs.samples.events.events_of`).
+(`spark_jobs.samples.events.events_of`). The snapshots of users and items are stored whole, a partition a day.
 
 Prints one JSON line: `{"ds", "events", "duplicates", "late_days", "quarantined", ...}`. Exit code 1 when the
 delivery is absent, has too many broken records (`MAX_BROKEN_SHARE`), or would replace events by nothing.
@@ -25,7 +25,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 from spark_jobs.contract import command, environment, locations
-from spark_jobs.contract.clock import DAY_MS, shift_day
+from spark_jobs.contract.clock import DAY_MS
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner
 from spark_jobs.contract.phases import reach
@@ -146,24 +146,6 @@ def checked_dimension(rows_df: DataFrame, dataset: Dataset, owner: Owner, ds: st
     return latest_df.withColumn("ds", F.lit(ds)).withColumn("reason", _first_reason(checks))
 
 
-def as_of(dimension_df: DataFrame, ds: str) -> DataFrame:
-    """The row of every key that holds on day `ds`: the latest whose own day is not after it."""
-    key, *rest = [c for c in dimension_df.columns if c != "ds"]
-    return (
-        dimension_df.where(F.col("ds") <= ds)
-        .groupBy(key)
-        .agg(F.max(F.struct("ds", *rest)).alias("last"))
-        .select(key, *(f"last.{c}" for c in rest))
-    )
-
-
-def changed(rows_df: DataFrame, before_df: DataFrame) -> DataFrame:
-    """Rows whose key is new or whose values differ from those that hold already."""
-    names = [c for c in before_df.columns]
-    same = reduce(Column.__and__, (rows_df[c].eqNullSafe(before_df[c]) for c in names))
-    return rows_df.join(before_df, same, "left_anti")
-
-
 def ingest(spark: SparkSession, dataset: Dataset, ds: str, root: str) -> dict[str, Any]:
     """Takes the delivery of day `ds` into the lake.
 
@@ -212,7 +194,7 @@ def _write(
     metadata = {"ds": ds, "inputs": {"delivery": ds}}
     versions = {"quarantine": quarantine(quarantined_df, dataset.name, ds, "ingest", metadata)}
     for name, owner, rows_df in (("users", Owner.PROFILE, users_df), ("items", Owner.ITEM, items_df)):
-        versions[name] = _write_dimension(spark, dataset, name, owner, rows_df, ds, metadata)
+        versions[name] = _write_dimension(dataset, name, owner, rows_df, ds, metadata)
     columns = event_columns(dataset)
     uri = locations.table(dataset.name, "events")
     versions["events"] = replace_partition(
@@ -233,7 +215,6 @@ def _write(
 
 
 def _write_dimension(
-    spark: SparkSession,
     dataset: Dataset,
     name: str,
     owner: Owner,
@@ -241,13 +222,11 @@ def _write_dimension(
     ds: str,
     metadata: dict[str, Any],
 ) -> int:
-    uri, columns = locations.table(dataset.name, name), dimension_columns(dataset, owner)
-    good_df = rows_df.where("reason IS NULL").select(*(c for c, _ in columns))
-    if exists(uri):
-        good_df = changed(good_df, as_of(table_at(spark, uri), shift_day(ds, -1)))
+    """Stores a snapshot whole: what holds on a day is read from one delivery and from no other."""
+    columns = dimension_columns(dataset, owner)
     return replace_partition(
-        good_df,
-        uri,
+        rows_df.where("reason IS NULL").select(*(c for c, _ in columns)),
+        locations.table(dataset.name, name),
         {"ds": ds},
         columns=columns,
         partition_by=["ds"],

@@ -13,7 +13,7 @@ from spark_jobs.contract import locations
 from spark_jobs.contract.clock import shift_day
 from spark_jobs.contract.features import Dataset, EventType
 from spark_jobs.contract.tables import event_columns, sample_columns
-from spark_jobs.lake.log import current_version, exists
+from spark_jobs.lake.log import current_version, exists, partition_values
 from spark_jobs.lake.writer import table_at
 
 
@@ -93,6 +93,10 @@ def _schema(df: DataFrame, declared: list[tuple[str, str]]) -> tuple[Facts, dict
 def _known_tables(spark: SparkSession, dataset: Dataset, events_df: DataFrame, ds: str) -> KnownTables:
     """What delivery `ds` refers to; a table that is not there knows nothing."""
 
+    def newest(table: str) -> str:
+        days = partition_values(locations.table(dataset.name, table), "ds")
+        return f"ds = '{max((day for day in days if day <= ds), default='')}'"
+
     def read(table: str, column: str, where: str) -> DataFrame:
         uri = locations.table(dataset.name, table)
         if not exists(uri):
@@ -105,8 +109,8 @@ def _known_tables(spark: SparkSession, dataset: Dataset, events_df: DataFrame, d
             f"ds BETWEEN '{first}' AND '{last}' AND delivery_ds <= '{ds}'"
             f" AND event_type = '{EventType.IMPRESSION}'"
         ).select("impression_id"),
-        users_df=read("users", "user_id", f"ds <= '{ds}'"),
-        items_df=read("items", "item_id", f"ds <= '{ds}'"),
+        users_df=read("users", "user_id", newest("users")),
+        items_df=read("items", "item_id", newest("items")),
         quarantined_df=read("quarantine", "reason", f"ds = '{ds}' AND stage = 'ingest'"),
     )
 

@@ -90,6 +90,13 @@ class Measure(StrEnum):
         return self in (Measure.CTR, Measure.CTCVR)
 
 
+class Snapshot(StrEnum):
+    """When the snapshots of users and items are taken that come with the delivery of a day."""
+
+    BEFORE_DAY = "before_day"  # at the day's start: what serving had on the day, so the day's features
+    AFTER_DAY = "after_day"  # at its end, or at any time during it: features of the next day, not of its own
+
+
 @dataclass(frozen=True, kw_only=True)
 class Statistic:
     """A count or rate per key, over whole days before the sample's day or, with `days=0`, so far today.
@@ -174,6 +181,7 @@ class Dataset:
         late_days: A record that arrives more days after its event than this is quarantined.
         max_impressions_a_day: A user with more impressions on a day is taken for a bot and left out.
         has_requests: Whether a request shows several candidates, so that `*_gauc_request` has a meaning.
+        snapshot: When the snapshots of users and items are taken: no feature is younger than the day's start.
         limits: Thresholds of its gates and of promotion; they are no part of what a sample is.
 
     Raises:
@@ -190,6 +198,7 @@ class Dataset:
     late_days: int = 3
     max_impressions_a_day: int = 2000
     has_requests: bool = True
+    snapshot: Snapshot = Snapshot.BEFORE_DAY
     limits: Limits = field(default_factory=Limits, repr=False)
 
     def __post_init__(self) -> None:

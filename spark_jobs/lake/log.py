@@ -188,11 +188,17 @@ def last_commit(uri: str, partition: str) -> Commit | None:
     return next((c for c in commits(uri) if c.metadata.get("partition") == partition), None)
 
 
-def partition_values(uri: str, column: str) -> list[str]:
-    """Values of a partition column for which the table has rows, ascending; empty when there is no table."""
+def partition_values(uri: str, column: str, version: int | None = None) -> list[str]:
+    """Values of a partition column for which the table has rows, ascending; empty when there is no table.
+
+    Args:
+        uri: The table.
+        column: Partition column.
+        version: Table version (default: newest).
+    """
     if not exists(uri):
         return []
-    return sorted({str(p[column]) for p in open_table(uri).partitions()})
+    return sorted({str(p[column]) for p in open_table(uri, version).partitions()})
 
 
 @functools.cache

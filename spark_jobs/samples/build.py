@@ -104,7 +104,7 @@ def build(
         .transform(with_today, dataset.features)
         .where(is_event(EventType.IMPRESSION) | is_behaviour())
         .transform(past.joined, of_users)
-        .transform(with_labels, outcomes(events_df, ds), dataset)
+        .transform(with_labels, outcomes(events_df.where(F.col("ds") >= ds)), dataset)
         .transform(as_lists, dataset)
     )
     history_df = past_df.transform(static_behaviours, active_df, dataset, limits.static)
@@ -204,18 +204,13 @@ def with_earlier_behaviours(today_df: DataFrame) -> DataFrame:
     return today_df.withColumn("earlier", earlier.cast("int"))
 
 
-def outcomes(events_df: DataFrame, ds: str) -> DataFrame:
+def outcomes(events_df: DataFrame) -> DataFrame:
     """One row an impression that something followed: (user_id, impression_id, click_ms, conversion_ms)."""
     kinds = F.col("event_type").isin(*(kind.value for kind in _OUTCOMES))
     times = [
         F.collect_list(F.when(is_event(kind), F.col("time_ms"))).alias(f"{kind}_ms") for kind in _OUTCOMES
     ]
-    return (
-        events_df.where(F.col("ds").isin(ds, shift_day(ds, 1)) & kinds)
-        .transform(by_user)
-        .groupBy("user_id", "impression_id")
-        .agg(*times)
-    )
+    return events_df.where(kinds).transform(by_user).groupBy("user_id", "impression_id").agg(*times)
 
 
 def with_labels(today_df: DataFrame, labels_df: DataFrame, dataset: Dataset) -> DataFrame:

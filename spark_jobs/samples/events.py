@@ -5,26 +5,29 @@ Everything is a function DataFrame -> DataFrame over the columns of `contract.ev
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract.clock import DAY_MS
-from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner
+from spark_jobs.contract.clock import DAY_MS, shift_day
+from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner, Snapshot
 
 _HOUR_MS = 3_600_000
 _THURSDAY = 3  # 1970-01-01, with Monday 0
 
 
 def repeated(events_df: DataFrame) -> DataFrame:
-    """(event_id, first_delivery_ds) of events that several deliveries brought.
+    """(event_id, ds, first_delivery_ds) of events that several deliveries brought.
 
-    A copy lies in a delivery of another day than its event, so only such rows need to be looked for: few.
+    Copies have the same id and the same day; the same id on another day is another event. So a copy lies in a
+    delivery of another day than its event's, and only such rows need to be looked for: few.
     """
-    off_df = events_df.where(F.col("ds") != F.col("delivery_ds")).select("event_id").distinct()
+    off_df = events_df.where(F.col("ds") != F.col("delivery_ds")).select("event_id", "ds").distinct()
     return (
-        events_df.select("event_id", "delivery_ds")
-        .join(off_df, "event_id", "left_semi")
-        .groupBy("event_id")
+        events_df.select("event_id", "ds", "delivery_ds")
+        .join(off_df, ["event_id", "ds"], "left_semi")
+        .groupBy("event_id", "ds")
         .agg(F.min("delivery_ds").alias("first_delivery_ds"), F.max("delivery_ds").alias("last_delivery_ds"))
         .where(F.col("first_delivery_ds") != F.col("last_delivery_ds"))
         .drop("last_delivery_ds")
@@ -34,36 +37,70 @@ def repeated(events_df: DataFrame) -> DataFrame:
 def events_of(events_df: DataFrame, repeated_df: DataFrame | None = None) -> DataFrame:
     """Every event once: of copies in several deliveries, the one that was delivered first.
 
+    The first, so that what a day knew of an event does not change with what arrives later.
+
     Args:
         events_df: Rows of the table `events`.
         repeated_df: `repeated(events_df)`, when it is at hand.
     """
     first_df = repeated(events_df) if repeated_df is None else repeated_df
     return (
-        events_df.join(first_df, "event_id", "left")
+        events_df.join(first_df, ["event_id", "ds"], "left")
         .where(F.coalesce(F.col("first_delivery_ds") == F.col("delivery_ds"), F.lit(True)))
         .select(*events_df.columns)
     )
 
 
 def bots(events_df: DataFrame, dataset: Dataset) -> DataFrame:
-    """(user_id, ds, impressions, others): users with more events on a day than a person can cause.
+    """(user_id, ds, known_ds, impressions, others): users with more events on a day than a person can cause.
 
-    More impressions than `max_impressions_a_day`, or more other events than that. Without them no user's day
-    grows without bound, so that lists and groups by user stay small.
+    More impressions than `max_impressions_a_day`, or more other events than that. What arrived by the end of
+    the day (`known_ds` is the day) decides about the day; a later delivery that alone brings so many
+    (`known_ds` is its day) is left out by itself, and changes nothing of what was known before it. Without
+    them no user's day grows without bound, so that lists and groups by user stay small.
     """
     is_impression = (F.col("event_type") == EventType.IMPRESSION.value).cast("int")
     limit = dataset.max_impressions_a_day
     return (
-        events_df.groupBy("user_id", "ds")
+        events_df.groupBy("user_id", "ds", _known_ds().alias("known_ds"))
         .agg(F.sum(is_impression).alias("impressions"), F.sum(1 - is_impression).alias("others"))
         .where((F.col("impressions") > limit) | (F.col("others") > limit))
     )
 
 
 def without(events_df: DataFrame, bots_df: DataFrame) -> DataFrame:
-    """Events without those of a bot's days."""
-    return events_df.join(F.broadcast(bots_df.select("user_id", "ds")), ["user_id", "ds"], "left_anti")
+    """Events without those of a bot's days, and without the late deliveries that `bots` names."""
+    named_df = bots_df.select(
+        F.col("user_id").alias("bot_id"), F.col("ds").alias("bot_ds"), F.col("known_ds").alias("bot_known_ds")
+    )
+    is_named = (
+        (F.col("user_id") == F.col("bot_id"))
+        & (F.col("ds") == F.col("bot_ds"))
+        & F.col("bot_known_ds").isin(F.col("ds"), _known_ds())
+    )
+    return events_df.join(F.broadcast(named_df), is_named, "left_anti")
+
+
+def _known_ds() -> Column:
+    """The day at whose end an event was known: its own, or its delivery's when that came later."""
+    return F.greatest("ds", "delivery_ds")
+
+
+def days_after(dataset: Dataset) -> int:
+    """How many days after a day the outcomes of its impressions may lie."""
+    return -(-dataset.attribution_ms // DAY_MS)
+
+
+def snapshot_ds(held: Iterable[str], dataset: Dataset, ds: str) -> str | None:
+    """The delivery whose snapshot holds on day `ds`: the newest one that was taken by the start of the day.
+
+    Args:
+        held: Days of the deliveries that brought a snapshot.
+        dataset: Declares when a snapshot is taken.
+        ds: The day.
+    """
+    last = ds if dataset.snapshot is Snapshot.BEFORE_DAY else shift_day(ds, -1)
+    return max((day for day in held if day <= last), default=None)
 
 
 def with_context(events_df: DataFrame, dataset: Dataset) -> DataFrame:

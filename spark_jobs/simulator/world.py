@@ -116,14 +116,14 @@ def weather_of(settings: SimulationSettings, city: int, day_number: int) -> int:
 
 
 def users_on(world: World, day_number: int, registered_on: list[str]) -> dict[str, Any]:
-    """Columns of the `users` snapshot at the start of a day: who has registered by the end of it.
+    """Columns of the `users` snapshot at the start of a day: who had registered before it.
 
     Args:
         world: The district.
         day_number: Days since the first day of the world.
         registered_on: U days of registration, YYYY-MM-DD.
     """
-    known = np.flatnonzero(world.registered_day <= day_number)
+    known = np.flatnonzero(world.registered_day < day_number)
     return {
         "user_id": world.user_id[known],
         "city": [CITIES[world.city]] * len(known),

@@ -209,19 +209,27 @@ def _window_starts(behaviours: list[Row], day_start_ms: int, limit: int) -> list
 
 
 def _first_deliveries(events: list[Row]) -> list[Row]:
-    first: dict[str, str] = {}
+    """Copies have the same id and the same day."""
+    first: dict[tuple[str, str], str] = {}
     for e in events:
-        first[e["event_id"]] = min(first.get(e["event_id"], e["delivery_ds"]), e["delivery_ds"])
-    return [e for e in events if e["delivery_ds"] == first[e["event_id"]]]
+        key = e["event_id"], e["ds"]
+        first[key] = min(first.get(key, e["delivery_ds"]), e["delivery_ds"])
+    return [e for e in events if e["delivery_ds"] == first[e["event_id"], e["ds"]]]
 
 
 def _without_bots(events: list[Row], dataset: Dataset) -> list[Row]:
-    def too_many(user: int, ds: str) -> bool:
-        kinds = [e["event_type"] == "impression" for e in events if (e["user_id"], e["ds"]) == (user, ds)]
-        return max(sum(kinds), len(kinds) - sum(kinds)) > dataset.max_impressions_a_day
+    """What arrived by the end of a day decides about the day; a late delivery is judged by itself."""
 
-    bots = {key for key in {(e["user_id"], e["ds"]) for e in events} if too_many(*key)}
-    return [e for e in events if (e["user_id"], e["ds"]) not in bots]
+    def known(e: Row) -> str:
+        return max(e["ds"], e["delivery_ds"])
+
+    def too_many(user: int, ds: str, known_ds: str) -> bool:
+        mine = [e for e in events if (e["user_id"], e["ds"], known(e)) == (user, ds, known_ds)]
+        shown = sum(e["event_type"] == "impression" for e in mine)
+        return max(shown, len(mine) - shown) > dataset.max_impressions_a_day
+
+    bots = {key for key in {(e["user_id"], e["ds"], known(e)) for e in events} if too_many(*key)}
+    return [e for e in events if not {(e["user_id"], e["ds"], ds) for ds in (e["ds"], known(e))} & bots]
 
 
 def _described(event: Row, item_of: dict[int, Row], dataset: Dataset) -> Row:
@@ -240,11 +248,9 @@ def _or_unknown(spec: FeatureSpec, value: Any) -> Any:
 
 
 def _as_of(rows: list[Row], key: str, ds: str) -> dict[int, Row]:
-    held: dict[int, Row] = {}
-    for row in sorted(rows, key=lambda r: r["ds"]):
-        if row["ds"] <= ds:
-            held[row[key]] = {name: value for name, value in row.items() if name != "ds"}
-    return held
+    newest = max((row["ds"] for row in rows if row["ds"] <= ds), default=None)
+    held = [row for row in rows if row["ds"] == newest]
+    return {row[key]: {name: value for name, value in row.items() if name != "ds"} for row in held}
 
 
 def _ordered(events: Iterable[Row]) -> list[Row]:

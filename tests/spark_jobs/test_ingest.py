@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from spark_jobs import ingest
-from spark_jobs.build_samples import build_days
+from spark_jobs.build_samples import as_of, build_days
 from spark_jobs.contract import locations
 from spark_jobs.contract.clock import shift_day
 from spark_jobs.contract.features import Owner
 from spark_jobs.contract.tables import dimension_columns, event_columns
-from spark_jobs.ingest import DeliveryRefusedError, as_of, changed, last_copies, with_days, with_reason
-from spark_jobs.lake.log import current_version, last_commit
+from spark_jobs.ingest import DeliveryRefusedError, last_copies, with_days, with_reason
+from spark_jobs.lake.log import current_version, last_commit, partition_values
 from spark_jobs.lake.writer import EmptyInputError, content_hash, table_at
 from spark_jobs.sources import Delivery
 from spark_jobs.sources.foodlog import SCHEMAS
@@ -58,13 +58,15 @@ def event(event_id: str | None, time_ms: int | None, **more: Any) -> Row:
 def deliver(spark: Any, lake: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Deliveries of literal rows under the dataset `tiny`: `deliver(ds, events, broken)`."""
     monkeypatch.setattr("spark_jobs.contract.datasets.dataset_named", lambda name: TINY)
-    users = [{"user_id": 1, "city": 3}]
+    profiles = [{"user_id": 1, "city": 3}]
     items = [
         {"item_id": 10, "merchant_id": 7, "price": 5.0},
         {"item_id": 11, "merchant_id": 8, "price": 99.0},
     ]
 
-    def deliver(ds: str, events: list[Row], broken: list[Row] | None = None) -> dict[str, Any]:
+    def deliver(
+        ds: str, events: list[Row], broken: list[Row] | None = None, users: list[Row] = profiles
+    ) -> dict[str, Any]:
         delivery = Delivery(
             frame(spark, events, COLUMNS),
             frame(spark, users, dimension_columns(TINY, Owner.PROFILE)),
@@ -156,14 +158,17 @@ def test_days_are_those_of_the_datasets_clock_on_every_calendar(spark: Any, ds: 
     assert shift_day(ds, 1) == next_ds
 
 
-def test_dimension_rows_hold_until_the_next_and_only_changes_are_kept(spark: Any) -> None:
-    columns = [("item_id", "bigint"), ("price", "float"), ("ds", "string")]
-    rows = [(1, 5.0, "2026-03-01"), (1, None, "2026-03-03"), (2, 7.0, "2026-03-02"), (3, 1.0, "2026-03-09")]
-    held_df = frame(spark, [dict(zip(("item_id", "price", "ds"), r, strict=True)) for r in rows], columns)
-    as_of_df = as_of(held_df, "2026-03-04")
-    assert sorted((r["item_id"], r["price"]) for r in as_of_df.collect()) == [(1, None), (2, 7.0)]
-    new = [{"item_id": 1, "price": None}, {"item_id": 2, "price": 8.0}, {"item_id": 4, "price": 1.0}]
-    assert sorted(r["item_id"] for r in changed(frame(spark, new, columns), as_of_df).collect()) == [2, 4]
+def test_snapshots_are_stored_whole_whatever_the_order_they_come_in(spark: Any, deliver: Any) -> None:
+    days = [shift_day(DAY, n) for n in range(3)]
+    cities = {days[0]: {1: 3, 2: 5}, days[1]: {1: 4, 2: 5}, days[2]: {1: 3}}  # back again, and one is gone
+    for ds in (days[0], days[2], days[1]):
+        users = [{"user_id": user, "city": city} for user, city in cities[ds].items()]
+        deliver(ds, [event(f"e{ds}", TINY.day_start_ms(ds))], users=users)
+    held = partition_values(locations.table("tiny", "users"), "ds")
+    for ds in (*days, shift_day(DAY, 7)):
+        rows = as_of(table(spark, "users"), held, TINY, ds).collect()
+        assert {row["user_id"]: row["city"] for row in rows} == cities[min(ds, days[2])], ds
+    assert as_of(table(spark, "users"), held, TINY, shift_day(DAY, -1)).isEmpty()
 
 
 def test_a_delivery_replaces_what_it_brought_and_nothing_else(spark: Any, deliver: Any) -> None:
@@ -278,6 +283,46 @@ def ten_days() -> dict[str, list[Row]]:
                 {**clicked, "time_ms": shown["time_ms"] + 5},
             ]
     return {ds: rows for ds, rows in sorted(deliveries.items()) if ds <= shift_day(DAY, 9)}
+
+
+def test_what_is_made_again_follows_from_the_impression(spark: Any, deliver: Any) -> None:
+    """Outcomes across midnight, late, in vain, corrected, and before their impression re-make its day."""
+    days = [shift_day(DAY, n) for n in range(3)]
+    end = TINY.day_end_ms(DAY)
+    night = event("night", end - 600_000)
+    click = event("c", end - 500_000, event_type="click", impression_id="night", action=1)
+    order = event("o", end + 1_200_000, event_type="conversion", impression_id="night", action=2)
+    early = event("e", START + 5 * HOUR + 1, event_type="click", impression_id="unseen", action=1)
+
+    def labels() -> dict[str, list[int]]:
+        rows = table(spark, "samples").where(f"ds = '{DAY}'").collect()
+        return {
+            name: labels
+            for row in rows
+            for name, *labels in zip(
+                row["candidate_impression_id"], row["label_click"], row["label_conversion"], strict=True
+            )
+        }
+
+    deliver(DAY, [night, click, early])
+    build_days(spark, TINY, DAY, late=True)
+    assert labels() == {"night": [1, 0]}
+    deliver(days[1], [event("b", end + HOUR), order])  # a log that is partitioned by event time
+    second = build_days(spark, TINY, days[1], late=True)
+    assert (second["rebuilt"], labels()) == ([DAY], {"night": [1, 1]})
+    vain = {**click, "event_id": "v", "time_ms": end - 1}  # late, and a second click changes nothing
+    deliver(days[2], [event("d", end + 25 * HOUR), vain, click])
+    assert build_days(spark, TINY, days[2], late=True)["rebuilt"] == []
+    deliver(days[2], [event("d", end + 25 * HOUR), event("unseen", START + 5 * HOUR)])
+    third = build_days(spark, TINY, days[2], late=True)
+    assert (third["rebuilt"], labels()) == ([DAY], {"unseen": [1, 0], "night": [1, 1]})
+    deliver(days[1], [event("b", end + HOUR), {**order, "impression_id": "b"}])  # corrected
+    corrected = build_days(spark, TINY, days[1], late=True)
+    assert (corrected["rebuilt"], labels()) == ([DAY], {"unseen": [1, 0], "night": [1, 0]})
+    assert (second["stale"], third["stale"], corrected["stale"]) == ([], [], [days[2]])
+    again = build_days(spark, TINY, days[1], late=True)
+    assert again["rebuilt"] == [DAY], "what an attempt before made again is named to what follows"
+    assert again["versions"][DAY] == corrected["versions"][DAY]
 
 
 @pytest.mark.slow

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from spark_jobs.contract.features import Owner
+from spark_jobs.build_samples import as_of
+from spark_jobs.contract.features import Owner, Snapshot
 from spark_jobs.contract.tables import dimension_columns, event_columns, sample_columns
-from spark_jobs.ingest import as_of
 from spark_jobs.lake.writer import content_hash
 from spark_jobs.samples.build import Limits, build
-from spark_jobs.samples.events import bots, events_of, without
+from spark_jobs.samples.events import bots, events_of, snapshot_ds, without
 from tests.spark_jobs.sample_reference import TINY, Row, reference_samples
 
 DS = "2026-03-05"
@@ -49,7 +50,7 @@ USERS = [{"user_id": 1, "city": 3, "ds": "2026-03-01"}, {"user_id": 1, "city": 4
 ITEMS = [
     {"item_id": 10, "merchant_id": 7, "price": 5.0, "ds": "2026-03-01"},
     {"item_id": 10, "merchant_id": 7, "price": 6.0, "ds": "2026-03-04"},
-    {"item_id": 11, "merchant_id": 8, "price": None, "ds": "2026-03-02"},
+    {"item_id": 11, "merchant_id": 8, "price": None, "ds": "2026-03-04"},
 ]
 
 
@@ -61,9 +62,16 @@ def frame(spark: Any, rows: list[Row], columns: list[tuple[str, str]]) -> Any:
 def build_df(spark: Any, events: list[Row], ds: str = DS, limits: Limits | None = None) -> Any:
     events_df = events_of(frame(spark, events, event_columns(TINY)))
     people_df = without(events_df, bots(events_df, TINY))
-    users_df = as_of(frame(spark, USERS, dimension_columns(TINY, Owner.PROFILE)), ds)
-    items_df = as_of(frame(spark, ITEMS, dimension_columns(TINY, Owner.ITEM)), ds)
-    return build(people_df, users_df, items_df, TINY, ds, limits)
+    return build(people_df, *snapshots(spark, ds), TINY, ds, limits)
+
+
+def snapshots(spark: Any, ds: str) -> list[Any]:
+    """The users and items that hold on a day."""
+    tables = ((USERS, Owner.PROFILE), (ITEMS, Owner.ITEM))
+    return [
+        as_of(frame(spark, rows, dimension_columns(TINY, owner)), [row["ds"] for row in rows], TINY, ds)
+        for rows, owner in tables
+    ]
 
 
 def built(spark: Any, events: list[Row], ds: str = DS, limits: Limits | None = None) -> list[Row]:
@@ -108,6 +116,10 @@ def literal_events() -> list[Row]:
         event("e1", "click", 5, 10, t, impression_id="gone"),
         # 6: a bot
         *(event(f"f{i}", "impression", 6, 11, t + i) for i in range(21)),
+        # 8: a person by the end of the day; what arrives later cannot make a bot of the day, but is too much
+        *(event(f"h{i}", "impression", 8, 11, t + i) for i in range(11)),
+        *(event(f"h{i}", "impression", 8, 11, t + i, delivery_ds="2026-03-06") for i in range(11, 22)),
+        *(event(f"k{i}", "impression", 8, 11, t + i, delivery_ds="2026-03-07") for i in range(21)),
         # 7: four behaviours with a limit of three, the second and third of one millisecond
         event("g0", "click", 7, 10, START - DAY, impression_id="x"),
         event("g1", "click", 7, 10, t, impression_id="x"),
@@ -156,6 +168,14 @@ def test_absent_values_are_unknown_and_dimensions_are_as_of_the_day(literal: dic
     assert row["candidate_weekday"] == [3, 3, 3]  # 2026-03-05 is a Thursday
 
 
+def test_no_snapshot_is_younger_than_the_start_of_the_day() -> None:
+    after = replace(TINY, snapshot=Snapshot.AFTER_DAY)
+    held = ["2026-03-01", "2026-03-04", "2026-03-06"]
+    days = ("2026-02-28", "2026-03-01", "2026-03-04", "2026-03-05", "2026-03-07")
+    assert [snapshot_ds(held, TINY, ds) for ds in days] == [None, held[0], held[1], held[1], held[2]]
+    assert [snapshot_ds(held, after, ds) for ds in days] == [None, None, held[0], held[1], held[2]]
+
+
 def test_outcomes_outside_of_attribution_are_no_labels(literal: dict[int, list[Row]]) -> None:
     (row,) = literal[2]
     assert row["label_click"] == [0, 0, 0, 0]
@@ -182,6 +202,11 @@ def test_a_copy_in_a_second_delivery_counts_once(literal: dict[int, list[Row]]) 
 def test_no_candidates_no_row_and_bots_are_left_out(literal: dict[int, list[Row]]) -> None:
     assert literal[5] == []
     assert literal[6] == []
+
+
+def test_what_arrives_later_makes_no_bot_of_the_day(literal: dict[int, list[Row]]) -> None:
+    (row,) = literal[8]
+    assert sorted(row["candidate_impression_id"]) == sorted(f"h{i}" for i in range(22))
 
 
 def test_a_busy_day_is_cut_where_the_limit_is_passed(literal: dict[int, list[Row]]) -> None:
@@ -280,13 +305,11 @@ def test_a_user_with_a_million_events_changes_nothing_and_fits_in_a_gigabyte(spa
         )
     )
     alone_df = frame(spark, events, event_columns(TINY))
-    users_df = as_of(frame(spark, USERS, dimension_columns(TINY, Owner.PROFILE)), DS)
-    items_df = as_of(frame(spark, ITEMS, dimension_columns(TINY, Owner.ITEM)), DS)
     hashes, found = [], []
     for events_df in (alone_df, alone_df.unionByName(bot_df.select(*names))):
         once_df = events_of(events_df)
         bots_df = bots(once_df, TINY)
         found.append({row["user_id"] for row in bots_df.collect()})
-        hashes.append(content_hash(build(without(once_df, bots_df), users_df, items_df, TINY, DS)))
+        hashes.append(content_hash(build(without(once_df, bots_df), *snapshots(spark, DS), TINY, DS)))
     assert found == [{6}, {6, 99}]
     assert hashes[0] == hashes[1]

@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 
 from spark_jobs import simulate
-from spark_jobs.contract.clock import DAY_MS, days_between
+from spark_jobs.contract.clock import DAY_MS, days_between, shift_day
+from spark_jobs.contract.features import Snapshot
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.simulator.behaviour import Shown, State, simulate_day
 from spark_jobs.simulator.deliveries import EVENT_LOGS, DistrictDelivery, district_deliveries
@@ -97,6 +98,19 @@ def test_a_killed_run_leaves_nothing_half_written(
     assert len(after) == 5
     assert before.items() <= after.items()
     assert not list(raw.glob("*/.ds=*"))
+
+
+def test_the_users_of_a_day_are_those_who_had_registered_before_it() -> None:
+    """FOODLOG declares that a snapshot is taken before the day: who registers on it is in the next."""
+    assert FOODLOG.snapshot is Snapshot.BEFORE_DAY
+    many = replace(CLEAN, users=600, users_a_district=600, impressions_a_day=9_000)
+    days = [shift_day(many.first_day, n) for n in range(12)]
+    newcomers = 0
+    for ds, delivery in deliveries(many, days).items():
+        users = {row["user_id"]: row["registered_on"] for row in parsed(delivery.lines["users"])}
+        assert all(str(day) < ds for day in users.values()), ds
+        newcomers += len({row["user_id"] for row in parsed(delivery.lines["impressions"])} - set(users))
+    assert newcomers > 0, "nobody ate on the day of registration"
 
 
 def test_another_seed_is_another_world() -> None:
