@@ -37,8 +37,9 @@ from spark_jobs.lake.log import Commit, commits, current_version, last_commit, p
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
 from spark_jobs.lake.session import spark_session
 from spark_jobs.lake.writer import EmptyInputError, already_written, replace_partition, table_at
-from spark_jobs.samples.build import build, outcomes, with_labels
+from spark_jobs.samples.build import build, by_user, outcomes, with_labels
 from spark_jobs.samples.events import (
+    at_requests,
     bots,
     days_after,
     events_of,
@@ -136,7 +137,9 @@ def _rebuilt(
     if not days:
         return {}
     samples_df = table_at(spark, locations.table(dataset.name, "samples"))
-    changed = changed_days(people(events_df, dataset, days[0], ds), samples_df, dataset, days)
+    last = shift_day(days[-1], days_after(dataset))
+    people_df = people(events_df, dataset, shift_day(days[0], -1), last)
+    changed = changed_days(people_df, samples_df, dataset, days)
     again = {day for day in days if day in made and made[day].metadata.get("run") == ds}
     return {day: day in changed for day in days if day in changed or day in again}
 
@@ -150,7 +153,7 @@ def changed_days(
     by then. Both sides are compared by the sum of their rows' hashes, in one job.
 
     Args:
-        people_df: Events of the days from the first of `days` to `days_after` the last, see `people`.
+        people_df: Events from the day before the first of `days` to `days_after` the last, see `people`.
         samples_df: The table `samples`.
         dataset: Dataset.
         days: Days, ascending.
@@ -171,7 +174,10 @@ def changed_days(
         )
     )
     said_df = (
-        people_df.where(F.col("ds").isin(*days) & is_event(EventType.IMPRESSION))
+        people_df.where(is_event(EventType.IMPRESSION))
+        .transform(by_user)
+        .transform(at_requests, dataset)
+        .where(F.col("ds").isin(*days))
         .transform(with_context, dataset)
         .transform(with_labels, outcomes(people_df), dataset)
         .select(*held_df.columns)

@@ -100,11 +100,11 @@ def sample_joins(samples_df: DataFrame, impressions_df: DataFrame, dataset: Data
 
     Args:
         samples_df: The day's samples.
-        impressions_df: The day's impressions in events, whatever delivery brought them.
+        impressions_df: The day's impressions in events, whatever delivery brought them, see `at_requests`.
         dataset: Declares from how many impressions on a user is taken for a bot.
 
     Returns:
-        window_overlaps, duplicate_candidates, built_share.
+        window_overlaps, duplicate_candidates, built_share, outrun_share.
     """
     by_user = Window.partitionBy("user_id").orderBy("window_start_ms", "window_end_ms")
     overlaps_df = samples_df.select(
@@ -128,6 +128,26 @@ def sample_joins(samples_df: DataFrame, impressions_df: DataFrame, dataset: Data
         window_overlaps=overlaps_df.agg(F.count_if("overlaps").alias("value")),
         duplicate_candidates=_surplus(candidates_df, "impression_id"),
         built_share=built_df,
+        outrun_share=_outrun_share(samples_df, impressions_df),
+    )
+
+
+def _outrun_share(samples_df: DataFrame, impressions_df: DataFrame) -> DataFrame:
+    """Share of the candidates that were shown after a behaviour which their request cannot have seen."""
+    later_df = impressions_df.where("shown_ms > time_ms").select("impression_id", "shown_ms").distinct()
+    candidate = F.explode(F.arrays_zip("candidate_impression_id", "candidate_time_ms")).alias("c")
+    asked_df = samples_df.select("realtime_time_ms", "window_end_ms", candidate).select(
+        "realtime_time_ms",
+        "window_end_ms",
+        F.col("c.candidate_impression_id").alias("impression_id"),
+        F.col("c.candidate_time_ms").alias("asked_ms"),
+    )
+    is_outrun = F.expr("exists(realtime_time_ms, t -> t >= asked_ms AND t < shown_ms)")
+    outrun_df = asked_df.join(later_df, "impression_id").where(is_outrun | F.expr("shown_ms > window_end_ms"))
+    return (
+        outrun_df.agg(F.count("*").alias("outrun"))
+        .crossJoin(samples_df.agg(F.sum(F.size("candidate_time_ms")).alias("all")))
+        .select((F.col("outrun") / F.col("all")).alias("value"))
     )
 
 

@@ -15,6 +15,8 @@ from spark_jobs.contract.features import Dataset, EventType
 from spark_jobs.contract.tables import event_columns, sample_columns
 from spark_jobs.lake.log import current_version, exists, partition_values
 from spark_jobs.lake.writer import table_at
+from spark_jobs.samples.build import by_user
+from spark_jobs.samples.events import around, at_requests, is_event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +76,9 @@ def inspect_samples(
         facts = {**schema, "rows": 0, **measured.get(ds, {})}
         partition_df = samples_df.where(_among("ds", [ds]))
         if facts["rows"] and not schema["schema_missing"] and exists(events_uri):
-            impressions_df = table_at(spark, events_uri).where(
-                f"ds = '{ds}' AND event_type = '{EventType.IMPRESSION}'"
-            )
-            facts |= sample_joins(partition_df, impressions_df, dataset)
+            events_df = around(table_at(spark, events_uri), dataset, ds).where(is_event(EventType.IMPRESSION))
+            placed_df = events_df.transform(by_user).transform(at_requests, dataset).where(_among("ds", [ds]))
+            facts |= sample_joins(partition_df, placed_df, dataset)
         inspections[ds] = Inspection(facts=facts, details=details, version=version, partition_df=partition_df)
     return inspections
 

@@ -71,7 +71,9 @@ def _drifting(dataset: Dataset) -> list[tuple[str, FeatureSpec, str]]:
 
 def _joined_facts() -> tuple[Fact, ...]:
     """What needs a second look: keys over the whole day, and the day's events."""
-    return tuple(Fact(name=name) for name in ("window_overlaps", "duplicate_candidates", "built_share"))
+    return tuple(
+        Fact(name=name) for name in ("window_overlaps", "duplicate_candidates", "built_share", "outrun_share")
+    )
 
 
 def _volume_rules(limits: Limits) -> tuple[Rule, ...]:
@@ -105,6 +107,14 @@ def _volume_rules(limits: Limits) -> tuple[Rule, ...]:
             description="no impression is a candidate twice",
             fact="duplicate_candidates",
             high=0,
+        ),
+        Rule(
+            name="requests_at_once",
+            column="candidate_request_id",
+            description="share of candidates that were shown after a behaviour which their request, one moment,"
+            " cannot have seen: more, and its id names a session",
+            fact="outrun_share",
+            high=limits.outrun_share,
         ),
         Rule(
             name="windows_disjoint",

@@ -30,6 +30,8 @@ class Limits:
         immature_share: Greatest share of impressions whose attribution window had not closed when the
             delivery ended; None where outcomes come with the impression, so that no window is waited for.
         built_share: Least share of the day's impressions that the samples hold, users taken for bots apart.
+        outrun_share: Greatest share of candidates that were shown after a behaviour of the user that their
+            request did not know: more, and its id names a session, or a day.
         ctr: Clicks per candidate.
         ctcvr: Conversions per candidate.
         label_ratio: Both rates against the median of the trailing days.
@@ -70,6 +72,7 @@ class Limits:
     labelled_impressions: float = 0.95
     immature_share: float | None = 0.15
     built_share: float = 0.98
+    outrun_share: float = 0.2
     ctr: tuple[float, float] = (0.005, 0.5)
     ctcvr: tuple[float, float] = (0.0005, 0.3)
     label_ratio: tuple[float, float] = (0.5, 2.0)
@@ -101,6 +104,7 @@ class Limits:
             "known_items",
             "labelled_impressions",
             "built_share",
+            "outrun_share",
             "null_increase",
             "min_auc",
         ]

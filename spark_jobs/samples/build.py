@@ -30,7 +30,7 @@ from spark_jobs.contract.features import (
     Owner,
 )
 from spark_jobs.contract.tables import STRUCTURE_COLUMNS, sample_columns
-from spark_jobs.samples.events import is_event, known, with_context, with_items
+from spark_jobs.samples.events import around, at_requests, is_event, known, with_context, with_items
 from spark_jobs.samples.statistics import (
     Keys,
     by_keys,
@@ -68,7 +68,7 @@ def build(
     """The samples of day `ds`.
 
     Args:
-        events_df: Events of the days `ds - history_days` to `ds + 1`, every event once, without bots.
+        events_df: Events of `history_days` before the day to `days_after` it, each once, without bots.
         users_df: The users as of the day, one row a user.
         items_df: The items as of the day, one row an item.
         dataset: Dataset.
@@ -86,14 +86,15 @@ def build(
         .transform(with_context, dataset)
         .transform(with_items, items_df, dataset)
     )
-    is_shown = (F.col("ds") == ds) & is_event(EventType.IMPRESSION)
-    active_df = keep(events_df.where(is_shown).transform(by_user).select("user_id").distinct())
+    today_df = around(events_df, dataset, ds).transform(by_user)
+    active_df = keep(today_df.where(is_event(EventType.IMPRESSION)).select("user_id").distinct())
     past = Past.of(past_df, active_df, dataset, ds, keep)
     statistics = [f for f in dataset.in_group(Group.CANDIDATE) if f.statistic and f.statistic.days]
     of_users = [f for f in statistics if f.statistic and f.statistic.is_by_user]
     of_items = [f for f in statistics if f not in of_users]
     listed_df = (
-        events_df.where(F.col("ds") == ds)
+        today_df.transform(at_requests, dataset)
+        .where(F.col("ds") == ds)
         .withColumn("is_on_time", F.col("delivery_ds") <= ds)
         .transform(with_context, dataset)
         .transform(with_items, items_df, dataset)
@@ -216,14 +217,13 @@ def outcomes(events_df: DataFrame) -> DataFrame:
 def with_labels(today_df: DataFrame, labels_df: DataFrame, dataset: Dataset) -> DataFrame:
     """Adds `label_click` and `label_conversion`: what followed within the attribution window.
 
-    A conversion counts with its click only (CTCVR is click and conversion).
+    It begins when the impression was shown (`shown_ms`), not with its request. A conversion counts with its
+    click only (CTCVR is click and conversion).
     """
 
     def followed(kind: EventType) -> Column:
-        end = F.col("time_ms") + F.lit(dataset.attribution_ms)
-        return F.coalesce(
-            F.exists(f"{kind}_ms", lambda time: time.between(F.col("time_ms"), end)), F.lit(False)
-        )
+        shown, end = F.col("shown_ms"), F.col("shown_ms") + F.lit(dataset.attribution_ms)
+        return F.coalesce(F.exists(f"{kind}_ms", lambda time: time.between(shown, end)), F.lit(False))
 
     joined_df = today_df.join(labels_df.hint("shuffle_hash"), ["user_id", "impression_id"], "left")
     return (

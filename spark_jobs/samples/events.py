@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 from spark_jobs.contract.clock import DAY_MS, shift_day
 from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner, Snapshot
 
+REQUEST_MS = 3_600_000  # a request goes on for at most an hour after midnight
 _HOUR_MS = 3_600_000
 _THURSDAY = 3  # 1970-01-01, with Monday 0
 
@@ -88,7 +89,42 @@ def _known_ds() -> Column:
 
 def days_after(dataset: Dataset) -> int:
     """How many days after a day the outcomes of its impressions may lie."""
-    return -(-dataset.attribution_ms // DAY_MS)
+    return -(-(REQUEST_MS + dataset.attribution_ms) // DAY_MS)
+
+
+def around(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
+    """Events of day `ds`, and the impressions around it whose requests may reach over a midnight."""
+    start, end = dataset.day_start_ms(ds) - REQUEST_MS, dataset.day_end_ms(ds) + REQUEST_MS
+    is_near = F.col("time_ms").between(start, end) & is_event(EventType.IMPRESSION)
+    days = [shift_day(ds, n) for n in (-1, 0, 1)]
+    return events_df.where(F.col("ds").isin(*days) & ((F.col("ds") == ds) | is_near))
+
+
+def at_requests(events_df: DataFrame, dataset: Dataset) -> DataFrame:
+    """Gives an impression the time and the day of its request, its first one; adds `shown_ms`, its own time.
+
+    The candidates of a request were ranked at once, with one state of the user: what happens while they are
+    logged one by one is not known to any of them. So they also lie in one window and on one day; what follows
+    within `REQUEST_MS` after midnight on a request of the day before belongs to it.
+
+    Args:
+        events_df: Events that lie by user, with the hour before and the hour after the days of interest.
+        dataset: Dataset.
+    """
+    events_df = events_df.withColumn("shown_ms", F.col("time_ms"))
+    if not dataset.has_requests:
+        return events_df
+    shown_ms = F.when(is_event(EventType.IMPRESSION), F.col("time_ms"))
+    local = F.col("time_ms") + F.lit(dataset.utc_offset_hours * _HOUR_MS)
+    is_evening = F.floor((local + REQUEST_MS) / DAY_MS) > F.floor(local / DAY_MS)
+    night = Window.partitionBy("user_id", "request_id", F.floor((local + REQUEST_MS) / DAY_MS))
+    began_ms = F.min(F.when(is_evening, shown_ms)).over(night)
+    goes_on = shown_ms.isNotNull() & ~is_evening & (F.col("time_ms") < began_ms + REQUEST_MS)
+    day_before = F.date_sub(F.col("ds").cast("date"), 1).cast("string")
+    request = Window.partitionBy("user_id", "request_id", "ds")
+    return events_df.withColumn("ds", F.when(goes_on, day_before).otherwise(F.col("ds"))).withColumn(
+        "time_ms", F.coalesce(F.when(shown_ms.isNotNull(), F.min(shown_ms).over(request)), F.col("time_ms"))
+    )
 
 
 def snapshot_ds(held: Iterable[str], dataset: Dataset, ds: str) -> str | None:

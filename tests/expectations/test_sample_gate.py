@@ -181,7 +181,8 @@ def _everywhere(column: str, new: Callable[[int], Any]) -> Change:
 VALID = "valid"
 LEVELS = ("ctr_level", "ctcvr_level")  # so on the trailing days, too
 VOLUMES = ("rows_volume", "users_volume", "candidates_volume")  # the trailing days had three times as much
-JOINED = ("impressions_built", "candidate_unique", "windows_disjoint")  # see test_keys_and_completeness
+# See test_keys_and_completeness.
+JOINED = ("impressions_built", "candidate_unique", "windows_disjoint", "requests_at_once")
 OTHERS = ("rows_present", "schema_missing", "schema_retyped", "schema_unexpected")
 
 
@@ -297,8 +298,10 @@ def windows(spark: Any, *rows: dict[str, Any]) -> Any:
     return spark.createDataFrame([tuple(row[name] for name in names) for row in rows], SCHEMA).coalesce(1)
 
 
-def impressions(spark: Any, *rows: tuple[str, int]) -> Any:
-    return spark.createDataFrame(list(rows), "impression_id string, user_id bigint").coalesce(1)
+def impressions(spark: Any, *rows: tuple[str, int] | tuple[str, int, int]) -> Any:
+    """(impression, user) and, where it was shown after its request came, when it was shown."""
+    schema = "impression_id string, user_id bigint, time_ms bigint, shown_ms bigint"
+    return spark.createDataFrame([(*row[:2], 0, *(row[2:] or (0,))) for row in rows], schema).coalesce(1)
 
 
 SHOWN = (("a", 1), ("b", 1), ("c", 1))
@@ -316,6 +319,13 @@ LATER = sample(window_start_ms=NOON)
         ([sample()], (*SHOWN, ("lost", 2)), {"impressions_built"}),
         ([sample()], SHOWN[:2], {"impressions_built"}),
         ([sample(candidate_impression_id=["a", "b", "b"])], SHOWN, {"candidate_unique"}),
+        ([sample()], (("a", 1, NOON), ("b", 1, NOON + MINUTE), ("c", 1, NOON + HOUR)), set()),  # saw all
+        ([sample()], (("a", 1, NOON + 1), *SHOWN[1:]), {"requests_at_once"}),  # after a behaviour
+        (
+            [sample(window_end_ms=NOON + HOUR)],
+            (*SHOWN[:2], ("c", 1, NOON + HOUR + 1)),  # after the one that opens the next window
+            {"requests_at_once"},
+        ),
         (
             [EARLIER | {"window_end_ms": NOON + 1}, LATER],
             (*SHOWN, ("x", 2), ("y", 2), ("z", 2)),
@@ -329,11 +339,11 @@ LATER = sample(window_start_ms=NOON)
     ],
 )
 def test_keys_and_completeness(
-    spark: Any, rows: list[dict[str, Any]], shown: tuple[tuple[str, int], ...], broken: set[str]
+    spark: Any, rows: list[dict[str, Any]], shown: tuple[Any, ...], broken: set[str]
 ) -> None:
     facts = sample_joins(windows(spark, *rows), impressions(spark, *shown), MINI)
     values = {rule.name: facts.get(rule.fact) for rule in MINI_SUITE.rules if rule.fact in facts}
-    assert len(values) == 3
+    assert len(values) == len(JOINED)
     assert broken_by(MINI_SUITE, values) == broken
 
 

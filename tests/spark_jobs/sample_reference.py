@@ -11,6 +11,7 @@ from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Meas
 from spark_jobs.contract.tables import sample_columns
 
 Row = dict[str, Any]
+HOUR_MS = 3_600_000
 
 
 def _category(name: str, owner: Owner, cardinality: int) -> FeatureSpec:
@@ -82,9 +83,10 @@ def reference_samples(
     events = _without_bots(_first_deliveries(events), dataset)
     item_of = _as_of(items, "item_id", ds)
     user_of = _as_of(users, "user_id", ds)
+    placed = [_described(event, item_of, dataset) for event in _at_requests(events, dataset)]
     events = [_described(event, item_of, dataset) for event in events]
     past = [e for e in events if _day(ds, -dataset.history_days) <= e["ds"] < ds and e["delivery_ds"] < ds]
-    today = [e for e in events if e["ds"] == ds]
+    today = [e for e in placed if e["ds"] == ds]
     on_time = [e for e in today if e["delivery_ds"] <= ds]
     samples = []
     for user in sorted({e["user_id"] for e in today if e["event_type"] == "impression"}):
@@ -188,7 +190,7 @@ def _labels(candidate: Row, events: list[Row], dataset: Dataset) -> tuple[int, i
             e["event_type"] == kind
             and e["impression_id"] == candidate["impression_id"]
             and e["user_id"] == candidate["user_id"]
-            and 0 <= e["time_ms"] - candidate["time_ms"] <= dataset.attribution_ms
+            and 0 <= e["time_ms"] - candidate["shown_ms"] <= dataset.attribution_ms
             for e in events
         )
 
@@ -230,6 +232,30 @@ def _without_bots(events: list[Row], dataset: Dataset) -> list[Row]:
 
     bots = {key for key in {(e["user_id"], e["ds"], known(e)) for e in events} if too_many(*key)}
     return [e for e in events if not {(e["user_id"], e["ds"], ds) for ds in (e["ds"], known(e))} & bots]
+
+
+def _at_requests(events: list[Row], dataset: Dataset) -> list[Row]:
+    """Impressions at the first time of their request, which may have begun in the hour before midnight."""
+
+    def same(one: Row, other: Row) -> bool:
+        return bool((one["user_id"], one["request_id"]) == (other["user_id"], other["request_id"]))
+
+    def began_before(e: Row) -> bool:
+        midnight = dataset.day_start_ms(e["ds"])
+        evening = [o["time_ms"] for o in shown if same(o, e) and -HOUR_MS <= o["time_ms"] - midnight < 0]
+        return bool(evening) and e["time_ms"] < min(evening) + HOUR_MS
+
+    shown = [e for e in events if e["event_type"] == "impression"]
+    placed = [e | {"ds": _day(e["ds"], -1)} if began_before(e) else e for e in shown]
+    moved = [
+        e
+        | {
+            "shown_ms": e["time_ms"],
+            "time_ms": min(o["time_ms"] for o in placed if same(o, e) and o["ds"] == e["ds"]),
+        }
+        for e in placed
+    ]
+    return [*moved, *(e for e in events if e["event_type"] != "impression")]
 
 
 def _described(event: Row, item_of: dict[int, Row], dataset: Dataset) -> Row:

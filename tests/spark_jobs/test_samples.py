@@ -120,6 +120,21 @@ def literal_events() -> list[Row]:
         *(event(f"h{i}", "impression", 8, 11, t + i) for i in range(11)),
         *(event(f"h{i}", "impression", 8, 11, t + i, delivery_ds="2026-03-06") for i in range(11, 22)),
         *(event(f"k{i}", "impression", 8, 11, t + i, delivery_ds="2026-03-07") for i in range(21)),
+        # 9: one request, logged card by card while the user clicks; the last click is in time for its card
+        event("l1", "impression", 9, 10, t, request_id="page"),
+        event("l1c", "click", 9, 10, t + 1, impression_id="l1"),
+        event("l2", "impression", 9, 10, t + 2, request_id="page"),
+        event("l2c", "click", 9, 10, t + 2 * HOUR + 2, impression_id="l2"),
+        event("l3", "impression", 9, 10, t + 3),
+        # 10: requests over midnight: of the night before, into tomorrow, and a name that comes again
+        event("m1", "impression", 10, 10, START - 1, request_id="night"),
+        event("m2", "impression", 10, 10, START + 1, request_id="night"),
+        event("m3", "impression", 10, 10, START + 2 * HOUR, request_id="night"),
+        event("n1", "impression", 10, 10, START + DAY - HOUR + 1, request_id="late"),
+        event("n1c", "click", 10, 10, START + DAY - 1, impression_id="n1"),
+        event("n2", "impression", 10, 10, START + DAY, request_id="late"),
+        event("n2c", "click", 10, 10, START + DAY + 2 * HOUR, impression_id="n2"),
+        event("n3", "impression", 10, 10, START + DAY + 1, request_id="late"),
         # 7: four behaviours with a limit of three, the second and third of one millisecond
         event("g0", "click", 7, 10, START - DAY, impression_id="x"),
         event("g1", "click", 7, 10, t, impression_id="x"),
@@ -135,7 +150,7 @@ def literal_events() -> list[Row]:
 @pytest.fixture(scope="module")
 def literal(spark: Any) -> dict[int, list[Row]]:
     rows = built(spark, literal_events(), limits=Limits(static=3, realtime=3))
-    return {user: [row for row in rows if row["user_id"] == user] for user in range(1, 9)}
+    return {user: [row for row in rows if row["user_id"] == user] for user in range(1, 11)}
 
 
 def test_columns_are_those_of_the_contract(spark: Any) -> None:
@@ -207,6 +222,26 @@ def test_no_candidates_no_row_and_bots_are_left_out(literal: dict[int, list[Row]
 def test_what_arrives_later_makes_no_bot_of_the_day(literal: dict[int, list[Row]]) -> None:
     (row,) = literal[8]
     assert sorted(row["candidate_impression_id"]) == sorted(f"h{i}" for i in range(22))
+
+
+def test_candidates_of_a_request_see_the_state_at_its_first_time(literal: dict[int, list[Row]]) -> None:
+    (row,) = literal[9]
+    t = START + 10 * HOUR
+    assert row["candidate_impression_id"] == ["l1", "l2", "l3"]
+    assert row["candidate_time_ms"] == [t, t, t + 3]
+    assert row["candidate_visible"] == [0, 0, 1]
+    assert row["candidate_user_id_impressions_0"] == [0.0, 0.0, 2.0]
+    assert row["candidate_user_id_merchant_id_clicks_0"] == [0.0, 0.0, 1.0]
+    assert row["label_click"] == [1, 1, 0]
+
+
+def test_a_request_is_of_the_day_that_it_began_on(literal: dict[int, list[Row]]) -> None:
+    (row,) = literal[10]
+    assert row["candidate_impression_id"] == ["m3", "n1", "n2"]
+    assert row["candidate_time_ms"] == [START + 2 * HOUR, *[START + DAY - HOUR + 1] * 2]
+    assert row["candidate_hour"] == [2, 23, 23]
+    assert row["candidate_visible"] == [0, 0, 0]
+    assert row["label_click"] == [0, 1, 1]
 
 
 def test_a_busy_day_is_cut_where_the_limit_is_passed(literal: dict[int, list[Row]]) -> None:
