@@ -111,8 +111,8 @@ def _volume_rules(limits: Limits) -> tuple[Rule, ...]:
         Rule(
             name="requests_at_once",
             column="candidate_request_id",
-            description="share of candidates that were shown after a behaviour which their request, one moment,"
-            " cannot have seen: more, and its id names a session",
+            description="share of candidates that were shown after a behaviour which their request, one"
+            " moment, cannot have seen: more, and its id names a session",
             fact="outrun_share",
             high=limits.outrun_share,
         ),
