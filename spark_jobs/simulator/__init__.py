@@ -1,5 +1,5 @@
 """A food delivery app that does not exist, day by day.
 
-Read `settings`, `world`, `behaviour`, `mess`, `deliveries`, then the writers. The command is
+Read `settings`, `world`, `sessions`, `behaviour`, `mess`, `deliveries`, then the writers. The command is
 `python -m spark_jobs.simulate`; `docs/sources.md` says what is modelled.
 """

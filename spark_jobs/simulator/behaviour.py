@@ -5,9 +5,12 @@ of the session, loyalty (decayed orders at a merchant), fatigue (decayed impress
 satiation (decayed orders of a cuisine). An order follows a click. State changes within the day, too: what was
 shown wears out at once, a click makes the merchant likelier until the order, an order ends the appetite.
 
+A day ends at midnight, a session need not: what is left of it is carried into the next day with its craving,
+the clicked merchants and what its clicks have told of the craving so far.
+
 Requests of a user depend on the ones before, so a day is computed in rounds: the first request of every user
 at once, then the second, and so on. Shapes as in `world`; N rows of a round, W slots of a request (the most
-candidates), R requests of the day.
+candidates), R requests and S sessions of the day.
 """
 
 from __future__ import annotations
@@ -18,45 +21,65 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spark_jobs.contract.clock import DAY_MS
+from spark_jobs.simulator.sessions import HOUR_MS, Requests, Sessions, plan_day, rounds_of, rows_of
 from spark_jobs.simulator.settings import MAX_CANDIDATES, MIN_CANDIDATES, SimulationSettings
-from spark_jobs.simulator.world import MEAL_HOURS, WET, Floats, Ints, World
+from spark_jobs.simulator.world import WET, Floats, Ints, World
 
-HOUR_MS = 3_600_000
 CRAVING = 1.7  # added to the click's logit for the cuisine that the session is about
 _CLICK_BASE, _ORDER_BASE = -2.75, -2.15
+CRAVING_ORDER = 0.8  # added to the order's
 _LOYALTY_KEPT, _FATIGUE_KEPT, _SATIATION_KEPT = 0.94, 0.6, 0.55  # from one day to the next
 
 
 @dataclass
 class State:
-    """What earlier days left behind."""
+    """What earlier days left behind: lasting habits, and what midnight has interrupted."""
 
     loyalty_um: Floats
     fatigue_um: Floats
     satiation_uc: Floats
+    order_ms_u: Ints  # the user's last order, since the start of the day that begins
+    clicked_um: Floats  # clicked in a session that goes on, and not followed by an order
+    requests: Requests  # what is left of sessions that go on
+    sessions: Sessions
 
     @staticmethod
     def fresh(world: World) -> State:
         """Nobody has eaten anywhere yet."""
-        shape = world.home_km_um.shape
-        return State(np.zeros(shape), np.zeros(shape), np.zeros(world.taste_uc.shape))
+        shape, nobody = world.home_km_um.shape, np.zeros(0, np.int64)
+        num_cuisines = world.taste_uc.shape[1]
+        return State(
+            loyalty_um=np.zeros(shape),
+            fatigue_um=np.zeros(shape),
+            satiation_uc=np.zeros(world.taste_uc.shape),
+            order_ms_u=np.full(shape[0], -DAY_MS),
+            clicked_um=np.zeros(shape),
+            requests=Requests(nobody, nobody, nobody),
+            sessions=Sessions(nobody, nobody, np.zeros((0, num_cuisines))),
+        )
 
-    def overnight(self, shown_um: Floats, ordered_um: Floats, ordered_uc: Floats) -> None:
-        """Takes the day in, then forgets a part of everything."""
-        self.loyalty_um = _LOYALTY_KEPT * (self.loyalty_um + ordered_um)
-        self.fatigue_um = _FATIGUE_KEPT * (self.fatigue_um + shown_um)
-        self.satiation_uc = _SATIATION_KEPT * (self.satiation_uc + ordered_uc)
+    def overnight(self, today: _Today, later: Requests) -> None:
+        """Takes the day in, forgets a part of everything, and keeps the sessions that go on.
 
-
-@dataclass(frozen=True)
-class Requests:
-    """The day's requests, R rows sorted by user and time."""
-
-    user: Ints  # index of the user in the district
-    time_ms: Ints  # since the start of the day
-    meal: Ints
-    session: Ints  # number of the session in the district's day
-    round: Ints  # how many requests the user made before on the day
+        Args:
+            today: What the day has done.
+            later: The requests of its sessions after midnight.
+        """
+        self.loyalty_um = _LOYALTY_KEPT * (self.loyalty_um + today.ordered_um)
+        self.fatigue_um = _FATIGUE_KEPT * (self.fatigue_um + today.shown_um)
+        self.satiation_uc = _SATIATION_KEPT * (self.satiation_uc + today.ordered_uc)
+        self.order_ms_u = np.maximum(today.order_ms_u - DAY_MS, -DAY_MS)
+        rows = today.hungry_s[later.session]
+        going_on, session = np.unique(later.session[rows], return_inverse=True)
+        self.requests = Requests(later.user[rows], later.time_ms[rows] - DAY_MS, session)
+        self.sessions = Sessions(
+            today.sessions.meal[going_on],
+            today.sessions.craving[going_on],
+            (today.sessions.craving_logit_sc + today.told_sc)[going_on],
+        )
+        awake = np.zeros((len(self.clicked_um), 1))
+        awake[self.requests.user] = 1
+        self.clicked_um = today.clicked_um * awake
 
 
 @dataclass
@@ -65,7 +88,7 @@ class Shown:
 
     Probabilities: `p_click` and `p_conversion` know all that moved the simulated user, the craving included;
     the `_frozen` ones know the user as the day began, average over the craving and over the positions of the
-    request.
+    request. In a session that midnight has interrupted they know what it did before.
     """
 
     request: Ints
@@ -80,7 +103,7 @@ class Shown:
     p_conversion: Floats
     p_click_frozen: Floats
     p_conversion_frozen: Floats
-    click_ms: Ints  # since the start of the day; -1 without a click
+    click_ms: Ints  # since the start of the day, may lie after its end; -1 without a click
     order_ms: Ints
 
 
@@ -88,13 +111,14 @@ class Shown:
 class _Today:
     """What the day has done to its users so far."""
 
+    sessions: Sessions
     order_ms_u: Ints
     shown_um: Floats
     clicked_um: Floats  # and not followed by an order yet
     ordered_um: Floats
     ordered_uc: Floats
     hungry_s: NDArray[np.bool_]  # sessions that no order has ended
-    craving_s: Ints
+    told_sc: Floats  # log likelihood of the day's clicks in the session for each craving, up to a constant
     parts: list[dict[str, NDArray[np.generic]]] = field(default_factory=list)
 
 
@@ -103,22 +127,26 @@ def simulate_day(
 ) -> Shown:
     """Simulates the day and changes `state` to what the next day finds."""
     rng = settings.rng("day", world.district, day_number)
-    requests = _requests(settings, world, rng, day_number, weather)
-    num_users = len(world.user_id)
+    left = (state.requests, state.sessions)
+    planned, sessions = plan_day(settings, world, left, rng, day_number, weather)
+    is_later = planned.time_ms >= DAY_MS
+    requests, later = rows_of(planned, ~is_later), rows_of(planned, is_later)
     today = _Today(
-        order_ms_u=np.full(num_users, -DAY_MS),
+        sessions=sessions,
+        order_ms_u=state.order_ms_u.copy(),
         shown_um=np.zeros_like(state.fatigue_um),
-        clicked_um=np.zeros_like(state.fatigue_um),
+        clicked_um=state.clicked_um.copy(),
         ordered_um=np.zeros_like(state.loyalty_um),
         ordered_uc=np.zeros_like(state.satiation_uc),
-        hungry_s=np.ones(int(requests.session.max(initial=-1)) + 1, dtype=bool),
-        craving_s=_cravings(world, requests, rng),
+        hungry_s=np.ones(len(sessions.meal), dtype=bool),
+        told_sc=np.zeros_like(sessions.craving_logit_sc),
     )
-    for number in range(int(requests.round.max(initial=-1)) + 1):
-        rows = np.flatnonzero((requests.round == number) & today.hungry_s[requests.session])
+    rounds = rounds_of(requests)
+    for number in range(int(rounds.max(initial=-1)) + 1):
+        rows = np.flatnonzero((rounds == number) & today.hungry_s[requests.session])
         if len(rows):
-            today.parts.append(_round(world, state, today, requests, rows, rng, weather))
-    state.overnight(today.shown_um, today.ordered_um, today.ordered_uc)
+            today.parts.append(_round(settings, world, state, today, requests, rows, rng, weather))
+    state.overnight(today, later)
     names = Shown.__dataclass_fields__
     if not today.parts:
         return Shown(**{name: np.zeros(0, _dtype(name)) for name in names})
@@ -129,53 +157,8 @@ def _dtype(name: str) -> type:
     return np.float64 if name.startswith(("p_", "distance", "delivery")) else np.int64
 
 
-def _requests(
-    settings: SimulationSettings, world: World, rng: np.random.Generator, day_number: int, weather: int
-) -> Requests:
-    """Who opens the app when: one or two meals a user, several requests a session, minutes apart."""
-    num_users = len(world.user_id)
-    weekend = 1.12 if day_number % 7 >= 5 else 1.0
-    appetite = settings.active_share * world.activity**0.5 * weekend * (1 + 0.1 * WET[weather])
-    active = (rng.random(num_users) < appetite) & (world.registered_day <= day_number)
-    user = np.flatnonzero(active)
-    meals = np.argsort(np.log(world.meal_share_uk[user]) + rng.gumbel(size=(len(user), 5)), axis=1)[:, ::-1][
-        :, :2
-    ]
-    two = rng.random(len(user)) < 0.4
-    session_user = np.concatenate([user, user[two]])
-    session_meal = np.concatenate([meals[:, 0], meals[two, 1]])
-    mean = max(1.0, settings.requests_a_user / 1.4 * 1.38)  # sessions a user; orders end sessions early
-    count = 1 + np.minimum(rng.poisson(mean - 1, len(session_user)), 15)
-    session = np.repeat(np.arange(len(session_user)), count)
-    start = rng.normal(MEAL_HOURS[session_meal], 0.6) * HOUR_MS
-    gap = 60_000 + rng.exponential(90_000, len(session))
-    first = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(int)
-    run = np.cumsum(gap)
-    offset = run - np.repeat(run[first], count) if len(session) else run
-    latest = DAY_MS - 1 - HOUR_MS / 4
-    time_ms = np.clip(start, 6 * HOUR_MS, latest - HOUR_MS)[session] + np.minimum(offset, 1.25 * HOUR_MS)
-    time_ms = np.minimum(time_ms, DAY_MS - 1).astype(np.int64)
-    owner = session_user[session]
-    order = np.lexsort((session, time_ms, owner))
-    owner, time_ms, session = owner[order], time_ms[order], session[order]
-    starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    lengths = np.diff(np.append(starts, len(owner)))
-    number = np.arange(len(owner)) - np.repeat(starts, lengths)
-    return Requests(owner, time_ms, session_meal[session], session, number)
-
-
-def _cravings(world: World, requests: Requests, rng: np.random.Generator) -> Ints:
-    """The cuisine that each session is about."""
-    _, first = np.unique(requests.session, return_index=True)
-    likely = _craving_logits(world, requests.user[first], requests.meal[first])
-    return np.asarray(np.argmax(likely + rng.gumbel(size=likely.shape), axis=1))
-
-
-def _craving_logits(world: World, user: Ints, meal: Ints) -> Floats:
-    return np.asarray(1.1 * world.taste_uc[user] + world.meal_match_kc[meal])
-
-
 def _round(
+    settings: SimulationSettings,
     world: World,
     state: State,
     today: _Today,
@@ -185,7 +168,8 @@ def _round(
     weather: int,
 ) -> dict[str, NDArray[np.generic]]:
     """One request of each of N users: shows, clicks, orders; changes `today`."""
-    user, time_ms, meal = requests.user[rows], requests.time_ms[rows], requests.meal[rows]
+    user, time_ms, session = requests.user[rows], requests.time_ms[rows], requests.session[rows]
+    meal = today.sessions.meal[session]
     at_work = (meal == 1) | (meal == 2)
     km_nm = np.where(at_work[:, None], world.work_km_um[user], world.home_km_um[user])
     merchant = _candidates(world, user, km_nm, rng)
@@ -195,26 +179,28 @@ def _round(
     km = np.take_along_axis(km_nm, merchant, axis=1)
     minutes = world.prep_minutes[merchant] + 8 + 3.5 * km + 7 * WET[weather]
     minutes = np.round(np.clip(minutes + rng.normal(0, 2.5, km.shape), 10, 120))
-    click0, order0 = _logits(world, state, user, merchant, dish, km, minutes, meal, weather)
-    fed = np.exp(-(time_ms - today.order_ms_u[user]) / (4 * HOUR_MS))[:, None]
+    logits = _logits(world, state, user, merchant, dish, km, minutes, meal, weather)
     at = (user[:, None], merchant)
     worn = 0.3 * np.log1p(state.fatigue_um[at] + today.shown_um[at]) - 0.3 * np.log1p(state.fatigue_um[at])
-    now = 0.9 * today.clicked_um[at] - worn - 2.5 * fed
-    craved = world.cuisine[merchant] == today.craving_s[requests.session[rows]][:, None]
+    click, order = _lately(logits, today.clicked_um[at], time_ms, today.order_ms_u[user])
+    click = click - worn
+    craved = world.cuisine[merchant] == today.sessions.craving[session][:, None]
     seen = 1 / (1 + 0.11 * np.arange(width))
-    p_click = seen * _sigmoid(click0 + now + CRAVING * craved)
-    p_order = _sigmoid(order0 + 0.8 * craved + 0.5 * today.clicked_um[at] - 2.5 * fed)
+    p_click = seen * _sigmoid(click + CRAVING * craved)
+    p_order = _sigmoid(order + CRAVING_ORDER * craved)
     clicked = used & (rng.random(km.shape) < p_click)
     ordered = clicked & (rng.random(km.shape) < p_order)
     delay = 3_000 + 1_500 * np.arange(width) + np.minimum(rng.exponential(8_000, km.shape), 30_000)
     click_ms = np.where(clicked, time_ms[:, None] + delay.astype(np.int64), -1)
-    decision = 40_000 + np.minimum(rng.exponential(240_000, km.shape), 5_000_000)
-    order_ms = np.where(ordered, click_ms + decision.astype(np.int64), -1)
-    _learn(world, today, requests.session[rows], user, merchant, used, clicked, order_ms)
+    order_ms = np.where(ordered, click_ms + _decision_ms(settings, rng, km.shape), -1)
+    told = used * _told(clicked, seen, click, order)
+    np.add.at(today.told_sc, (session[:, None], world.cuisine[merchant]), told)
+    _learn(world, today, session, user, merchant, used, clicked, order_ms)
     seen_mean = (seen * used).sum(axis=1, keepdims=True) / used.sum(axis=1, keepdims=True)
-    prior = _softmax(_craving_logits(world, user, meal))
+    prior = _softmax(today.sessions.craving_logit_sc[session])
     wanted = np.take_along_axis(prior, world.cuisine[merchant], axis=1)
-    p_click_frozen, p_conversion_frozen = _frozen(click0, order0, wanted, seen_mean)
+    morning = _lately(logits, state.clicked_um[at], time_ms, state.order_ms_u[user])
+    p_click_frozen, p_conversion_frozen = _frozen(*morning, wanted, seen_mean)
     values = {
         "request": np.broadcast_to(rows[:, None], km.shape),
         "user": np.broadcast_to(user[:, None], km.shape),
@@ -234,10 +220,38 @@ def _round(
     return {name: value[used] for name, value in values.items()}
 
 
+def _lately(
+    logits: tuple[Floats, Floats], clicked: Floats, time_ms: Ints, order_ms: Ints
+) -> tuple[Floats, Floats]:
+    """Logits with the merchants that the session has clicked already, and the appetite since an order."""
+    since_ms = np.maximum(time_ms - order_ms, 0)
+    fed = np.exp(-since_ms / (4 * HOUR_MS))[:, None]
+    return logits[0] + 0.9 * clicked - 2.5 * fed, logits[1] + 0.5 * clicked - 2.5 * fed
+
+
+def _decision_ms(settings: SimulationSettings, rng: np.random.Generator, shape: tuple[int, ...]) -> Ints:
+    """From a click to its order: minutes, or, `slow_order_rate` of them, an hour to just within the two."""
+    quick = 40_000 + np.minimum(rng.exponential(240_000, shape), 5_000_000)
+    slow = rng.uniform(1.0, 1.98, shape) * HOUR_MS
+    is_slow = rng.random(shape) < settings.slow_order_rate
+    return np.asarray(np.where(is_slow, slow, quick).astype(np.int64))
+
+
+def _told(clicked: NDArray[np.bool_], seen: Floats, click: Floats, order: Floats) -> Floats:
+    """Log likelihood ratio of what followed an impression: its cuisine is craved, or is not.
+
+    Counts a click as one without an order: sessions with an order end, and tell nobody anything any more.
+    """
+    craved, not_craved = seen * _sigmoid(click + CRAVING), seen * _sigmoid(click)
+    nothing = np.log1p(-craved) - np.log1p(-not_craved)
+    left = np.log(_sigmoid(-order - CRAVING_ORDER)) - np.log(_sigmoid(-order))
+    return np.asarray(np.where(clicked, np.log(craved) - np.log(not_craved) + left, nothing))
+
+
 def _candidates(world: World, user: Ints, km_nm: Floats, rng: np.random.Generator) -> Ints:
     """(N, W) merchants as the app in production shows them: near, good, somewhat to taste, with chance."""
     score = -0.35 * km_nm + 0.3 * world.quality + 0.35 * world.taste_uc[user][:, world.cuisine]
-    noisy = score + rng.gumbel(size=score.shape)
+    noisy = np.where(world.is_sold_mp.any(axis=1), score + rng.gumbel(size=score.shape), -np.inf)
     top = np.argpartition(-noisy, MAX_CANDIDATES - 1, axis=1)[:, :MAX_CANDIDATES]
     # The page is ordered by a score of its own noise: position says something about the dish, not everything.
     page = np.take_along_axis(score, top, axis=1) + rng.gumbel(0, 2.0, top.shape)
@@ -246,7 +260,8 @@ def _candidates(world: World, user: Ints, km_nm: Floats, rng: np.random.Generato
 
 def _dishes(world: World, merchant: Ints, rng: np.random.Generator) -> Ints:
     liked = 0.5 * world.dish_quality_mp[merchant]
-    return np.asarray(np.argmax(liked + rng.gumbel(size=liked.shape), axis=2))
+    noisy = np.where(world.is_sold_mp[merchant], liked + rng.gumbel(size=liked.shape), -np.inf)
+    return np.asarray(np.argmax(noisy, axis=2))
 
 
 def _logits(
@@ -301,7 +316,9 @@ def _frozen(click0: Floats, order0: Floats, wanted: Floats, seen_mean: Floats) -
     """Probabilities with the craving averaged out and the mean position of the request."""
     with_craving, without = _sigmoid(click0 + CRAVING), _sigmoid(click0)
     click = wanted * with_craving + (1 - wanted) * without
-    order = wanted * with_craving * _sigmoid(order0 + 0.8) + (1 - wanted) * without * _sigmoid(order0)
+    order = wanted * with_craving * _sigmoid(order0 + CRAVING_ORDER) + (1 - wanted) * without * _sigmoid(
+        order0
+    )
     return seen_mean * click, seen_mean * order
 
 

@@ -1,7 +1,9 @@
 """What arrives for a day: the lines of the five logs of one district, and the oracle beside them.
 
-A delivery holds the day's records that came in time and the late ones of the two days before. Asked for a day
-alone, the district's earlier days are replayed (about 1 ms per 200 impressions) to find its state.
+The logs are partitioned by event time: the records of a day are those whose own time lies in it, so that an
+order at 00:20 for a dish shown at 23:50 comes with the next day's. A delivery holds the day's records that
+came in time and the late ones of the two days before. Asked for a day alone, the district's earlier days are
+replayed (about 1 ms per 200 impressions) to find its state.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from spark_jobs.simulator.mess import (
     with_unknown_items,
 )
 from spark_jobs.simulator.settings import MAX_CANDIDATES, SimulationSettings
-from spark_jobs.simulator.world import World, build_world, items_of, users_on, weather_of
+from spark_jobs.simulator.world import World, build_world, items_of, next_day, users_on, weather_of
 from spark_jobs.sources.foodlog_names import WEATHERS
 
 EVENT_LOGS = ("impressions", "clicks", "orders")
@@ -58,16 +60,21 @@ def district_deliveries(
     world = build_world(settings, district)
     state = State.fresh(world)
     wanted = {settings.day_number(ds): ds for ds in days}
-    first_needed = {n - late for n in wanted for late in range(MAX_LATE_DAYS + 1)}
+    sent = {n - late for n in wanted for late in range(MAX_LATE_DAYS + 1)}
+    shown_on: dict[int, pd.DataFrame] = {}
     logs: dict[int, dict[str, pd.DataFrame]] = {}
     for number in range(max(wanted, default=-1) + 1):
         ds = shift_day(settings.first_day, number)
         weather = weather_of(settings, world.city, number)
+        world = next_day(settings, world, number)
         shown = simulate_day(settings, world, state, number, weather)
-        if number not in first_needed:
+        if number not in sent and number + 1 not in sent:
             continue
         impressions = _impressions(world, shown, ds, weather)
-        logs[number] = _event_logs(settings, world, impressions, number, ds, weather)
+        shown_on[number] = _with_bots(settings, world, impressions, number, ds, weather)
+        if number in sent:
+            logs[number] = _event_logs(settings, world, shown_on, number, ds)
+        shown_on.pop(number - 1, None)
         logs.pop(number - MAX_LATE_DAYS - 1, None)
         if number in wanted:
             yield DistrictDelivery(ds, _lines(settings, world, logs, number), _oracle(impressions))
@@ -130,22 +137,38 @@ def _bot_impressions(
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _event_logs(
+def _with_bots(
     settings: SimulationSettings, world: World, impressions: pd.DataFrame, number: int, ds: str, weather: int
-) -> dict[str, pd.DataFrame]:
-    """The three event logs of a day as sent, with `late_days`."""
+) -> pd.DataFrame:
+    """What the app shows on a day, to people and programs, and what follows it."""
     shown = impressions.drop(columns=list(ORACLE_COLUMNS[1:]))
     bots = _bot_impressions(settings, world, number, ds, weather)
     shown = pd.concat([shown, bots], ignore_index=True) if len(bots) else shown
-    rngs = [settings.rng("mess", world.district, number, i) for i in range(len(EVENT_LOGS))]
-    shown = with_unknown_items(shown, settings, rngs[0])
+    return with_unknown_items(shown, settings, settings.rng("mess", world.district, number))
+
+
+def _event_logs(
+    settings: SimulationSettings, world: World, shown_on: dict[int, pd.DataFrame], number: int, ds: str
+) -> dict[str, pd.DataFrame]:
+    """The three event logs of a day as sent, with `late_days`.
+
+    Args:
+        settings: Rates.
+        world: The district.
+        shown_on: What was shown on this day and the day before, by number, with times of clicks and orders.
+        number: Number of the day.
+        ds: The day.
+    """
+    start_ms, end_ms = FOODLOG.day_start_ms(ds), FOODLOG.day_end_ms(ds)
+    shown = shown_on[number]
     logs = {"impressions": shown[["impression_id", "request_id", *_CONTEXT, "position"]]}
+    lately = pd.concat([shown_on[n] for n in (number - 1, number) if n in shown_on], ignore_index=True)
     for log, key, when in (("clicks", "click_id", "click_ms"), ("orders", "order_id", "order_ms")):
-        followed = shown[shown[when] >= 0]
+        followed = lately[(lately[when] >= start_ms) & (lately[when] < end_ms)]
         event_id = key[0] + followed["impression_id"].astype(str).str[1:]
         followed = followed.assign(**{key: event_id, "time_ms": followed[when]})
         logs[log] = followed[[key, "impression_id", "request_id", *_CONTEXT]]
-    start_ms = FOODLOG.day_start_ms(ds)
+    rngs = [settings.rng("mess", world.district, number, 0, i) for i in range(len(EVENT_LOGS))]
     return {
         log: with_mess(table, settings, rng, start_ms)
         for (log, table), rng in zip(logs.items(), rngs, strict=True)
@@ -162,7 +185,7 @@ def _lines(
             for late in range(MAX_LATE_DAYS, -1, -1)
             if (table := logs.get(number - late, {}).get(log)) is not None
         ]
-        rng = settings.rng("mess", world.district, number, index, 1)
+        rng = settings.rng("mess", world.district, number, 1, index)
         lines[log] = with_broken_lines(json_lines(pd.concat(arrived, ignore_index=True)), settings, rng)
     registered_on = [shift_day(settings.first_day, int(day)) for day in world.registered_day]
     users = pd.DataFrame(users_on(world, number, registered_on))

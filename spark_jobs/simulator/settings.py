@@ -14,7 +14,8 @@ import numpy as np
 
 from spark_jobs.contract.clock import parse_day
 
-STREAMS = ("world", "day", "mess", "weather", "common", "bots")  # append only: the position seeds the stream
+# Append only: the position seeds the stream.
+STREAMS = ("world", "day", "mess", "weather", "common", "bots", "change", "opening")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,12 @@ class SimulationSettings:
         merchants_a_district: Merchants in a district; each sells `dishes_a_merchant` dishes.
         dishes_a_merchant: Dishes of a merchant.
         active_share: Share of the users who open the app on a day.
+        night_share: Share of a day's users who eat about midnight: a session begins at 23:36, give or take
+            half an hour, and goes on after it.
+        slow_order_rate: Share of orders that come an hour to 119 minutes after the click.
+        newcomer_share: Share of users, merchants and dishes that appear during the first 60 days.
+        price_change_rate: Share of dishes whose price changes from one day to the next.
+        profile_change_rate: Share of users who move, change their budget or their membership.
         bots: Users that are programs.
         bot_impressions: Dishes shown to each bot a day.
         duplicate_rate: Share of log lines that a producer sends again.
@@ -50,6 +57,11 @@ class SimulationSettings:
     merchants_a_district: int = 48
     dishes_a_merchant: int = 6
     active_share: float = 0.75
+    night_share: float = 0.12
+    slow_order_rate: float = 0.12
+    newcomer_share: float = 0.06
+    price_change_rate: float = 0.01
+    profile_change_rate: float = 0.005
     bots: int = 1
     bot_impressions: int = 2_500
     duplicate_rate: float = 0.01
@@ -74,8 +86,9 @@ class SimulationSettings:
             raise ValueError(
                 f"merchants_a_district is {self.merchants_a_district}; {MAX_CANDIDATES} is the least"
             )
-        if not 0.05 <= self.active_share <= 1:
-            raise ValueError(f"active_share is {self.active_share}; it lies in [0.05, 1]")
+        for name, low in (("active_share", 0.05), ("night_share", 0.0), ("newcomer_share", 0.0)):
+            if not low <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it lies in [{low:g}, 1]")
         if not 1 <= self.requests_a_user <= 12:
             raise ValueError(
                 f"{self.impressions_a_day} impressions a day and {self.users} users make "

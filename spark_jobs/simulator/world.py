@@ -1,17 +1,20 @@
 """The lasting part of a district: its people with their tastes, its merchants with their dishes, its weather.
 
+`build_world` draws it, `next_day` changes the little that changes overnight: a price, a profile, what has
+opened. A snapshot of a day is taken as the day begins, after that.
+
 Shapes: U users, M merchants, P dishes a merchant, C cuisines, A age groups, K meals.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spark_jobs.simulator.settings import SimulationSettings
+from spark_jobs.simulator.settings import MAX_CANDIDATES, SimulationSettings
 from spark_jobs.sources.foodlog_names import AGES, BUDGETS, CITIES, CUISINES, WEATHERS
 
 Floats = NDArray[np.float64]
@@ -30,6 +33,8 @@ _BASE_PRICE = np.array([22, 25, 60, 48, 18, 30, 45, 55, 32, 28, 14, 27, 16, 15, 
 _GRID = 8  # a district is 8 x 8 cells of one square kilometre
 _WEATHER_SHARES = (0.36, 0.28, 0.18, 0.05, 0.03, 0.10)
 WET = np.array([0.0, 0.0, 1.0, 1.6, 1.3, 0.2])  # how much weather slows couriers and keeps people at home
+_SPEND = np.log(np.array([14.0, 20.0, 28.0, 40.0, 60.0]))  # log of the price that a budget likes
+_NEWCOMERS_DAYS = 60
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class World:
     prep_minutes: Floats
     merchant_cell: Ints
     item_id_mp: Ints
+    opens_day_mp: Ints  # day number from which on the dish is sold; negative before the first day
+    is_sold_mp: NDArray[np.bool_]  # on the day that the world is of
     price_mp: Floats
     dish_quality_mp: Floats
     home_km_um: Floats
@@ -79,8 +86,12 @@ def build_world(settings: SimulationSettings, district: int) -> World:
     price = np.exp(level[:, None] + rng.normal(0, 0.2, (num_merchants, num_dishes)))
     merchants = district * num_merchants + 1 + np.arange(num_merchants)
     dishes = (merchants[:, None] - 1) * num_dishes + 1 + np.arange(num_dishes)
+    opens = _opening_days(settings, district)
     activity = rng.gamma(4.0, 0.25, num_users)
-    late_comer = rng.random(num_users) < 0.06
+    late_comer = rng.random(num_users) < settings.newcomer_share
+    registered = np.where(
+        late_comer, rng.integers(0, _NEWCOMERS_DAYS, num_users), -rng.integers(1, 1500, num_users)
+    )
     return World(
         district=district,
         city=city,
@@ -89,19 +100,19 @@ def build_world(settings: SimulationSettings, district: int) -> World:
         budget=budget,
         is_member=rng.random(num_users) < 0.3,
         home_cell=_cell_id(district, home),
-        registered_day=np.where(
-            late_comer, rng.integers(0, 60, num_users), -rng.integers(1, 1500, num_users)
-        ),
+        registered_day=registered,
         activity=activity / activity.mean(),
         meal_share_uk=rng.dirichlet(8 * MEAL_SHARES, num_users),
         taste_uc=_tastes(rng, city_taste[city] + age_taste[age]),
-        spend_u=np.log(np.array([14.0, 20.0, 28.0, 40.0, 60.0]))[budget] + rng.normal(0, 0.2, num_users),
+        spend_u=_SPEND[budget] + rng.normal(0, 0.2, num_users),
         merchant_id=merchants,
         cuisine=cuisine,
         quality=rng.normal(0, 1, num_merchants),
         prep_minutes=rng.uniform(6, 22, num_merchants),
         merchant_cell=_cell_id(district, place),
         item_id_mp=dishes,
+        opens_day_mp=opens,
+        is_sold_mp=opens < 0,
         price_mp=np.round(np.clip(price, 5, 300), 1),
         dish_quality_mp=rng.normal(0, 1, (num_merchants, num_dishes)),
         home_km_um=_distance_km(rng, home, place),
@@ -115,11 +126,42 @@ def weather_of(settings: SimulationSettings, city: int, day_number: int) -> int:
     return int(settings.rng("weather", city, day_number).choice(len(WEATHERS), p=_WEATHER_SHARES))
 
 
-def users_on(world: World, day_number: int, registered_on: list[str]) -> dict[str, Any]:
-    """Columns of the `users` snapshot at the start of a day: who had registered before it.
+def next_day(settings: SimulationSettings, world: World, day_number: int) -> World:
+    """The district as a day begins, from the district of the day before.
 
     Args:
-        world: The district.
+        settings: Rates.
+        world: The district; on the first day as it was built.
+        day_number: Days since the first day of the world.
+    """
+    rng = settings.rng("change", world.district, day_number)
+    num_users, shape = len(world.user_id), world.price_mp.shape
+    is_priced = rng.random(shape) < settings.price_change_rate
+    price = world.price_mp * np.where(is_priced, np.exp(rng.normal(0, 0.15, shape)), 1.0)
+    kind = np.where(
+        rng.random(num_users) < settings.profile_change_rate, rng.integers(0, 3, num_users), -1
+    )  # 0 moves, 1 changes the budget, 2 the membership
+    home = rng.integers(0, _GRID, (num_users, 2))
+    home_km = _distance_km(rng, home, _place(world))
+    budget = np.clip(world.budget + rng.choice([-1, 1], num_users), 0, len(BUDGETS) - 1)
+    budget = np.where(kind == 1, budget, world.budget)
+    return replace(
+        world,
+        price_mp=np.round(np.clip(price, 5, 300), 1),
+        is_sold_mp=world.opens_day_mp <= day_number,
+        home_cell=np.where(kind == 0, _cell_id(world.district, home), world.home_cell),
+        home_km_um=np.where((kind == 0)[:, None], home_km, world.home_km_um),
+        budget=budget,
+        spend_u=world.spend_u + _SPEND[budget] - _SPEND[world.budget],
+        is_member=world.is_member ^ (kind == 2),
+    )
+
+
+def users_on(world: World, day_number: int, registered_on: list[str]) -> dict[str, Any]:
+    """Columns of the `users` snapshot, taken as a day begins: who has registered on a day before.
+
+    Args:
+        world: The district on the day.
         day_number: Days since the first day of the world.
         registered_on: U days of registration, YYYY-MM-DD.
     """
@@ -136,15 +178,28 @@ def users_on(world: World, day_number: int, registered_on: list[str]) -> dict[st
 
 
 def items_of(world: World) -> dict[str, Any]:
-    """Columns of the `items` snapshot: every dish with its merchant."""
-    num_dishes = world.item_id_mp.shape[1]
+    """Columns of the `items` snapshot, taken as a day begins: every dish that is sold, with its merchant."""
+    merchant, dish = np.nonzero(world.is_sold_mp)
     return {
-        "item_id": world.item_id_mp.ravel(),
-        "merchant_id": np.repeat(world.merchant_id, num_dishes),
-        "cuisine": np.repeat([CUISINES[i] for i in world.cuisine], num_dishes),
-        "price": world.price_mp.ravel(),
-        "merchant_cell": np.repeat(world.merchant_cell, num_dishes),
+        "item_id": world.item_id_mp[merchant, dish],
+        "merchant_id": world.merchant_id[merchant],
+        "cuisine": [CUISINES[i] for i in world.cuisine[merchant]],
+        "price": world.price_mp[merchant, dish],
+        "merchant_cell": world.merchant_cell[merchant],
     }
+
+
+def _opening_days(settings: SimulationSettings, district: int) -> Ints:
+    """(M, P) days on which dishes appear: a merchant's first dish with the merchant, others then or later.
+
+    As many merchants as a page shows are there from the start.
+    """
+    rng = settings.rng("opening", district)
+    shape = (settings.merchants_a_district, settings.dishes_a_merchant)
+    is_new = rng.random(shape) < settings.newcomer_share
+    is_new[:MAX_CANDIDATES, 0] = False
+    day = np.where(is_new, rng.integers(0, _NEWCOMERS_DAYS, shape), -1)
+    return np.maximum(day, day[:, :1])
 
 
 def _common_tastes(common: np.random.Generator) -> tuple[Floats, Floats]:
@@ -176,6 +231,12 @@ def _meal_match() -> Floats:
 
 def _cell_id(district: int, xy: Ints) -> Ints:
     return np.asarray(district * _GRID * _GRID + 1 + xy[..., 0] * _GRID + xy[..., 1])
+
+
+def _place(world: World) -> Ints:
+    """(M, 2) places of the merchants."""
+    cell = world.merchant_cell - 1 - world.district * _GRID * _GRID
+    return np.stack([cell // _GRID, cell % _GRID], axis=1)
 
 
 def _distance_km(rng: np.random.Generator, from_xy: Ints, to_xy: Ints) -> Floats:

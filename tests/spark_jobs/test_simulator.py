@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +22,18 @@ from spark_jobs.contract.clock import DAY_MS, days_between, shift_day
 from spark_jobs.contract.features import Snapshot
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.simulator.behaviour import Shown, State, simulate_day
-from spark_jobs.simulator.deliveries import EVENT_LOGS, DistrictDelivery, district_deliveries
+from spark_jobs.simulator.deliveries import EVENT_LOGS, LOGS, DistrictDelivery, district_deliveries
 from spark_jobs.simulator.mess import MAX_LATE_DAYS, UNKNOWN_ITEM, with_mess
+from spark_jobs.simulator.sessions import craving_logits
 from spark_jobs.simulator.settings import MAX_CANDIDATES, SimulationSettings
-from spark_jobs.simulator.world import build_world, weather_of
+from spark_jobs.simulator.world import build_world, next_day, weather_of
 
 SMALL = SimulationSettings(users=60, users_a_district=30, impressions_a_day=900, bot_impressions=30)
 CLEAN = replace(
     SMALL, bots=0, duplicate_rate=0, late_rate=0, null_rate=0, unknown_item_rate=0, malformed_rate=0
 )
+MESS = ("duplicate_rate", "late_rate", "null_rate", "unknown_item_rate", "malformed_rate")
+WHOLE = SimulationSettings(bots=0, **dict.fromkeys(MESS, 0))
 DAYS = days_between("2026-02-18", "2026-02-20")
 
 
@@ -48,8 +53,26 @@ def shown() -> Shown:
     settings = SimulationSettings(users=400, users_a_district=400, impressions_a_day=8_000)
     world = build_world(settings, 0)
     state = State.fresh(world)
-    days = [simulate_day(settings, world, state, n, weather_of(settings, 0, n)) for n in range(10)]
+    days = []
+    for n in range(10):
+        world = next_day(settings, world, n)
+        days.append(simulate_day(settings, world, state, n, weather_of(settings, 0, n)))
     return Shown(**{k: np.concatenate([getattr(d, k) for d in days]) for k in Shown.__dataclass_fields__})
+
+
+@pytest.fixture(scope="module")
+def ten_days() -> list[DistrictDelivery]:
+    """Ten days of the default world, all districts in one, without mess."""
+    days = days_between("2026-03-01", "2026-03-10")
+    parts = [deliveries(WHOLE, days, district) for district in range(WHOLE.districts)]
+    return [
+        DistrictDelivery(
+            ds,
+            {log: [line for part in parts for line in part[ds].lines[log]] for log in LOGS},
+            pd.concat([part[ds].oracle for part in parts]),
+        )
+        for ds in days
+    ]
 
 
 def test_a_day_is_the_same_alone_and_among_others() -> None:
@@ -184,9 +207,117 @@ def test_without_mess_every_line_is_whole_unique_and_in_time() -> None:
         start <= int(str(row["time_ms"])) < start + DAY_MS for row in parsed(delivery.lines["impressions"])
     )
     shown_ids = {row["impression_id"] for row in parsed(delivery.lines["impressions"])}
-    clicked_ids = {row["impression_id"] for row in parsed(delivery.lines["clicks"])}
-    ordered_ids = {row["impression_id"] for row in parsed(delivery.lines["orders"])}
-    assert ordered_ids <= clicked_ids <= shown_ids == set(delivery.oracle["impression_id"])
+    assert shown_ids == set(delivery.oracle["impression_id"])
+
+
+def minutes_of(delivery: DistrictDelivery, log: str) -> Iterator[tuple[int, int]]:
+    """Minutes from the start of the delivery's day, and minutes from the impression, of a log's lines."""
+    for row in parsed(delivery.lines[log]):
+        impression_ds = pd.Timestamp(str(row["impression_id"])[1:9]).strftime("%Y-%m-%d")
+        minute = (int(str(row["time_ms"])) - FOODLOG.day_start_ms(delivery.ds)) // 60_000
+        days_ago = (pd.Timestamp(delivery.ds) - pd.Timestamp(impression_ds)).days
+        yield minute, days_ago
+
+
+def test_every_log_is_partitioned_by_event_time_and_has_a_night_on_every_day(
+    ten_days: list[DistrictDelivery],
+) -> None:
+    for log in EVENT_LOGS:
+        for delivery in ten_days:
+            minutes = [minute for minute, _ in minutes_of(delivery, log)]
+            assert all(0 <= minute < 24 * 60 for minute in minutes), (log, delivery.ds)
+            assert sum(minute < 120 for minute in minutes) > 0, (log, delivery.ds)
+            assert sum(minute >= 23 * 60 for minute in minutes) > 0, (log, delivery.ds)
+
+
+def test_orders_of_yesterdays_impressions_come_with_todays_log(ten_days: list[DistrictDelivery]) -> None:
+    mature_late = [
+        sum(days_ago == 1 for _, days_ago in minutes_of(delivery, "orders")) for delivery in ten_days
+    ]
+    assert min(mature_late) > 0
+    assert {days_ago for delivery in ten_days for _, days_ago in minutes_of(delivery, "orders")} == {0, 1}
+    first = f"i{ten_days[0].ds.replace('-', '')}-"
+    shown, clicked, ordered = (
+        {i for d in ten_days for row in parsed(d.lines[log]) if (i := str(row["impression_id"])) >= first}
+        for log in EVENT_LOGS
+    )
+    assert ordered < clicked < shown
+
+
+def test_the_logs_of_a_day_and_the_next_hold_every_label_of_the_day(ten_days: list[DistrictDelivery]) -> None:
+    times_of: dict[str, list[int]] = {"clicks": [], "orders": []}
+    for district in range(WHOLE.districts):
+        world = build_world(WHOLE, district)
+        state = State.fresh(world)
+        for n in range(WHOLE.day_number(ten_days[0].ds) + 1):
+            world = next_day(WHOLE, world, n)
+            shown = simulate_day(WHOLE, world, state, n, weather_of(WHOLE, world.city, n))
+        times_of["clicks"] += shown.click_ms.tolist()
+        times_of["orders"] += shown.order_ms.tolist()
+    for log, times in times_of.items():
+        at_once, later = (
+            sum(days_ago == number for _, days_ago in minutes_of(delivery, log))
+            for number, delivery in enumerate(ten_days[:2])
+        )
+        assert later == sum(time_ms >= DAY_MS for time_ms in times)
+        assert at_once + later == sum(time_ms >= 0 for time_ms in times)
+
+
+def test_profiles_prices_and_the_menu_change_and_a_snapshot_is_of_the_days_start(
+    ten_days: list[DistrictDelivery],
+) -> None:
+    users = [{row["user_id"]: row for row in parsed(d.lines["users"])} for d in ten_days]
+    items = [{row["item_id"]: row for row in parsed(d.lines["items"])} for d in ten_days]
+    changed: Counter[str] = Counter()
+    for rows in (users, items):
+        for before, after in pairwise(rows):
+            assert before.keys() <= after.keys()
+            for key in before:
+                changed.update(name for name in before[key] if before[key][name] != after[key][name])
+    assert set(changed) == {"budget", "is_member", "home_cell", "price"}
+    assert 0 < changed["price"] < 0.03 * 9 * len(items[0])
+    assert 0 < changed["is_member"] < 0.01 * 9 * len(users[0])
+    assert len(items[-1]) > len(items[0])
+    assert len(users[-1]) > len(users[0])
+    for delivery, known in zip(ten_days, users, strict=True):
+        assert all(str(row["registered_on"]) < delivery.ds for row in known.values())
+    for delivery, known in zip(ten_days, items, strict=True):
+        assert {row["item_id"] for row in parsed(delivery.lines["impressions"])} <= known.keys()
+    merchants = [{row["merchant_id"] for row in rows.values()} for rows in items]
+    assert len(merchants[-1]) >= len(merchants[0])
+
+
+def test_what_midnight_leaves_of_a_session_is_known_as_well_as_its_clicks_tell() -> None:
+    """The craving's probability at midnight is honest, and says more than the tastes alone."""
+    settings = SimulationSettings(
+        users=400, users_a_district=400, impressions_a_day=20_000, night_share=0.5, newcomer_share=0.0
+    )
+    world, state = build_world(settings, 0), State.fresh(build_world(settings, 0))
+    said, is_it, told, liked = [], [], [], []
+    happened = expected = 0.0
+    for n in range(15):
+        left = len(state.sessions.meal)
+        shown = simulate_day(settings, world, state, n, weather_of(settings, 0, n))
+        night = shown.time_ms < 3 * 3_600_000
+        assert night.any() == (left > 0)
+        happened += (shown.click_ms[night] >= 0).sum()
+        expected += shown.p_click[night].sum()
+        odds = np.exp(state.sessions.craving_logit_sc)
+        p = odds / odds.sum(axis=1, keepdims=True)
+        craved = np.arange(p.shape[1]) == state.sessions.craving[:, None]
+        said.append(p.ravel())
+        is_it.append(craved.ravel())
+        told.append(p[craved])
+        _, first = np.unique(state.requests.session, return_index=True)
+        tastes = np.exp(craving_logits(world, state.requests.user[first], state.sessions.meal))
+        liked.append((tastes / tastes.sum(axis=1, keepdims=True))[craved])
+    assert abs(happened - expected) < 4 * np.sqrt(expected)
+    p, craved = np.concatenate(said), np.concatenate(is_it)
+    for low, high in ((0.0, 0.1), (0.1, 0.4), (0.4, 1.0)):
+        part = (p >= low) & (p < high)
+        assert abs(craved[part].sum() - p[part].sum()) < 4 * np.sqrt((p[part] * (1 - p[part])).sum())
+    gain = np.log(np.concatenate(told) / np.concatenate(liked))
+    assert gain.mean() > 0.02
 
 
 def test_mess_comes_at_its_rates() -> None:
@@ -252,10 +383,11 @@ def test_usage_errors_name_the_value(
     argv: list[str],
     message: str,
     caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MTGR_LAKE", str(tmp_path))
     assert simulate.main(argv) == 2
-    assert message in caplog.text
+    assert message in caplog.text + capsys.readouterr().err
     assert not list(tmp_path.iterdir())
