@@ -5,7 +5,16 @@ import pytest
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
-from model.judging.metrics import auc, calibration_error, copc, group_auc, group_ids, log_loss, task_metrics
+from model.judging.metrics import (
+    auc,
+    calibration_error,
+    copc,
+    group_auc,
+    group_ids,
+    log_loss,
+    paired_gain,
+    task_metrics,
+)
 
 
 def brute_force(label, score):
@@ -41,7 +50,7 @@ def test_group_auc_is_exact(rows):
     assert found.gauc == pytest.approx(np.average(expected, weights=weights))
     assert found.mean == pytest.approx(np.mean(expected))
     assert found.num_groups == len(np.unique(group))
-    low, high = found.interval()
+    low, high = found.interval(group // 2)
     assert low < found.gauc < high
 
 
@@ -50,7 +59,7 @@ def test_groups_of_one_class_do_not_count():
     assert (found.gauc, len(found.auc), found.num_groups) == (1.0, 1, 2)
     none = group_auc(np.array([1, 2]), np.array([1, 0]), np.array([0.5, 0.5]))
     assert np.isnan(none.gauc)
-    assert np.isnan(none.interval()[0])
+    assert np.isnan(none.interval(np.array([1, 2]))[0])
     assert np.isnan(group_auc(np.zeros(0, int), np.zeros(0), np.zeros(0)).gauc)
 
 
@@ -81,3 +90,76 @@ def test_task_metrics_use_frozen_scores_within_windows_and_live_ones_within_requ
     assert (found["ctr_gauc"], found["ctr_auc_frozen"]) == (1.0, 1.0)
     assert (found["ctr_gauc_request"], found["ctr_auc"]) == (0.0, 0.0)
     assert (found["ctr_gauc_groups"], found["ctr_gauc_users"]) == (1.0, 1.0)
+
+
+def windows_of(rng, num_users, windows_a_user):
+    """Rows of users whose windows are alike: half of the users are ranked rightly, half of them wrongly."""
+    user = np.repeat(np.arange(num_users), windows_a_user * 2)
+    window = np.repeat(np.arange(num_users * windows_a_user), 2)
+    label = np.tile([0, 1], num_users * windows_a_user)
+    is_right = np.repeat(rng.permutation(num_users) % 2, windows_a_user * 2)
+    return user, window, label, np.where(is_right == 1, label, 1 - label).astype(float)
+
+
+def test_an_interval_is_as_wide_as_there_are_users_however_many_windows_each_has():
+    widths = []
+    for windows in (1, 40):
+        user, window, label, score = windows_of(np.random.default_rng(3), 50, windows)
+        low, high = group_auc(window, label, score).interval(user)
+        assert low < 0.5 < high
+        widths.append(high - low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.02)  # over windows it would be a sixth
+    assert widths[0] == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(50), rel=0.15)
+
+
+def noisy(rng, label, strength):
+    """Scores that know the label a little."""
+    return strength * label + rng.normal(size=len(label))
+
+
+def test_a_paired_gain_is_the_difference_of_the_gaucs_and_its_interval_holds_it():
+    rng = np.random.default_rng(5)
+    user = np.sort(rng.integers(0, 300, 6000))
+    label = (rng.random(6000) < 0.3).astype(int)
+    better, worse = noisy(rng, label, 1.0), noisy(rng, label, 0.5)
+    ours, theirs = group_auc(user, label, better), group_auc(user, label, worse)
+    found = paired_gain(ours, theirs, user)
+    assert found.gain == pytest.approx(ours.gauc - theirs.gauc, abs=1e-12)
+    assert 0 < found.low < found.gain < found.high
+    assert found.users == len(np.unique(user[ours.row]))
+    assert paired_gain(ours, theirs, user) == found  # seeded
+    reverse = paired_gain(theirs, ours, user)
+    assert (reverse.gain, reverse.low) == (pytest.approx(-found.gain), pytest.approx(-found.high))
+    with pytest.raises(ValueError, match="different groups"):
+        paired_gain(ours, group_auc(user // 2, label, worse), user)
+
+
+def test_the_draws_of_a_paired_bootstrap_are_those_of_a_plain_one():
+    rng = np.random.default_rng(6)
+    user = np.repeat(np.arange(40), 10)
+    label = (rng.random(400) < 0.4).astype(int)
+    ours, theirs = (group_auc(user, label, noisy(rng, label, s)) for s in (0.9, 0.6))
+    found = paired_gain(ours, theirs, user)
+    difference, weight = (ours.auc - theirs.auc) * ours.weight, ours.weight
+    plain = []
+    for _ in range(4000):
+        drawn = rng.choice(len(weight), len(weight))
+        plain.append(difference[drawn].sum() / weight[drawn].sum())
+    low, high = np.quantile(plain, (0.025, 0.975))
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.02), pytest.approx(high, abs=0.02))
+
+
+def test_two_models_of_one_quality_are_told_apart_in_one_of_forty_trials():
+    rng = np.random.default_rng(8)
+    user = np.repeat(np.arange(80), 8)
+    wins = 0
+    for trial in range(400):
+        label = (rng.random(640) < 0.4).astype(int)
+        ours, theirs = (group_auc(user, label, noisy(rng, label, 0.5)) for _ in range(2))
+        wins += paired_gain(ours, theirs, user, seed=trial).low > 0
+    assert 2 <= wins <= 22  # 10 expected, 5 % of trials two-sided
+
+
+def test_a_paired_gain_without_a_group_that_counts_is_undefined():
+    none = group_auc(np.array([1, 2]), np.array([1, 0]), np.array([0.5, 0.5]))
+    assert np.isnan(paired_gain(none, none, np.array([1, 2])).low)
