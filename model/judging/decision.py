@@ -1,6 +1,7 @@
 """What a promotion decides upon and what it says: contenders, findings, the decision.
 
-The rules are in `rules.py`, their thresholds in `spark_jobs/contract/limits.py`; no MLflow, no lake.
+The rules are in `rules.py` and `comparison.py`, their thresholds in `spark_jobs/contract/limits.py`; no
+MLflow, no lake.
 """
 
 from __future__ import annotations
@@ -53,6 +54,21 @@ class RuleOutcome:
     is_deciding: bool = False
 
 
+def alarm(rule: str, holds: bool, reason: str) -> RuleOutcome:
+    """The outcome of a rule whose breach somebody has to look at."""
+    return RuleOutcome(rule=rule, holds=holds, is_alarm=True, reason=reason)
+
+
+def judgement(rule: str, holds: bool, reason: str) -> RuleOutcome:
+    """The outcome of a rule whose breach is a normal day."""
+    return RuleOutcome(rule=rule, holds=holds, is_alarm=False, reason=reason)
+
+
+def deciding(rule: str, holds: bool, reason: str) -> RuleOutcome:
+    """The outcome of a rule that speaks for a promotion when it holds; its breach is a normal day."""
+    return RuleOutcome(rule=rule, holds=holds, is_alarm=False, reason=reason, is_deciding=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decision:
     """Promoted or not, and why.
@@ -96,8 +112,22 @@ class Case:
     settings: Limits
 
     def metric(self, who: str, name: str) -> float:
-        """A metric of `candidate` or `champion`; NaN when it is missing, null or no number."""
+        """A metric of `candidate`, `champion` or `best`; NaN when it is missing, null or no number."""
         return number((self.evaluation.get(who) or {}).get(name))
+
+    def baseline(self, who: str, name: str) -> float:
+        """A metric of a baseline; NaN when it is missing, null or no number."""
+        return number(((self.evaluation.get("baselines") or {}).get(who) or {}).get(name))
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """What the candidate is measured against, with its name in words; keys of the evaluation."""
+        named = {"champion": "version {version}", "best": "version {version}, the best of the last days"}
+        return {
+            who: words.format(version=self.evaluation[who].get("version"))
+            for who, words in named.items()
+            if self.evaluation.get(who)
+        }
 
 
 def number(value: object) -> float:

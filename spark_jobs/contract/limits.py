@@ -55,7 +55,11 @@ class Limits:
         max_loss: How much lower than the champion's the primary metric of the same preset may be. Seeds
             differ by .002 to .006 GAUC, so that a smaller number would keep old models by chance.
         max_loss_secondary: The same for the secondary metric.
-        min_gain_of_new_preset: How much higher the primary metric must be when the preset differs.
+        max_loss_auc: How much lower the AUC of live scores may be, of each task.
+        max_loss_request: How much lower the GAUC by request may be, of each task; it counts fewer pairs.
+        max_log_loss_rise: How much higher the log loss may be, as a share of the other's.
+        max_calibration_loss: How much higher the calibration error may be, as a share of the label's rate.
+        broken_log_loss_rise: A rise of the log loss that is an alarm, as a share of the other's.
         max_segment_loss: How much lower a segment's primary and secondary metric may be.
         min_segment_users: Segments whose GAUC counts fewer users are not judged.
 
@@ -93,7 +97,11 @@ class Limits:
     secondary: str = "ctr_gauc"
     max_loss: float = 0.01
     max_loss_secondary: float = 0.01
-    min_gain_of_new_preset: float = 0.0
+    max_loss_auc: float = 0.01
+    max_loss_request: float = 0.02
+    max_log_loss_rise: float = 0.05
+    max_calibration_loss: float = 0.2
+    broken_log_loss_rise: float = 0.5
     max_segment_loss: float = 0.05
     min_segment_users: int = 100
 

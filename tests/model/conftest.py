@@ -17,7 +17,9 @@ METRICS = {
     for kind, value in (
         ("auc", 0.70 + shift),
         ("gauc", 0.62 + shift),
+        ("gauc_request", 0.66 + shift),
         ("log_loss", 0.30 - shift),
+        ("calibration_error", 0.01),
         ("copc", 1.0),
         ("gauc_users", 500.0),
     )
@@ -36,6 +38,9 @@ def evaluation_of(
         "preset": "tiny",
         "ds": ds,
         "samples_version": 7,
+        "day_version": 7,
+        "click_rate": 0.1,
+        "conversion_rate": 0.03,
         "candidate": {"digest": digest, **METRICS, **candidate},
         "champion": None if champion is None else {**METRICS, **champion},
         "baselines": {"oracle": {"ctr_auc": 0.8, "ctcvr_auc": 0.85}},
