@@ -136,10 +136,10 @@ def _dimension(spark: SparkSession, owner: Owner, number: int) -> DataFrame:
     """One row a key from the first day on; values are hashes within the declared ranges."""
     columns = dimension_columns(FOODLOG, owner)
     specs = {f.name: f for f in FOODLOG.of(owner)}
-    merchants = {"merchant_id": max(10, number // 6)}
+    ids = {"merchant_id": max(10, number // 6), "home_cell": 10_000, "merchant_cell": 10_000}
     values: list[Column] = [F.col("id").alias(columns[0][0])]
     for i, (name, kind) in enumerate(columns[1:-1]):
-        limit = merchants.get(name) or specs[name].cardinality or 200
+        limit = ids.get(name) or specs[name].cardinality or 200
         values.append(F.floor(_unit("id", 20 + i) * limit).cast(kind).alias(name))
     return spark.range(number).select(*values, F.lit(shift_day(BENCH_DS, -90)).alias("ds"))
 

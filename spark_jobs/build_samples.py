@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from spark_jobs.contract import command, locations
 from spark_jobs.contract.clock import days_between, shift_day
 from spark_jobs.contract.features import Dataset, EventType, Owner
 from spark_jobs.contract.phases import reach
-from spark_jobs.contract.tables import sample_columns
+from spark_jobs.contract.tables import rows_digest, sample_columns
 from spark_jobs.lake.failures import spark_errors
 from spark_jobs.lake.log import Commit, commits, current_version, last_commit, partition_values
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
@@ -221,7 +220,7 @@ def _build_day(
     spark: SparkSession, dataset: Dataset, ds: str, versions: dict[str, int], run: str
 ) -> dict[str, Any]:
     uri = locations.table(dataset.name, "samples")
-    inputs = {**versions, "declaration": declaration(dataset)}
+    inputs = {**versions, "declaration": rows_digest(dataset)}
     version = already_written(uri, {"ds": ds}, inputs)
     if version is not None:
         logger.info(
@@ -351,11 +350,6 @@ def unused(inputs: DayInputs, ds: str) -> DataFrame:
         .withColumn("reason", F.lit("no impression of this user with this impression_id"))
     )
     return as_quarantined(bots_today_df, "users").unionByName(as_quarantined(orphans_df, "events"))
-
-
-def declaration(dataset: Dataset) -> str:
-    """Digest of the dataset's declaration: another one makes other samples."""
-    return hashlib.sha256(repr(dataset).encode()).hexdigest()[:16]
 
 
 def _sizes(spark: SparkSession, uri: str, ds: str, version: int) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from model.rankers.known import ranker_config
 from model.rankers.protocol import RankerConfig, require_positive
+from spark_jobs.contract.features import Dataset
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -68,6 +69,11 @@ class Config:
     preset: str
     model: RankerConfig
     train: TrainConfig
+
+    def sized(self, dataset: Dataset) -> Config:
+        """This config with the size of every embedding table of a dataset written out, as a run keeps it."""
+        model = dataclasses.replace(self.model, tables=self.model.table_sizes(dataset))
+        return dataclasses.replace(self, model=model)
 
     def to_json(self, **more: Any) -> str:
         """This config, and `more` beside it, as JSON with sorted keys."""

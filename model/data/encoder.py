@@ -4,7 +4,7 @@
 
 | kind of feature | becomes |
 |---|---|
-| id | `mix64(id) % cardinality`, a row of its embedding table |
+| id | `mix64(id)`: 64 bits that its embedding table takes modulo its rows |
 | category | itself; a value outside [0, cardinality) is refused |
 | rate over days (smoothed towards all users') | its logit; 0, "nothing known", becomes NaN |
 | rate of today (smoothed towards 0) | itself |
@@ -163,7 +163,7 @@ class SampleEncoder:
             column = f"{group}_{feature.name}"
             values = reader.values(column, group)
             if feature.kind is Kind.ID:
-                row[:] = mix64(values) % np.uint64(feature.cardinality)
+                row[:] = mix64(values).view(np.int64)
             else:
                 reader.check(column, group, values, (values >= 0) & (values < feature.cardinality),
                              f"a category in [0, {feature.cardinality})")  # fmt: skip

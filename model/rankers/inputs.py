@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from model.data.batch import JaggedBatch
 from model.embeddings.numbers import NumberScaler
+from model.embeddings.sizes import TableSize
 from model.embeddings.tables import FeatureEmbeddings
 from spark_jobs.contract.features import Dataset, Group
 
@@ -47,11 +49,11 @@ class InputTokens(nn.Module):
         *,
         d_model: int,
         token_hidden: int,
-        low_cardinality_width: int,
+        tables: Mapping[str, TableSize],
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.embeddings = FeatureEmbeddings(dataset, low_cardinality_width, generator)
+        self.embeddings = FeatureEmbeddings(dataset, tables, generator)
         self.scaler = NumberScaler(dataset)
         width = {
             group: sum(self.embeddings.widths(group)) + len(self.scaler.columns[group]) for group in Group

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from model.embeddings.sizes import TableSize
 from model.rankers.mtgr import MtgrConfig
 from model.rankers.protocol import RankerConfig
 from model.rankers.user_tower import UserTowerConfig
@@ -25,4 +26,5 @@ def ranker_config(values: dict[str, Any]) -> RankerConfig:
     architecture = fields.pop("architecture", None)
     if architecture not in RANKERS:
         raise ValueError(f"architecture is {architecture!r}; use one of {', '.join(RANKERS)}")
-    return RANKERS[architecture](**fields)
+    tables = {name: TableSize(**size) for name, size in fields.pop("tables", {}).items()}
+    return RANKERS[architecture](**fields, tables=tables)

@@ -131,7 +131,7 @@ class MtgrRanker(Ranker):
             dataset,
             d_model=config.d_model,
             token_hidden=config.token_hidden,
-            low_cardinality_width=config.low_cardinality_width,
+            tables=config.table_sizes(dataset),
             generator=generator,
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))

@@ -6,11 +6,13 @@ known by one line in `model/rankers/known.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from model.embeddings.sizes import TableSize, table_sizes
 from model.rankers.heads import Heads
 from model.rankers.inputs import InputTokens
 from spark_jobs.contract.features import Dataset
@@ -42,7 +44,8 @@ class RankerConfig:
         token_hidden: Hidden width of the MLPs that make behaviour and candidate tokens.
         head_hidden: Hidden width of the CTR and CTCVR heads.
         low_cardinality_width: Least embedding width of tables with at most 4096 rows; scaling up widens
-            these (0: as the dataset declares).
+            these (0: none is widened).
+        tables: Sizes of embedding tables by name; the rest follow `model/embeddings/sizes.py`.
 
     Attributes:
         architecture: The ranker's name in `config.json`; each subclass has its own.
@@ -58,6 +61,7 @@ class RankerConfig:
     token_hidden: int
     head_hidden: int
     low_cardinality_width: int = 0
+    tables: Mapping[str, TableSize] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_positive(self, "d_model", "num_heads", "token_hidden", "head_hidden", "max_static")
@@ -68,6 +72,10 @@ class RankerConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.d_model // self.num_heads
+
+    def table_sizes(self, dataset: Dataset) -> dict[str, TableSize]:
+        """Size of every embedding table of a dataset; see `sizes.table_sizes`."""
+        return table_sizes(dataset, self.tables, self.low_cardinality_width)
 
     def build(self, dataset: Dataset, generator: torch.Generator) -> Ranker:
         """The ranker, on the CPU.

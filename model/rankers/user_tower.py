@@ -68,7 +68,7 @@ class UserTowerRanker(Ranker):
             dataset,
             d_model=config.d_model,
             token_hidden=config.token_hidden,
-            low_cardinality_width=config.low_cardinality_width,
+            tables=config.table_sizes(dataset),
             generator=generator,
         )
         num_profile = len(self.inputs.embeddings.widths(Group.PROFILE)) + len(

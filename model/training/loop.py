@@ -71,6 +71,7 @@ def train(
         SamplesUnavailableError: Samples cannot be read.
         NonFiniteLossError: Training diverged; no run is made.
     """
+    config = config.sized(dataset)
     path = run_path(dataset.name, config.preset, ds)
     with process_group(device):
         is_first = dist.get_rank() == 0

@@ -233,7 +233,7 @@ def _distribute(
     apply_optimizer_in_backward(RowWiseAdagrad, tables, {"lr": sparse_lr, "eps": 1e-8})
     sharder = EmbeddingCollectionSharder()
     constraint = ParameterConstraints(sharding_types=["row_wise"], compute_kernels=["fused"])
-    names = list(ranker.inputs.embeddings.width)
+    names = list(ranker.inputs.embeddings.sizes)
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=dist.get_world_size(), compute_device=device.type),
         constraints=dict.fromkeys(names, constraint),

@@ -5,29 +5,24 @@ from __future__ import annotations
 from spark_jobs.contract.features import FeatureSpec, Kind, Measure, Owner, Statistic
 
 
-def id_feature(
-    name: str, owner: Owner, cardinality: int, width: int, description: str, table: str = ""
-) -> FeatureSpec:
+def id_feature(name: str, owner: Owner, description: str, table: str = "") -> FeatureSpec:
     """An id: any 64-bit integer."""
     return FeatureSpec(
         name=name,
         owner=owner,
         kind=Kind.ID,
-        cardinality=cardinality,
-        width=width,
         table=table,
         description=description,
     )
 
 
-def category(name: str, owner: Owner, cardinality: int, description: str, width: int = 8) -> FeatureSpec:
+def category(name: str, owner: Owner, cardinality: int, description: str) -> FeatureSpec:
     """A category: an integer in [0, cardinality)."""
     return FeatureSpec(
         name=name,
         owner=owner,
         kind=Kind.CATEGORY,
         cardinality=cardinality,
-        width=width,
         description=description,
     )
 

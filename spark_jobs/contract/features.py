@@ -127,9 +127,9 @@ class FeatureSpec:
         owner: Whom it describes; decides the groups.
         kind: How its values are read.
         description: For people: data docs and error messages.
-        cardinality: Rows of its embedding table (`ID`: hash buckets, `CATEGORY`: number of values).
-        width: Embedding width of ids and categories; numbers have width 1.
-        table: Embedding table; features that name the same one share it. Default: the feature's name.
+        cardinality: Number of values of a category; 0 for others (buckets and widths are the model's).
+        table: What an id or category is one of; features that name the same share an embedding table.
+            Default: the feature's name.
         low: Least allowed value of a number.
         high: Greatest allowed value of a number.
         statistic: How the sample builder computes it; None when the event or a dimension table brings it.
@@ -143,7 +143,6 @@ class FeatureSpec:
     kind: Kind
     description: str
     cardinality: int = 0
-    width: int = 1
     table: str = ""
     low: float = 0.0
     high: float = 1e9
@@ -152,13 +151,25 @@ class FeatureSpec:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise ValueError(f"feature name {self.name!r}: use lower case letters, digits and underscores")
-        if self.kind is not Kind.NUMBER and (self.cardinality < 2 or self.width < 1):
-            raise ValueError(f"feature {self.name!r}: a {self.kind} needs cardinality >= 2 and width >= 1")
-        if self.kind is Kind.NUMBER and (self.cardinality or self.width != 1 or self.low >= self.high):
-            raise ValueError(f"feature {self.name!r}: a number has no cardinality, width 1 and low < high")
+        if self.kind is Kind.CATEGORY and self.cardinality < 2:
+            raise ValueError(
+                f"feature {self.name!r}: a category needs cardinality >= 2, its number of values"
+            )
+        if self.kind is not Kind.CATEGORY and self.cardinality:
+            raise ValueError(
+                f"feature {self.name!r}: kind {self.kind} has no cardinality, give none in place of "
+                f"{self.cardinality}; an id's hash buckets are the model's: model/embeddings/sizes.py"
+            )
+        if self.kind is Kind.NUMBER and self.low >= self.high:
+            raise ValueError(f"feature {self.name!r}: a number has low < high")
         if self.statistic and self.kind is not Kind.NUMBER:
             raise ValueError(f"feature {self.name!r}: a statistic is a number")
         object.__setattr__(self, "table", self.table or self.name)
+
+    @property
+    def unknown(self) -> float:
+        """What stands for "nothing known": 0, or the allowed number nearest to 0."""
+        return min(max(0.0, self.low), self.high) if self.kind is Kind.NUMBER else 0.0
 
     def columns(self) -> Iterator[tuple[Group, str]]:
         """Yields (group, column name in `samples`) for every group that carries the feature."""
@@ -206,14 +217,14 @@ class Dataset:
         twice = sorted({column for column in columns if columns.count(column) > 1})
         if twice:
             raise ValueError(f"dataset {self.name!r}: columns declared twice: {', '.join(twice)}")
-        shapes: dict[str, tuple[int, int]] = {}
+        sizes: dict[str, int] = {}
         for feature in self.features:
             if feature.kind is not Kind.NUMBER:
-                shape = (feature.cardinality, feature.width)
-                if shapes.setdefault(feature.table, shape) != shape:
+                size = feature.cardinality
+                if sizes.setdefault(feature.table, size) != size:
                     raise ValueError(
-                        f"dataset {self.name!r}: embedding table {feature.table!r} is declared as "
-                        f"{shapes[feature.table]} and as {shape} (cardinality, width); make them equal"
+                        f"dataset {self.name!r}: embedding table {feature.table!r} is shared by features of "
+                        f"cardinality {sizes[feature.table]} and {size}; make them equal, or name two tables"
                     )
 
     def of(self, *owners: Owner) -> tuple[FeatureSpec, ...]:

@@ -16,7 +16,7 @@ KUAIRAND = Dataset(
     utc_offset_hours=8,
     has_requests=False,
     features=(
-        id_feature("user_id", Owner.PROFILE, 50_000, 32, "the user"),
+        id_feature("user_id", Owner.PROFILE, "the user"),
         category("active_degree", Owner.PROFILE, 16, "how active the user is; 0 unknown"),
         category("video_author", Owner.PROFILE, 3, "uploads videos: 0 unknown, 1 no, 2 yes"),
         category("follow_band", Owner.PROFILE, 16, "users followed, banded; 0 unknown"),
@@ -24,14 +24,14 @@ KUAIRAND = Dataset(
         category("friend_band", Owner.PROFILE, 16, "friends, banded; 0 unknown"),
         category("register_band", Owner.PROFILE, 16, "days since registration, banded; 0 unknown"),
         *(
-            id_feature(f"onehot_feat{i}", Owner.PROFILE, 2_000, 8, f"encrypted user feature {i} of the log")
+            id_feature(f"onehot_feat{i}", Owner.PROFILE, f"encrypted user feature {i} of the log")
             for i in range(18)
         ),
         *statistics(Owner.PROFILE, ("user_id",), (30,), IMPRESSIONS, CTR, CTCVR),
-        id_feature("item_id", Owner.ITEM, 20_000, 32, "the video"),
-        id_feature("author_id", Owner.ITEM, 20_000, 16, "its author"),
-        id_feature("music_id", Owner.ITEM, 20_000, 16, "its music"),
-        id_feature("tag", Owner.ITEM, 256, 16, "its first tag"),
+        id_feature("item_id", Owner.ITEM, "the video"),
+        id_feature("author_id", Owner.ITEM, "its author"),
+        id_feature("music_id", Owner.ITEM, "its music"),
+        id_feature("tag", Owner.ITEM, "its first tag"),
         category("video_type", Owner.ITEM, 4, "NORMAL 1, AD 2; 0 unknown"),
         category("upload_type", Owner.ITEM, 64, "how it was uploaded; 0 unknown"),
         number("duration_s", Owner.ITEM, 0, 100_000, "length of the video, seconds"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from spark_jobs.contract.clock import CLOCK_FEATURES
-from spark_jobs.contract.features import Dataset, Group, Kind, Owner
+from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Owner
 
 # Columns beside the features, with the type names of Spark SQL. The list columns of a group have equal
 # lengths in a row and run oldest first.
@@ -71,3 +73,23 @@ def sample_columns(dataset: Dataset) -> list[tuple[str, str]]:
             column = f"{group}_{feature.name}"
             columns.append((column, scalar if group is Group.PROFILE else f"array<{scalar}>"))
     return columns
+
+
+def rows_digest(dataset: Dataset) -> str:
+    """Digest of all that a declaration says of the rows of samples, and of nothing else.
+
+    Samples made under another digest are others. Descriptions, numbers of values, ranges that clip nothing
+    and whatever the model decides are not in it: when these change, no day is made again.
+    """
+    clock = (dataset.utc_offset_hours, dataset.attribution_ms, dataset.history_days, dataset.snapshot)
+    columns = [_made_from(feature) for feature in dataset.features]
+    made_from = (dataset.name, clock, dataset.max_impressions_a_day, columns)
+    return hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
+
+
+def _made_from(feature: FeatureSpec) -> tuple[object, ...]:
+    if feature.statistic is None:
+        value = feature.unknown
+    else:  # a count ends at the feature's bound, a rate at 1 whatever the bound
+        value = 1.0 if feature.statistic.measure.is_rate else feature.high
+    return feature.name, feature.owner, feature.kind, float(value), repr(feature.statistic)

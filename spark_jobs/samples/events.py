@@ -162,11 +162,8 @@ def with_items(events_df: DataFrame, items_df: DataFrame, dataset: Dataset) -> D
 
 def known(feature: FeatureSpec) -> Column:
     """The feature's column with null as 0, or as the bound that lies nearest to 0."""
-    unknown: float = 0
-    if feature.kind is Kind.NUMBER:
-        unknown = float(min(max(0.0, feature.low), feature.high))
     kind = {Kind.ID: "bigint", Kind.CATEGORY: "int", Kind.NUMBER: "float"}[feature.kind]
-    return F.coalesce(F.col(feature.name), F.lit(unknown)).cast(kind)
+    return F.coalesce(F.col(feature.name), F.lit(feature.unknown)).cast(kind)
 
 
 def is_event(kind: EventType) -> Column:

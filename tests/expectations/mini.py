@@ -38,10 +38,10 @@ MINI = Dataset(
     history_days=30,
     max_impressions_a_day=4,
     features=(
-        _feature("user_id", Owner.PROFILE, Kind.ID, cardinality=8),
+        _feature("user_id", Owner.PROFILE, Kind.ID),
         _feature("age", Owner.PROFILE, Kind.NUMBER, high=120.0),
         _feature("member", Owner.PROFILE, Kind.CATEGORY, cardinality=3),
-        _feature("item_id", Owner.ITEM, Kind.ID, cardinality=8),
+        _feature("item_id", Owner.ITEM, Kind.ID),
         _feature("price", Owner.ITEM, Kind.NUMBER, high=1000.0),
         _feature("hour", Owner.CONTEXT, Kind.CATEGORY, cardinality=24),
         _feature("weekday", Owner.CONTEXT, Kind.CATEGORY, cardinality=7),

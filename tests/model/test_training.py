@@ -17,6 +17,7 @@ from model.data.encoder import SampleEncoder
 from model.data.reader import SamplesTable, SamplesUnavailableError, Step, steps_of, token_cuts
 from model.data.synthetic import random_batch, random_samples
 from model.embeddings.numbers import NumberScaler
+from model.embeddings.sizes import TableSize, table_sizes
 from model.judging.evaluation import evaluate
 from model.judging.scoring import SCORES, Scorer
 from model.rankers.protocol import build_ranker
@@ -30,21 +31,17 @@ from spark_jobs.contract.foodlog import FOODLOG
 CPU = torch.device("cpu")
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
 # Small tables, so that a state is small, and steps of a few rows.
-DATASET = dataclasses.replace(
-    FOODLOG,
-    features=tuple(
-        dataclasses.replace(f, cardinality=min(f.cardinality, 300), width=min(f.width, 8))
-        if f.cardinality
-        else f
-        for f in FOODLOG.features
-    ),
-)
+DATASET = FOODLOG
+TABLES = {
+    name: TableSize(rows=min(size.rows, 300), width=min(size.width, 8))
+    for name, size in table_sizes(DATASET, {}, 0).items()
+}
 
 
 def config(**changes):
     base = tiny()
     model = dataclasses.replace(
-        base.model, d_model=16, token_hidden=16, head_hidden=8, ops_backend="reference"
+        base.model, d_model=16, token_hidden=16, head_hidden=8, ops_backend="reference", tables=TABLES
     )
     defaults = {"batch_tokens": 400, "passes": 1, "checkpoint_steps": 3, "warmup_steps": 2}
     train = dataclasses.replace(base.train, **(defaults | changes))

@@ -15,13 +15,11 @@ HOUR_MS = 3_600_000
 
 
 def _category(name: str, owner: Owner, cardinality: int) -> FeatureSpec:
-    return FeatureSpec(
-        name=name, owner=owner, kind=Kind.CATEGORY, cardinality=cardinality, width=2, description=name
-    )
+    return FeatureSpec(name=name, owner=owner, kind=Kind.CATEGORY, cardinality=cardinality, description=name)
 
 
 def _id(name: str, owner: Owner) -> FeatureSpec:
-    return FeatureSpec(name=name, owner=owner, kind=Kind.ID, cardinality=100, width=2, description=name)
+    return FeatureSpec(name=name, owner=owner, kind=Kind.ID, description=name)
 
 
 def _statistic(owner: Owner, keys: tuple[str, ...], measure: Measure, days: int) -> FeatureSpec:

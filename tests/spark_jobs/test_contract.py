@@ -1,5 +1,6 @@
 """The contract: days, columns and declarations that contradict themselves."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from spark_jobs.contract.datasets import dataset_named
 from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Measure, Owner, Statistic
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.contract.kuairand import KUAIRAND
-from spark_jobs.contract.tables import dimension_columns, event_columns, sample_columns
+from spark_jobs.contract.tables import dimension_columns, event_columns, rows_digest, sample_columns
 
 
 def number(name: str, owner: Owner, **fields: object) -> FeatureSpec:
@@ -61,8 +62,9 @@ def test_unknown_dataset_names_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": Kind.ID, "cardinality": 1}, "cardinality >= 2"),
-        ({"kind": Kind.NUMBER, "cardinality": 5}, "a number has no cardinality"),
+        ({"kind": Kind.CATEGORY, "cardinality": 1}, "cardinality >= 2"),
+        ({"kind": Kind.ID, "cardinality": 9}, "hash buckets are the model's"),
+        ({"kind": Kind.NUMBER, "cardinality": 5}, "number has no cardinality"),
         ({"kind": Kind.NUMBER, "low": 1.0, "high": 1.0}, "low < high"),
         ({"kind": Kind.NUMBER, "name": "Price"}, "lower case"),
         (
@@ -84,10 +86,10 @@ def test_a_dataset_refuses_columns_declared_twice_and_tables_of_two_shapes() -> 
     price = number("price", Owner.ITEM)
     with pytest.raises(ValueError, match="declared twice: candidate_price"):
         Dataset(name="x", features=(price, number("price", Owner.CROSS)), actions=(), conversion="")
-    cell = {"kind": Kind.ID, "description": "", "table": "cell", "owner": Owner.PROFILE}
+    cell = {"kind": Kind.CATEGORY, "description": "", "table": "cell", "owner": Owner.PROFILE}
     features = (
-        FeatureSpec(name="home", cardinality=10, width=8, **cell),
-        FeatureSpec(name="work", cardinality=20, width=8, **cell),
+        FeatureSpec(name="home", cardinality=10, **cell),
+        FeatureSpec(name="work", cardinality=20, **cell),
     )
     with pytest.raises(ValueError, match="embedding table 'cell'"):
         Dataset(name="x", features=features, actions=(), conversion="")
@@ -99,7 +101,7 @@ def test_columns_follow_from_the_declaration() -> None:
         actions=("click",),
         conversion="",
         features=(
-            FeatureSpec(name="user_id", owner=Owner.PROFILE, kind=Kind.ID, cardinality=9, description=""),
+            FeatureSpec(name="user_id", owner=Owner.PROFILE, kind=Kind.ID, description=""),
             number("price", Owner.ITEM),
             number("distance", Owner.CONTEXT),
             FeatureSpec(name="hour", owner=Owner.CONTEXT, kind=Kind.CATEGORY, cardinality=24, description=""),
@@ -136,3 +138,54 @@ def test_the_contract_needs_the_standard_library_only() -> None:
     code = "import sys, spark_jobs.contract.datasets, spark_jobs.contract.locations; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
     assert not {"pyspark", "numpy", "torch", "mlflow"} & set(loaded.stdout.split())
+
+
+def changed(name: str, /, **fields: object) -> Dataset:
+    """FOODLOG with one feature changed."""
+    assert any(feature.name == name for feature in FOODLOG.features)
+    features = tuple(
+        dataclasses.replace(feature, **fields) if feature.name == name else feature
+        for feature in FOODLOG.features
+    )
+    return dataclasses.replace(FOODLOG, features=features)
+
+
+CTR_1D = Statistic(keys=("item_id",), measure=Measure.CTR, days=1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed("price", description="the price"),
+        changed("cuisine", cardinality=64),
+        changed("price", high=20_000.0),
+        changed("home_cell", table="home_cell"),
+        dataclasses.replace(FOODLOG, conversion="an order"),
+        dataclasses.replace(FOODLOG, late_days=5),
+    ],
+    ids=["description", "number of values", "range", "table", "text of the conversion", "late days"],
+)
+def test_what_changes_no_row_makes_no_day_again(other: Dataset) -> None:
+    assert other != FOODLOG
+    assert rows_digest(other) == rows_digest(FOODLOG)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed("price", name="cost"),
+        changed("price", low=5.0),
+        changed("user_clicks_7d", high=3.0),
+        changed("item_ctr_7d", statistic=CTR_1D),
+        changed("price", owner=Owner.CONTEXT),
+        dataclasses.replace(FOODLOG, features=FOODLOG.features[:-1]),
+        dataclasses.replace(FOODLOG, features=FOODLOG.features[::-1]),
+        dataclasses.replace(FOODLOG, history_days=91),
+        dataclasses.replace(FOODLOG, attribution_ms=1),
+        dataclasses.replace(FOODLOG, utc_offset_hours=8),
+        dataclasses.replace(FOODLOG, max_impressions_a_day=10),
+    ],
+    ids=lambda _: "",
+)
+def test_what_changes_rows_makes_the_days_again(other: Dataset) -> None:
+    assert rows_digest(other) != rows_digest(FOODLOG)
