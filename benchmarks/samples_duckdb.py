@@ -99,7 +99,10 @@ def _statistics(dataset: Dataset, ds: str) -> list[str]:
     }
     for keys, features in keyed.items():
         wanted = sorted({(m, f.statistic.days) for f in features if f.statistic for m in counts(f.statistic)})
-        columns = ", ".join(f"{_count(m, ds, days)} AS {count_column(keys, m, days)}" for m, days in wanted)
+        columns = ", ".join(
+            f"{_count(count.measure, ds, days)} AS {count_column(keys, count, days)}"
+            for count, days in wanted
+        )
         oldest = shift_day(ds, -max(days for _, days in wanted))
         active = (
             f"AND user_id IN (SELECT user_id FROM people WHERE ds = '{ds}' AND event_type = 'impression')"
@@ -130,10 +133,10 @@ def _today(dataset: Dataset, ds: str) -> str:
             f"w{i} AS (PARTITION BY {', '.join(keys)} ORDER BY time_ms "
             "RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
         )
-        for measure in sorted({m for f in features if f.statistic for m in counts(f.statistic)}):
+        for count in sorted({c for f in features if f.statistic for c in counts(f.statistic)}):
             columns.append(
-                f"count(*) FILTER (event_type = '{_EVENT_OF[measure]}' AND delivery_ds <= '{ds}') OVER w{i} "
-                f"AS {count_column(keys, measure, 0)}"
+                f"count(*) FILTER (event_type = '{_EVENT_OF[count.measure]}' AND delivery_ds <= '{ds}') "
+                f"OVER w{i} AS {count_column(keys, count, 0)}"
             )
     windows.append(
         "wu AS (PARTITION BY user_id ORDER BY time_ms RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"

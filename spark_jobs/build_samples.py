@@ -198,7 +198,7 @@ def changed_days(
 
 def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit]) -> list[str]:
     """Built later days that know of delivery `ds`, and were made before it was as it is now."""
-    last = shift_day(ds, dataset.history_days + 1)
+    last = shift_day(ds, dataset.reach_days + 1)
     later = {day: commit for day, commit in made.items() if ds < day <= last}
     delivered = last_commit(locations.table(dataset.name, "events"), f"delivery_ds={ds}") if later else None
     if delivered is None:
@@ -323,7 +323,7 @@ def write_samples(inputs: DayInputs, dataset: Dataset, ds: str, metadata: Mappin
 
 def scope(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
     """Events that the samples of day `ds` can depend on: history, the day, and the days of its outcomes."""
-    first, last = shift_day(ds, -dataset.history_days), shift_day(ds, days_after(dataset))
+    first, last = shift_day(ds, -dataset.reach_days), shift_day(ds, days_after(dataset))
     return events_df.where(F.col("ds").between(first, last))
 
 

@@ -59,11 +59,15 @@ class JaggedBatch:
         """Where the tensors are."""
         return self.labels.device
 
+    @property
+    def num_profile(self) -> int:
+        """Profile tokens of a row: one a feature."""
+        return self.ids[Group.PROFILE].shape[0] + self.numbers[Group.PROFILE].shape[0]
+
     def tokens_B(self) -> Tensor:  # noqa: N802
         """Tokens of each row, int64 `[B]`: profile features and the three sequences."""
-        profile = self.ids[Group.PROFILE].shape[0] + self.numbers[Group.PROFILE].shape[0]
-        total: Tensor = sum(self.lengths.values(), torch.zeros_like(self.lengths[Group.CANDIDATE])) + profile
-        return total
+        total: Tensor = sum(self.lengths.values(), torch.zeros_like(self.lengths[Group.CANDIDATE]))
+        return total + self.num_profile
 
     def num_candidates_B(self) -> Tensor:  # noqa: N802
         """Candidates of each row, int64 `[B]`."""

@@ -28,18 +28,11 @@ from torch import Tensor
 
 from model.data.batch import SEQUENCES, JaggedBatch
 from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Owner
-from spark_jobs.contract.tables import sample_columns
+from spark_jobs.contract.tables import TYPE_NAMES, item_type, sample_columns
 
 RECENCY = "recency"
 _BEHAVIOURS = (Group.STATIC, Group.REALTIME)
 _RATE_MARGIN = 1e-4  # rates are clipped to [margin, 1 - margin] before the logit
-_ARROW_TYPES = {
-    "string": pa.string(),
-    "bigint": pa.int64(),
-    "int": pa.int32(),
-    "tinyint": pa.int8(),
-    "float": pa.float32(),
-}
 Array = npt.NDArray[Any]
 
 
@@ -47,8 +40,9 @@ def arrow_schema(dataset: Dataset) -> pa.Schema:
     """Arrow schema of the dataset's samples table."""
     fields = []
     for name, kind in sample_columns(dataset):
-        item = kind.removeprefix("array<").removesuffix(">")
-        fields.append((name, pa.list_(_ARROW_TYPES[item]) if item != kind else _ARROW_TYPES[kind]))
+        item, is_list = item_type(kind)
+        arrow = pa.type_for_alias(TYPE_NAMES[item].arrow)
+        fields.append((name, pa.list_(arrow) if is_list else arrow))
     return pa.schema(fields)
 
 

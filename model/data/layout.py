@@ -40,9 +40,8 @@ def layout(batch: JaggedBatch) -> Layout:
     real-time tokens strictly earlier than themselves. Real-time tokens lie oldest first, so that what token
     i sees is `[0, visible_end[i])` and itself.
     """
-    num_profile = batch.ids[Group.PROFILE].shape[0] + batch.numbers[Group.PROFILE].shape[0]
     device = batch.device
-    profile_B = torch.full_like(batch.lengths[Group.CANDIDATE], num_profile)
+    profile_B = torch.full_like(batch.lengths[Group.CANDIDATE], batch.num_profile)
     lengths_GB = torch.stack([batch.lengths.get(group, profile_B) for group in GROUPS])
     ends_B = lengths_GB.sum(0).cumsum(0)
     offsets_B1 = torch.cat([ends_B.new_zeros(1), ends_B])

@@ -71,9 +71,7 @@ class UserTowerRanker(Ranker):
             tables=config.table_sizes(dataset),
             generator=generator,
         )
-        num_profile = len(self.inputs.embeddings.widths(Group.PROFILE)) + len(
-            self.inputs.scaler.columns[Group.PROFILE]
-        )
+        num_profile = len(dataset.in_group(Group.PROFILE))  # one token a feature
         self.profile = mlp(num_profile * width, config.token_hidden, width)
         self.queries_QD = nn.Parameter(torch.randn(config.num_queries, width))
         self.sequence = nn.MultiheadAttention(width, config.num_heads, batch_first=True)

@@ -22,7 +22,7 @@ from model.registry.store import client, with_named_errors
 from model.registry.tracking import experiment_id
 from model.runs.store import CONFIG, WEIGHTS, Run
 from spark_jobs.contract.features import Dataset
-from spark_jobs.contract.tables import sample_columns
+from spark_jobs.contract.tables import TYPE_NAMES, item_type, sample_columns
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -51,15 +51,10 @@ def signature_of(dataset: Dataset) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    # The wide types, as rows from JSON have them; narrow ones widen without loss.
-    types = {"string": DataType.string, "bigint": DataType.long, "int": DataType.long,
-             "float": DataType.double}  # fmt: skip
-
     def spec(name: str, kind: str) -> ColSpec:
-        item = types[kind.removeprefix("array<").removesuffix(">")]
-        return ColSpec(
-            Array(item) if kind.startswith("array<") else item, name, required=name not in _OPTIONAL
-        )
+        item, is_list = item_type(kind)
+        wide = DataType[TYPE_NAMES[item].mlflow]
+        return ColSpec(Array(wide) if is_list else wide, name, required=name not in _OPTIONAL)
 
     columns = [(name, kind) for name, kind in sample_columns(dataset) if not name.startswith("label_")]
     return ModelSignature(

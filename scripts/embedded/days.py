@@ -18,15 +18,15 @@ def days_from_environment(dataset: str, *, required: bool = False) -> list[str]:
 
     Args:
         dataset: Name of the dataset.
-        required: `FROM` and `TO` have to be given.
+        required: The days have to be given: `FROM`, and `TO` or `DAYS`.
 
     Raises:
         UsageError: A day or number is wrong, or no day is left.
     """
     first, number = _DEFAULTS.get(dataset, ("", 0))
     given = days_asked_for()
-    if (required or not first) and not (given["FROM"] and given["TO"]):
-        raise UsageError("give the days: FROM=2026-03-01 TO=2026-03-07")
+    if (required or not first) and not (given["FROM"] and (given["TO"] or given["DAYS"])):
+        raise UsageError("give the days: FROM=2026-03-01 TO=2026-03-07, or FROM=2026-03-01 DAYS=7")
     if given["TO"] and given["DAYS"]:
         raise UsageError("give TO or DAYS, not both")
     for name in ("FROM", "TO"):

@@ -3,7 +3,7 @@
 | variable | what | default |
 |---|---|---|
 | `DATASET`, `PRESET` | what to run | `foodlog`, `tiny` |
-| `DATA` | folder with the official KuaiRand files | none |
+| `DATA` | folder with the dataset's raw logs | `MTGR_<DATASET>`, else in the lake |
 | `AIRFLOW_PORT`, `MLFLOW_PORT`, `SPARK_PORT`, `DOCS_PORT` | loopback ports | 8080, 5000, 15002, 8090 |
 | `MTGR_VAR` | everything that is written | `<repo>/var` |
 """
@@ -20,8 +20,8 @@ from pathlib import Path
 from model.config.presets import preset_named
 from spark_jobs.contract import locations
 from spark_jobs.contract.command import CommandError, UsageError
-from spark_jobs.contract.datasets import dataset_named
-from spark_jobs.contract.environment import flag, text, whole
+from spark_jobs.contract.datasets import dataset_named, require_source
+from spark_jobs.contract.environment import flag, raw_logs, text, whole
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A server that lives for minutes does not earn back what the second compiler costs: without it a first ingest
@@ -48,7 +48,7 @@ class EmbeddedSettings:
     Args:
         dataset: Name of the dataset.
         preset: Preset of the model.
-        data: Folder with the official files of a real log, or None.
+        data: Folder with the dataset's raw logs, or None.
         airflow_port: Port of Airflow's API and UI.
         mlflow_port: Port of MLflow's UI.
         spark_port: Port of the Spark Connect server.
@@ -103,7 +103,7 @@ class EmbeddedSettings:
             "TZ": "UTC",
         }
         if self.data is not None:
-            given["MTGR_KUAIRAND"] = str(self.data)
+            given[f"MTGR_{self.dataset.upper()}"] = str(self.data)
         defaults = {
             "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
             "AIRFLOW_CONN_SPARK_DEFAULT": f"spark-connect://127.0.0.1:{self.spark_port}",
@@ -157,17 +157,17 @@ def settings_from_environment() -> EmbeddedSettings:
     """
     name = text("DATASET", "foodlog")
     try:
-        dataset_named(name)
+        dataset = dataset_named(name)
+        require_source(dataset)
     except ValueError as error:
         raise UsageError(f"DATASET: {error}") from error
     preset = text("PRESET", "tiny")
     try:
-        preset_named(preset)
+        preset_named(preset).sized(dataset)
     except ValueError as error:
         raise UsageError(f"PRESET: {error}") from error
-    data = Path(text("DATA")).absolute() if text("DATA") else None
-    if data is None and text("MTGR_KUAIRAND"):
-        data = Path(text("MTGR_KUAIRAND")).absolute()
+    folder = text("DATA") or raw_logs(name)
+    data = Path(folder).absolute() if folder else None
     if name == "kuairand" and data is None:
         raise UsageError("DATASET=kuairand needs DATA=<folder with the official KuaiRand-Pure files>")
     if data is not None and not data.is_dir():

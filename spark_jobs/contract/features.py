@@ -2,17 +2,17 @@
 
 Standard library only, so that Airflow, Spark, the gates, training and serving can all import it.
 A dataset declares its features once (`FeatureSpec`); tables, gates, tokens and serving follow from the
-declaration. The datasets themselves are declared in `spark_jobs/contract/datasets.py`.
+declaration. Each dataset is a file of this folder; what its fields are: `docs/declaration.md`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from spark_jobs.contract import checks
 from spark_jobs.contract.clock import DAY_MS, parse_day
 from spark_jobs.contract.limits import Limits
 
@@ -54,6 +54,11 @@ class Owner(StrEnum):
         """Token groups that carry a feature of this owner."""
         return _GROUPS_OF[self]
 
+    @property
+    def is_computed(self) -> bool:
+        """Whether its values are statistics, which no table brings."""
+        return self in (Owner.ITEM_STATISTIC, Owner.CROSS, Owner.REALTIME_STATISTIC)
+
 
 _BEHAVIOUR = (Group.STATIC, Group.REALTIME)
 _GROUPS_OF: dict[Owner, tuple[Group, ...]] = {
@@ -83,11 +88,23 @@ class Measure(StrEnum):
     CONVERSIONS = "conversions"
     CTR = "ctr"  # clicks / impressions, smoothed
     CTCVR = "ctcvr"  # conversions / impressions, smoothed
+    ACTIONS = "actions"  # behaviours with an action, whether or not an impression was shown before
+    DAYS_SINCE = "days_since"  # days from the last behaviour with an action to the day
 
     @property
     def is_rate(self) -> bool:
         """Whether the measure is a smoothed rate rather than a count."""
         return self in (Measure.CTR, Measure.CTCVR)
+
+    @property
+    def is_recency(self) -> bool:
+        """Whether the measure is a time rather than a count or rate."""
+        return self is Measure.DAYS_SINCE
+
+    @property
+    def is_of_action(self) -> bool:
+        """Whether the measure looks at behaviours with one action."""
+        return self in (Measure.ACTIONS, Measure.DAYS_SINCE)
 
 
 class Snapshot(StrEnum):
@@ -104,18 +121,36 @@ class Statistic:
     Args:
         keys: Event or item columns that group the events, e.g. `("user_id", "merchant_id")`.
         measure: What is counted.
-        days: Length of the window [ds - days, ds - 1] in days; 0 means the sample's own day, strictly before
-            the candidate's time.
+        days: Length of the window [ds - days, ds - 1] in days, at most 365; 0 means the sample's own day,
+            strictly before the candidate's time.
+        action: For `ACTIONS` and `DAYS_SINCE`: which of `Dataset.actions`. Days since the last are 1 for
+            yesterday, and `days + 1` when the window has none.
+
+    Raises:
+        ValueError: A field is wrong, or two contradict each other.
     """
 
     keys: tuple[str, ...]
     measure: Measure
     days: int
+    action: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", checks.names(self.keys, "keys of a statistic"))
+        object.__setattr__(self, "measure", checks.one_of(Measure, self.measure, f"measure by {self.keys}"))
+        checks.check_statistic(self)
 
     @property
     def is_by_user(self) -> bool:
         """Whether each user has counts of their own."""
         return "user_id" in self.keys
+
+    @property
+    def greatest(self) -> float:
+        """What a feature of it has to allow: a count may end at the feature's own bound."""
+        if self.measure.is_recency:
+            return self.days + 1.0
+        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +170,7 @@ class FeatureSpec:
         statistic: How the sample builder computes it; None when the event or a dimension table brings it.
 
     Raises:
-        ValueError: A field contradicts the kind.
+        ValueError: A field is wrong, or two contradict each other; the message says what to do.
     """
 
     name: str
@@ -149,21 +184,10 @@ class FeatureSpec:
     statistic: Statistic | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
-            raise ValueError(f"feature name {self.name!r}: use lower case letters, digits and underscores")
-        if self.kind is Kind.CATEGORY and self.cardinality < 2:
-            raise ValueError(
-                f"feature {self.name!r}: a category needs cardinality >= 2, its number of values"
-            )
-        if self.kind is not Kind.CATEGORY and self.cardinality:
-            raise ValueError(
-                f"feature {self.name!r}: kind {self.kind} has no cardinality, give none in place of "
-                f"{self.cardinality}; an id's hash buckets are the model's: model/embeddings/sizes.py"
-            )
-        if self.kind is Kind.NUMBER and self.low >= self.high:
-            raise ValueError(f"feature {self.name!r}: a number has low < high")
-        if self.statistic and self.kind is not Kind.NUMBER:
-            raise ValueError(f"feature {self.name!r}: a statistic is a number")
+        thing = f"feature {self.name!r}"
+        object.__setattr__(self, "owner", checks.one_of(Owner, self.owner, f"{thing}, owner"))
+        object.__setattr__(self, "kind", checks.one_of(Kind, self.kind, f"{thing}, kind"))
+        checks.check_feature(self)
         object.__setattr__(self, "table", self.table or self.name)
 
     @property
@@ -196,7 +220,7 @@ class Dataset:
         limits: Thresholds of its gates and of promotion; they are no part of what a sample is.
 
     Raises:
-        ValueError: Two features share a column, or one table has two shapes.
+        ValueError: A field is wrong, or two contradict each other; the message says what to do.
     """
 
     name: str
@@ -213,19 +237,17 @@ class Dataset:
     limits: Limits = field(default_factory=Limits, repr=False)
 
     def __post_init__(self) -> None:
-        columns = [column for feature in self.features for _, column in feature.columns()]
-        twice = sorted({column for column in columns if columns.count(column) > 1})
-        if twice:
-            raise ValueError(f"dataset {self.name!r}: columns declared twice: {', '.join(twice)}")
-        sizes: dict[str, int] = {}
-        for feature in self.features:
-            if feature.kind is not Kind.NUMBER:
-                size = feature.cardinality
-                if sizes.setdefault(feature.table, size) != size:
-                    raise ValueError(
-                        f"dataset {self.name!r}: embedding table {feature.table!r} is shared by features of "
-                        f"cardinality {sizes[feature.table]} and {size}; make them equal, or name two tables"
-                    )
+        actions = checks.names(self.actions, f"dataset {self.name!r}, actions")
+        object.__setattr__(self, "actions", actions)
+        object.__setattr__(self, "features", tuple(self.features))
+        snapshot = checks.one_of(Snapshot, self.snapshot, f"dataset {self.name!r}, snapshot")
+        object.__setattr__(self, "snapshot", snapshot)
+        checks.check_dataset(self)
+
+    @property
+    def reach_days(self) -> int:
+        """How many days before a day its samples depend on: the static sequence's, or a longer window's."""
+        return max([self.history_days, *(f.statistic.days for f in self.features if f.statistic)])
 
     def of(self, *owners: Owner) -> tuple[FeatureSpec, ...]:
         """Features with one of the given owners, in declared order."""

@@ -5,7 +5,7 @@
 | `MTGR_VAR` | the root of all that is written | `<repo>/var` |
 | `MTGR_LAKE` | Delta tables and raw logs; a path or an object store's URI | `$MTGR_VAR/lake` |
 | `MTGR_RUNS` | training and evaluation runs | `$MTGR_VAR/runs` |
-| `MTGR_KUAIRAND` | folder with the official KuaiRand files | none |
+| `MTGR_<DATASET>` | folder with a dataset's raw logs | `<lake>/<dataset>/raw` |
 | `MLFLOW_TRACKING_URI` | MLflow's tracking server or store | `sqlite:///$MTGR_VAR/mlflow/mlflow.db` |
 """
 

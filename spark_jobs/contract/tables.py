@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 from spark_jobs.contract.clock import CLOCK_FEATURES
 from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Owner
@@ -41,7 +42,37 @@ STRUCTURE_COLUMNS: tuple[tuple[Group, str, str], ...] = (
     (Group.CANDIDATE, "label_conversion", "array<tinyint>"),
 )
 
-_SCALAR_TYPE = {Kind.ID: "bigint", Kind.CATEGORY: "int", Kind.NUMBER: "float"}
+SCALAR_TYPES = {Kind.ID: "bigint", Kind.CATEGORY: "int", Kind.NUMBER: "float"}
+
+
+@dataclass(frozen=True)
+class TypeNames:
+    """What a type of Spark SQL is called elsewhere.
+
+    Attributes:
+        arrow: In Arrow.
+        delta: In a Delta table's schema.
+        mlflow: In a model's signature: the wide one, as rows from JSON have it; narrow ones widen to it.
+    """
+
+    arrow: str
+    delta: str
+    mlflow: str
+
+
+TYPE_NAMES = {
+    "string": TypeNames("string", "string", "string"),
+    "bigint": TypeNames("int64", "long", "long"),
+    "int": TypeNames("int32", "integer", "long"),
+    "tinyint": TypeNames("int8", "byte", "long"),
+    "float": TypeNames("float32", "float", "double"),
+}
+
+
+def item_type(kind: str) -> tuple[str, bool]:
+    """The type of a column's values, and whether the column holds lists of them."""
+    item = kind.removeprefix("array<").removesuffix(">")
+    return item, item != kind
 
 
 def event_columns(dataset: Dataset) -> list[tuple[str, str]]:
@@ -50,7 +81,7 @@ def event_columns(dataset: Dataset) -> list[tuple[str, str]]:
     `hour` and `weekday` are computed from `time_ms` when samples are built and are not stored in events.
     """
     context = [f for f in dataset.of(Owner.CONTEXT) if f.name not in CLOCK_FEATURES]
-    return [*EVENT_COLUMNS, *((f.name, _SCALAR_TYPE[f.kind]) for f in context)]
+    return [*EVENT_COLUMNS, *((f.name, SCALAR_TYPES[f.kind]) for f in context)]
 
 
 def dimension_columns(dataset: Dataset, owner: Owner) -> list[tuple[str, str]]:
@@ -60,7 +91,7 @@ def dimension_columns(dataset: Dataset, owner: Owner) -> list[tuple[str, str]]:
     """
     key = {Owner.PROFILE: "user_id", Owner.ITEM: "item_id"}[owner]
     features = [f for f in dataset.of(owner) if f.statistic is None and f.name != key]
-    return [(key, "bigint"), *((f.name, _SCALAR_TYPE[f.kind]) for f in features), ("ds", "string")]
+    return [(key, "bigint"), *((f.name, SCALAR_TYPES[f.kind]) for f in features), ("ds", "string")]
 
 
 def sample_columns(dataset: Dataset) -> list[tuple[str, str]]:
@@ -69,7 +100,7 @@ def sample_columns(dataset: Dataset) -> list[tuple[str, str]]:
     for group in Group:
         columns += [(name, kind) for of, name, kind in STRUCTURE_COLUMNS if of is group]
         for feature in dataset.in_group(group):
-            scalar = _SCALAR_TYPE[feature.kind]
+            scalar = SCALAR_TYPES[feature.kind]
             column = f"{group}_{feature.name}"
             columns.append((column, scalar if group is Group.PROFILE else f"array<{scalar}>"))
     return columns

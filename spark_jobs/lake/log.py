@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_jobs.contract.command import CommandError
+from spark_jobs.contract.tables import TYPE_NAMES, item_type
 
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large")
 
@@ -115,10 +116,9 @@ def create_table(
 
 
 def _delta_type(kind: str) -> Any:
-    names = {"bigint": "long", "int": "integer", "tinyint": "byte"}
-    if kind.startswith("array<"):
-        return {"type": "array", "elementType": _delta_type(kind[6:-1]), "containsNull": True}
-    return names.get(kind, kind)
+    item, is_list = item_type(kind)
+    name = TYPE_NAMES[item].delta
+    return {"type": "array", "elementType": name, "containsNull": True} if is_list else name
 
 
 def open_table(uri: str, version: int | None = None) -> Any:

@@ -68,7 +68,7 @@ def build(
     """The samples of day `ds`.
 
     Args:
-        events_df: Events of `history_days` before the day to `days_after` it, each once, without bots.
+        events_df: Events of `reach_days` before the day to `days_after` it, each once, without bots.
         users_df: The users as of the day, one row a user.
         items_df: The items as of the day, one row an item.
         dataset: Dataset.
@@ -102,13 +102,13 @@ def build(
         .transform(with_known, dataset)
         .transform(by_user)
         .transform(with_earlier_behaviours)
-        .transform(with_today, dataset.features)
+        .transform(with_today, dataset)
         .where(is_event(EventType.IMPRESSION) | is_behaviour())
         .transform(past.joined, of_users)
         .transform(with_labels, outcomes(events_df.where(F.col("ds") >= ds)), dataset)
         .transform(as_lists, dataset)
     )
-    history_df = past_df.transform(static_behaviours, active_df, dataset, limits.static)
+    history_df = past_df.transform(static_behaviours, active_df, dataset, ds, limits.static)
     return (
         listed_df.join(history_df.hint("shuffle_hash"), "user_id", "left")
         .join(users_df, "user_id", "left")
@@ -154,7 +154,7 @@ class Past:
         keyed = by_keys(dataset.features, today=False)
         columns = dict.fromkeys(["user_id", *(key for keys in keyed for key in keys)])
         is_active_df = active_df.withColumn("is_active", F.lit(True)).hint("shuffle_hash")
-        countable_df = past_df.transform(countable, columns, ds).transform(by_user)
+        countable_df = past_df.transform(countable, columns, dataset, ds).transform(by_user)
         events_df = keep(countable_df.join(is_active_df, "user_id", "left"))
         counts: dict[Keys, DataFrame] = {}
         for keys, features in {(): rates(dataset.features), **keyed}.items():
@@ -179,8 +179,8 @@ class Past:
 
 
 def known_before(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
-    """Events before day `ds` that were delivered before it, as far back as the history goes."""
-    oldest = shift_day(ds, -dataset.history_days)
+    """Events before day `ds` that were delivered before it, as far back as the longest window goes."""
+    oldest = shift_day(ds, -dataset.reach_days)
     return events_df.where((F.col("ds") >= oldest) & (F.col("ds") < ds) & (F.col("delivery_ds") < ds))
 
 
@@ -259,10 +259,16 @@ def as_lists(today_df: DataFrame, dataset: Dataset) -> DataFrame:
     )
 
 
-def static_behaviours(past_df: DataFrame, active_df: DataFrame, dataset: Dataset, limit: int) -> DataFrame:
-    """One row a user with `history`: the latest `limit` behaviours before the day, oldest first."""
+def static_behaviours(
+    past_df: DataFrame, active_df: DataFrame, dataset: Dataset, ds: str, limit: int
+) -> DataFrame:
+    """One row a user with `history`: the latest `limit` behaviours before the day, oldest first.
+
+    They reach back `history_days`, however long the windows of statistics are.
+    """
+    oldest = shift_day(ds, -dataset.history_days)
     history_df = (
-        past_df.where(F.col("action").isNotNull())
+        past_df.where(F.col("action").isNotNull() & (F.col("ds") >= oldest))
         .withColumn("earlier", F.lit(0))
         .transform(with_known, dataset)
         .select("user_id", _behaviour().alias("behaviour"))

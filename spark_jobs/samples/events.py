@@ -11,7 +11,8 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 from spark_jobs.contract.clock import DAY_MS, shift_day
-from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner, Snapshot
+from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Owner, Snapshot
+from spark_jobs.contract.tables import SCALAR_TYPES
 
 REQUEST_MS = 3_600_000  # a request goes on for at most an hour after midnight
 _HOUR_MS = 3_600_000
@@ -162,8 +163,7 @@ def with_items(events_df: DataFrame, items_df: DataFrame, dataset: Dataset) -> D
 
 def known(feature: FeatureSpec) -> Column:
     """The feature's column with null as 0, or as the bound that lies nearest to 0."""
-    kind = {Kind.ID: "bigint", Kind.CATEGORY: "int", Kind.NUMBER: "float"}[feature.kind]
-    return F.coalesce(F.col(feature.name), F.lit(feature.unknown)).cast(kind)
+    return F.coalesce(F.col(feature.name), F.lit(feature.unknown)).cast(SCALAR_TYPES[feature.kind])
 
 
 def is_event(kind: EventType) -> Column:

@@ -1,7 +1,9 @@
 """Counts and rates per key, point in time: over whole days before the day, and so far on the day itself.
 
 A dataset declares what it wants (`contract.Statistic`); nothing here knows a feature by name. All windows
-and measures of one key set come out of one aggregation. With n impressions and x clicks or conversions of a
+and measures of one key set come out of one aggregation. Actions are counted over all behaviours, shown before
+or not; days since the last of them are 1 for the day before, and the window's length and one more where it
+has none. With n impressions and x clicks or conversions of a
 key in a window, a rate is `(x + 20 g) / (n + 20)`, at most 1, where g is the rate of all users over the same
 window, and 0 over "today": before the day nothing of it is known, and a state that is frozen there has all of
 it at zero.
@@ -9,12 +11,13 @@ it at zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract.features import EventType, FeatureSpec, Measure, Statistic
+from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Measure, Statistic
 from spark_jobs.samples.events import is_event
 
 SMOOTHING = 20
@@ -27,6 +30,18 @@ _COUNTED_BY = {Measure.CTR: Measure.CLICKS, Measure.CTCVR: Measure.CONVERSIONS}
 Keys = tuple[str, ...]
 
 
+class Count(NamedTuple):
+    """What is counted: a kind of event, or behaviours with an action; of days since, the youngest's age."""
+
+    measure: Measure
+    action: str = ""
+
+    @property
+    def flag(self) -> str:
+        """Column that says whether an event is one; no declared column starts with an underscore."""
+        return f"_did_{self.action}" if self.action else f"_is_{_EVENT_OF[self.measure]}"
+
+
 def by_keys(features: Iterable[FeatureSpec], *, today: bool) -> dict[Keys, list[FeatureSpec]]:
     """Statistic features by their key set, those of the day itself or those of the days before."""
     grouped: dict[Keys, list[FeatureSpec]] = {}
@@ -36,23 +51,39 @@ def by_keys(features: Iterable[FeatureSpec], *, today: bool) -> dict[Keys, list[
     return grouped
 
 
-def counts(statistic: Statistic) -> tuple[Measure, ...]:
+def counts(statistic: Statistic) -> tuple[Count, ...]:
     """The plain counts that a statistic is computed from."""
     if statistic.measure.is_rate:
-        return (_COUNTED_BY[statistic.measure], Measure.IMPRESSIONS)
-    return (statistic.measure,)
+        return Count(_COUNTED_BY[statistic.measure]), Count(Measure.IMPRESSIONS)
+    return (Count(statistic.measure, statistic.action),)
 
 
-def count_column(keys: Keys, measure: Measure, days: int) -> str:
+def count_column(keys: Keys, count: Count, days: int) -> str:
     """Name of the column that holds a plain count."""
-    return f"_{'_'.join(keys)}_{measure}_{days}"
+    what = f"{count.measure}_{count.action}" if count.action else str(count.measure)
+    return f"_{'_'.join(keys)}_{what}_{days}"
 
 
-def countable(past_df: DataFrame, keys: Iterable[str], ds: str) -> DataFrame:
-    """What `day_counts` needs of events before day `ds`: keys, `age` in days, and a flag a kind of event."""
-    flags = {f"is_{kind}": is_event(kind) for kind in _EVENT_OF.values()}
+def is_counted(counts: Iterable[Count], actions: Sequence[str]) -> dict[str, Column]:
+    """By `Count.flag`, whether an event is counted.
+
+    Args:
+        counts: What is counted.
+        actions: `Dataset.actions`.
+    """
+    return {
+        count.flag: F.coalesce(F.col("action") == 1 + actions.index(count.action), F.lit(False))
+        if count.action
+        else is_event(_EVENT_OF[count.measure])
+        for count in counts
+    }
+
+
+def countable(past_df: DataFrame, keys: Iterable[str], dataset: Dataset, ds: str) -> DataFrame:
+    """What `day_counts` needs of events before day `ds`: keys, `_age` in days, and a flag a `Count`."""
+    flags = is_counted((count for count, _ in _wanted(dataset.features)), dataset.actions)
     age = F.datediff(F.lit(ds).cast("date"), F.col("ds").cast("date"))
-    return past_df.select(*keys, age.alias("age"), *(flag.alias(name) for name, flag in flags.items()))
+    return past_df.select(*keys, age.alias("_age"), *(flag.alias(name) for name, flag in flags.items()))
 
 
 def day_counts(events_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec]) -> DataFrame:
@@ -64,21 +95,22 @@ def day_counts(events_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec]
         features: Statistics over days with these keys (whatever their keys, when `keys` is empty).
 
     Returns:
-        The keys and one `count_column(keys, measure, days)` a count and window.
+        The keys and one `count_column(keys, count, days)` a count and window.
     """
     wanted = _wanted(features)
-    counted = [
-        F.count(F.when(F.col(f"is_{_EVENT_OF[measure]}") & (F.col("age") <= days), 1)).alias(
-            count_column(keys, measure, days)
-        )
-        for measure, days in wanted
-    ]
+    counted = []
+    for count, days in wanted:
+        age = F.when(F.col(count.flag) & (F.col("_age") <= days), F.col("_age"))
+        value = F.min(age) if count.measure.is_recency else F.count(age)
+        counted.append(value.alias(count_column(keys, count, days)))
     longest = max((days for _, days in wanted), default=0)
-    return events_df.where(F.col("age") <= longest).groupBy(*keys).agg(*counted)
+    return events_df.where(F.col("_age") <= longest).groupBy(*keys).agg(*counted)
 
 
-def _wanted(features: Iterable[FeatureSpec]) -> list[tuple[Measure, int]]:
-    return sorted({(m, f.statistic.days) for f in features if f.statistic for m in counts(f.statistic)})
+def _wanted(features: Iterable[FeatureSpec]) -> list[tuple[Count, int]]:
+    """What is counted, over which of the windows before the day."""
+    statistics = (f.statistic for f in features if f.statistic and f.statistic.days)
+    return sorted({(count, statistic.days) for statistic in statistics for count in counts(statistic)})
 
 
 def rates(features: Iterable[FeatureSpec]) -> list[FeatureSpec]:
@@ -98,8 +130,8 @@ def global_rates(counts_df: DataFrame, features: Iterable[FeatureSpec]) -> DataF
         *(
             F.coalesce(
                 F.try_divide(
-                    F.col(count_column((), _COUNTED_BY[measure], days)),
-                    F.col(count_column((), Measure.IMPRESSIONS, days)),
+                    F.col(count_column((), Count(_COUNTED_BY[measure]), days)),
+                    F.col(count_column((), Count(Measure.IMPRESSIONS), days)),
                 ),
                 F.lit(0.0),
             ).alias(global_column(measure, days))
@@ -139,44 +171,40 @@ def _columns(feature: FeatureSpec) -> list[str]:
     statistic = feature.statistic
     if statistic is None:
         raise ValueError(f"feature {feature.name!r} is no statistic")
-    return [count_column(statistic.keys, measure, statistic.days) for measure in counts(statistic)]
+    return [count_column(statistic.keys, count, statistic.days) for count in counts(statistic)]
 
 
 def _value(feature: FeatureSpec) -> Column:
     """The feature from its counts (null: nothing counted) and, for a rate over days, all users' rate."""
-    found = [F.coalesce(F.col(column), F.lit(0)) for column in _columns(feature)]
     statistic = feature.statistic
     assert statistic is not None
+    nothing = statistic.days + 1 if statistic.measure.is_recency else 0
+    numbers = [F.coalesce(F.col(column), F.lit(nothing)) for column in _columns(feature)]
     if not statistic.measure.is_rate:
-        return F.least(found[0].cast("double"), F.lit(feature.high)).cast("float")
+        return F.least(numbers[0].cast("double"), F.lit(feature.high)).cast("float")
     prior = F.col(global_column(statistic.measure, statistic.days)) if statistic.days else F.lit(0.0)
-    rate = (found[0] + SMOOTHING * prior) / (found[1] + SMOOTHING)
+    rate = (numbers[0] + SMOOTHING * prior) / (numbers[1] + SMOOTHING)
     return F.least(rate, F.lit(1.0)).cast("float")
 
 
-def with_today(today_df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
+def with_today(today_df: DataFrame, dataset: Dataset) -> DataFrame:
     """Adds the statistics of today: of the day's on-time events strictly before each row, per key set.
 
     Args:
         today_df: Events of the day with `is_on_time` and the key columns.
-        features: Statistics with `days=0`; their keys hold `user_id`, so that no key gathers everybody's day.
-
-    Raises:
-        ValueError: A key set lacks `user_id`.
+        dataset: Its statistics with `days=0` have `user_id` among their keys, so that none gathers
+            everybody's day.
     """
-    for keys, of_keys in by_keys(features, today=True).items():
-        if "user_id" not in keys:
-            raise ValueError(
-                f"feature {of_keys[0].name!r}: a statistic of today needs user_id among its keys"
-            )
-        measures = sorted({m for f in of_keys if f.statistic for m in counts(f.statistic)})
+    for keys, of_keys in by_keys(dataset.features, today=True).items():
+        flags = {count: count.flag for f in of_keys if f.statistic for count in counts(f.statistic)}
+        is_it = is_counted(flags, dataset.actions)
         earlier = Window.partitionBy(*keys).orderBy("time_ms").rangeBetween(Window.unboundedPreceding, -1)
         today_df = today_df.withColumns(
             {
-                count_column(keys, measure, 0): F.sum(
-                    (F.col("is_on_time") & is_event(_EVENT_OF[measure])).cast("int")
-                ).over(earlier)
-                for measure in measures
+                count_column(keys, count, 0): F.sum((F.col("is_on_time") & is_it[flag]).cast("int")).over(
+                    earlier
+                )
+                for count, flag in flags.items()
             }
         ).transform(with_values, of_keys)
     return today_df

@@ -26,7 +26,7 @@ from model.rankers.protocol import build_ranker
 from model.training.step import Trainer, process_group
 from spark_jobs.contract.foodlog import FOODLOG
 
-KNOWN = ("user_id", "action", "user_clicks_today", "user_impressions_today")
+KNOWN = ("user_id", "item_id", "action", "user_clicks_today", "user_impressions_today")
 CONTROL = dataclasses.replace(
     FOODLOG, features=tuple(feature for feature in FOODLOG.features if feature.name in KNOWN)
 )
@@ -46,10 +46,13 @@ def a_row(user: int, rng: np.random.Generator) -> dict[str, Any]:
         "window_end_ms": START + 86_400_000,
         "profile_user_id": user,
         "static_time_ms": [],
+        "static_item_id": [],
         "static_action": [],
         "realtime_time_ms": [times[0] + 60_000] * before,
         "realtime_visible": [0] * before,
+        "realtime_item_id": [0] * before,  # an item that is always the same tells nothing
         "realtime_action": [1] * before,
+        "candidate_item_id": [0] * 4,
         "candidate_time_ms": times,
         "candidate_visible": visible,
         "candidate_request_id": [f"{user}-{place // 2}" for place in range(4)],

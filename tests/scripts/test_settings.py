@@ -1,14 +1,31 @@
 """Wrong settings are refused by name, before anything starts."""
 
+import dataclasses
 import shlex
 import sys
 
 import pytest
 
+from model.config.presets import PRESETS, tiny
+from model.embeddings.sizes import TableSize
 from scripts.embedded.days import days_from_environment
 from scripts.embedded.settings import REPOSITORY, UsageError, settings_from_environment
+from spark_jobs.contract import datasets
+from spark_jobs.contract.foodlog import FOODLOG
 
-VARIABLES = ("DATASET", "DATA", "PRESET", "FROM", "TO", "DAYS", "MTGR_KUAIRAND", "AIRFLOW_PORT", "SPARK_PORT")
+VARIABLES = (
+    "DATASET",
+    "DATA",
+    "PRESET",
+    "FROM",
+    "TO",
+    "DAYS",
+    "MTGR_KUAIRAND",
+    "MTGR_FOODLOG",
+    "MTGR_SHOP",
+    "AIRFLOW_PORT",
+    "SPARK_PORT",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +73,52 @@ def test_days(monkeypatch):
     monkeypatch.setenv("FROM", "2028-02-28")
     monkeypatch.setenv("DAYS", "3")
     assert days_from_environment("foodlog") == ["2028-02-28", "2028-02-29", "2028-03-01"]
+
+
+def test_from_and_days_are_enough_wherever_days_have_to_be_given(monkeypatch):
+    monkeypatch.setenv("FROM", "2028-02-28")
+    monkeypatch.setenv("DAYS", "3")
+    expected = ["2028-02-28", "2028-02-29", "2028-03-01"]
+    assert days_from_environment("foodlog", required=True) == expected  # make backfill
+    assert days_from_environment("shop") == expected  # make run of a dataset without days of its own
+    monkeypatch.delenv("FROM")
+    for dataset, required in (("foodlog", True), ("shop", False)):
+        with pytest.raises(UsageError, match=r"give the days: .* or FROM=2026-03-01 DAYS=7"):
+            days_from_environment(dataset, required=required)
+
+
+@pytest.mark.parametrize("dataset", ["foodlog", "kuairand", "shop"])
+def test_data_is_the_folder_of_the_dataset_that_is_run(monkeypatch, tmp_path, dataset):
+    declared = dataclasses.replace(FOODLOG, name="shop")
+    monkeypatch.setitem(datasets.DATASETS, "shop", declared)
+    monkeypatch.setattr("scripts.embedded.settings.require_source", lambda _: None)
+    monkeypatch.setenv("DATASET", dataset)
+    monkeypatch.setenv("DATA", str(tmp_path))
+    environment = settings_from_environment().environment()
+    assert environment[f"MTGR_{dataset.upper()}"] == str(tmp_path)
+    others = {"MTGR_FOODLOG", "MTGR_KUAIRAND", "MTGR_SHOP"} - {f"MTGR_{dataset.upper()}"}
+    assert not others & environment.keys()
+    monkeypatch.delenv("DATA")
+    monkeypatch.setenv(f"MTGR_{dataset.upper()}", str(tmp_path))
+    assert settings_from_environment().data == tmp_path
+
+
+def test_a_dataset_without_a_source_is_named_at_once(monkeypatch):
+    monkeypatch.setitem(datasets.DATASETS, "shop", dataclasses.replace(FOODLOG, name="shop"))
+    monkeypatch.setenv("DATASET", "shop")
+    with pytest.raises(
+        UsageError, match=r"DATASET: dataset 'shop' has no source: write spark_jobs/sources/shop"
+    ):
+        settings_from_environment()
+
+
+def test_tables_that_a_dataset_has_not_are_named_at_once(monkeypatch):
+    tables = {"brand": TableSize(rows=9, width=4)}
+    model = dataclasses.replace(tiny().model, tables=tables)
+    monkeypatch.setitem(PRESETS, "wide", lambda: dataclasses.replace(tiny(), model=model))
+    monkeypatch.setenv("PRESET", "wide")
+    with pytest.raises(UsageError, match="PRESET: dataset 'foodlog' has no embedding table 'brand'"):
+        settings_from_environment()
 
 
 def test_a_backfill_has_to_be_told_its_days(monkeypatch):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.clock import days_between, shift_day
 from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Measure, Owner, Statistic
 from spark_jobs.contract.tables import sample_columns
 
@@ -22,14 +22,16 @@ def _id(name: str, owner: Owner) -> FeatureSpec:
     return FeatureSpec(name=name, owner=owner, kind=Kind.ID, description=name)
 
 
-def _statistic(owner: Owner, keys: tuple[str, ...], measure: Measure, days: int) -> FeatureSpec:
+def _statistic(
+    owner: Owner, keys: tuple[str, ...], measure: Measure, days: int, action: str = ""
+) -> FeatureSpec:
     return FeatureSpec(
-        name=f"{'_'.join(keys)}_{measure}_{days}",
+        name="_".join([*keys, measure, *([action] if action else []), str(days)]),
         owner=owner,
         kind=Kind.NUMBER,
-        high=1.0 if measure.is_rate else 3.0,
+        high=1.0 if measure.is_rate else days + 1.0 if measure.is_recency else 3.0,
         description="statistic",
-        statistic=Statistic(keys=keys, measure=measure, days=days),
+        statistic=Statistic(keys=keys, measure=measure, days=days, action=action),
     )
 
 
@@ -38,7 +40,7 @@ TINY = Dataset(
     actions=("click", "order"),
     conversion="an order",
     utc_offset_hours=8,
-    history_days=5,
+    history_days=3,  # shorter than the longest window of a statistic
     late_days=3,
     max_impressions_a_day=20,
     features=(
@@ -46,13 +48,18 @@ TINY = Dataset(
         _category("city", Owner.PROFILE, 10),
         _statistic(Owner.PROFILE, ("user_id",), Measure.CLICKS, 5),
         _statistic(Owner.PROFILE, ("user_id",), Measure.CTR, 2),
+        _statistic(Owner.PROFILE, ("user_id",), Measure.ACTIONS, 2, "click"),
         _id("item_id", Owner.ITEM),
         _id("merchant_id", Owner.ITEM),
         FeatureSpec(name="price", owner=Owner.ITEM, kind=Kind.NUMBER, low=1, high=50, description="price"),
         _statistic(Owner.ITEM_STATISTIC, ("item_id",), Measure.IMPRESSIONS, 1),
         _statistic(Owner.ITEM_STATISTIC, ("item_id",), Measure.CTR, 5),
         _statistic(Owner.ITEM_STATISTIC, ("merchant_id", "hour"), Measure.CTCVR, 5),
+        _statistic(Owner.ITEM_STATISTIC, ("merchant_id",), Measure.DAYS_SINCE, 2, "order"),
         _statistic(Owner.CROSS, ("user_id", "item_id"), Measure.CLICKS, 5),
+        _statistic(Owner.CROSS, ("user_id", "item_id"), Measure.DAYS_SINCE, 5, "click"),
+        _statistic(Owner.CROSS, ("user_id", "merchant_id"), Measure.ACTIONS, 5, "order"),
+        _statistic(Owner.CROSS, ("user_id", "merchant_id"), Measure.DAYS_SINCE, 5, "order"),
         _statistic(Owner.CROSS, ("user_id", "merchant_id"), Measure.CTCVR, 2),
         _statistic(Owner.CROSS, ("user_id", "weather"), Measure.CONVERSIONS, 5),
         _category("hour", Owner.CONTEXT, 24),
@@ -62,6 +69,7 @@ TINY = Dataset(
         _statistic(Owner.REALTIME_STATISTIC, ("user_id",), Measure.IMPRESSIONS, 0),
         _statistic(Owner.REALTIME_STATISTIC, ("user_id",), Measure.CTR, 0),
         _statistic(Owner.REALTIME_STATISTIC, ("user_id", "merchant_id"), Measure.CLICKS, 0),
+        _statistic(Owner.REALTIME_STATISTIC, ("user_id", "merchant_id"), Measure.ACTIONS, 0, "order"),
     ),
 )
 _COUNTED = {Measure.IMPRESSIONS: "impression", Measure.CLICKS: "click", Measure.CONVERSIONS: "conversion"}
@@ -83,13 +91,14 @@ def reference_samples(
     user_of = _as_of(users, "user_id", ds)
     placed = [_described(event, item_of, dataset) for event in _at_requests(events, dataset)]
     events = [_described(event, item_of, dataset) for event in events]
-    past = [e for e in events if _day(ds, -dataset.history_days) <= e["ds"] < ds and e["delivery_ds"] < ds]
+    past = [e for e in events if _day(ds, -dataset.reach_days) <= e["ds"] < ds and e["delivery_ds"] < ds]
+    history = [e for e in past if _day(ds, -dataset.history_days) <= e["ds"]]
     today = [e for e in placed if e["ds"] == ds]
     on_time = [e for e in today if e["delivery_ds"] <= ds]
     samples = []
     for user in sorted({e["user_id"] for e in today if e["event_type"] == "impression"}):
         behaviours = _ordered(e for e in on_time if e["user_id"] == user and e["action"] is not None)
-        before_today = _ordered(e for e in past if e["user_id"] == user and e["action"] is not None)
+        before_today = _ordered(e for e in history if e["user_id"] == user and e["action"] is not None)
         shown = _ordered(e for e in today if e["user_id"] == user and e["event_type"] == "impression")
         starts = _window_starts(behaviours, dataset.day_start_ms(ds), max_realtime)
         for start, end in zip(starts, [*starts[1:], dataset.day_end_ms(ds)], strict=True):
@@ -133,9 +142,9 @@ def _sample(
     def feature(spec: FeatureSpec, event: Row) -> float:
         assert spec.statistic is not None
         if spec.statistic.days:
-            return _statistic_value(spec, event, past, ds, with_prior=True)
+            return _statistic_value(spec, event, past, dataset, ds, with_prior=True)
         earlier = [e for e in on_time if e["time_ms"] < event["time_ms"]]
-        return _statistic_value(spec, event, earlier, ds, with_prior=False)
+        return _statistic_value(spec, event, earlier, dataset, ds, with_prior=False)
 
     labels = [_labels(candidate, events, dataset) for candidate in candidates]
     row: Row = {
@@ -166,7 +175,9 @@ def _sample(
     return row
 
 
-def _statistic_value(spec: FeatureSpec, of: Row, events: list[Row], ds: str, *, with_prior: bool) -> float:
+def _statistic_value(
+    spec: FeatureSpec, of: Row, events: list[Row], dataset: Dataset, ds: str, *, with_prior: bool
+) -> float:
     assert spec.statistic is not None
     keys, measure, days = spec.statistic.keys, spec.statistic.measure, spec.statistic.days
     within = [e for e in events if not days or e["ds"] >= _day(ds, -days)]
@@ -175,6 +186,12 @@ def _statistic_value(spec: FeatureSpec, of: Row, events: list[Row], ds: str, *, 
     def count(rows: list[Row], kind: str) -> int:
         return sum(e["event_type"] == kind for e in rows)
 
+    if measure.is_of_action:
+        code = 1 + dataset.actions.index(spec.statistic.action)
+        done = [e["ds"] for e in mine if e["action"] == code]
+        if measure is Measure.ACTIONS:
+            return min(float(len(done)), spec.high)
+        return float(len(days_between(max(done), ds)) - 1 if done else days + 1)
     if not measure.is_rate:
         return min(float(count(mine, _COUNTED[measure])), spec.high)
     shown = count(within, "impression")

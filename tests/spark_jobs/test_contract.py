@@ -1,8 +1,10 @@
 """The contract: days, columns and declarations that contradict themselves."""
 
 import dataclasses
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -59,42 +61,6 @@ def test_unknown_dataset_names_the_known_ones() -> None:
         dataset_named("foodlgo")
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"kind": Kind.CATEGORY, "cardinality": 1}, "cardinality >= 2"),
-        ({"kind": Kind.ID, "cardinality": 9}, "hash buckets are the model's"),
-        ({"kind": Kind.NUMBER, "cardinality": 5}, "number has no cardinality"),
-        ({"kind": Kind.NUMBER, "low": 1.0, "high": 1.0}, "low < high"),
-        ({"kind": Kind.NUMBER, "name": "Price"}, "lower case"),
-        (
-            {
-                "kind": Kind.CATEGORY,
-                "cardinality": 4,
-                "statistic": Statistic(keys=("user_id",), measure=Measure.CTR, days=1),
-            },
-            "a statistic is a number",
-        ),
-    ],
-)
-def test_a_feature_that_contradicts_its_kind_is_refused(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        FeatureSpec(**{"name": "price", "owner": Owner.ITEM, "description": "", **fields})
-
-
-def test_a_dataset_refuses_columns_declared_twice_and_tables_of_two_shapes() -> None:
-    price = number("price", Owner.ITEM)
-    with pytest.raises(ValueError, match="declared twice: candidate_price"):
-        Dataset(name="x", features=(price, number("price", Owner.CROSS)), actions=(), conversion="")
-    cell = {"kind": Kind.CATEGORY, "description": "", "table": "cell", "owner": Owner.PROFILE}
-    features = (
-        FeatureSpec(name="home", cardinality=10, **cell),
-        FeatureSpec(name="work", cardinality=20, **cell),
-    )
-    with pytest.raises(ValueError, match="embedding table 'cell'"):
-        Dataset(name="x", features=features, actions=(), conversion="")
-
-
 def test_columns_follow_from_the_declaration() -> None:
     dataset = Dataset(
         name="x",
@@ -102,10 +68,15 @@ def test_columns_follow_from_the_declaration() -> None:
         conversion="",
         features=(
             FeatureSpec(name="user_id", owner=Owner.PROFILE, kind=Kind.ID, description=""),
+            FeatureSpec(name="item_id", owner=Owner.ITEM, kind=Kind.ID, description=""),
             number("price", Owner.ITEM),
             number("distance", Owner.CONTEXT),
             FeatureSpec(name="hour", owner=Owner.CONTEXT, kind=Kind.CATEGORY, cardinality=24, description=""),
-            number("seen", Owner.CROSS, statistic=Statistic(keys=("user_id",), measure=Measure.CTR, days=1)),
+            number(
+                "seen",
+                Owner.CROSS,
+                statistic=Statistic(keys=("user_id", "hour"), measure=Measure.CTR, days=1),
+            ),
         ),
     )
     assert event_columns(dataset)[-1] == ("distance", "float")
@@ -118,7 +89,7 @@ def test_columns_follow_from_the_declaration() -> None:
     names = [name for name, _ in sample_columns(dataset)]
     assert names[:5] == ["user_id", "ds", "window_start_ms", "window_end_ms", "profile_user_id"]
     assert names[-5:] == [
-        "label_conversion",
+        "candidate_item_id",
         "candidate_price",
         "candidate_distance",
         "candidate_hour",
@@ -189,3 +160,16 @@ def test_what_changes_no_row_makes_no_day_again(other: Dataset) -> None:
 )
 def test_what_changes_rows_makes_the_days_again(other: Dataset) -> None:
     assert rows_digest(other) != rows_digest(FOODLOG)
+
+
+@pytest.mark.parametrize("kind", [Dataset, FeatureSpec, Statistic])
+def test_the_page_of_declarations_names_every_field(kind: type) -> None:
+    assert dataclasses.is_dataclass(kind)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "declaration.md").read_text()
+    rows = page.split(f"## `{kind.__name__}`")[1].split("\n## ")[0]
+    first = {
+        cell for line in rows.splitlines() for cell in re.findall(r"`(\w+)`", line.split("|")[1:2].__str__())
+    }
+    assert {field.name for field in dataclasses.fields(kind)} <= first
+    names = {Dataset: (), FeatureSpec: [o.name for o in Owner], Statistic: [m.name for m in Measure]}[kind]
+    assert set(names) <= first

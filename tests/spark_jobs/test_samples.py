@@ -135,6 +135,13 @@ def literal_events() -> list[Row]:
         event("n2", "impression", 10, 10, START + DAY, request_id="late"),
         event("n2c", "click", 10, 10, START + DAY + 2 * HOUR, impression_id="n2"),
         event("n3", "impression", 10, 10, START + DAY + 1, request_id="late"),
+        # 11: an order of four days ago that was never shown: counted, though the static sequence ends before
+        event("p1", "feedback", 11, 10, START - 4 * DAY + HOUR, impression_id=None, action=2),
+        event("p2", "click", 11, 11, START - 2 * DAY, impression_id="x"),
+        event("p3", "click", 11, 11, START - DAY, impression_id="x", delivery_ds=DS),  # not known before DS
+        event("p4", "feedback", 11, 10, t, impression_id=None, action=2),
+        event("p5", "impression", 11, 10, t),
+        event("p6", "impression", 11, 11, t + 1),
         # 7: four behaviours with a limit of three, the second and third of one millisecond
         event("g0", "click", 7, 10, START - DAY, impression_id="x"),
         event("g1", "click", 7, 10, t, impression_id="x"),
@@ -150,7 +157,7 @@ def literal_events() -> list[Row]:
 @pytest.fixture(scope="module")
 def literal(spark: Any) -> dict[int, list[Row]]:
     rows = built(spark, literal_events(), limits=Limits(static=3, realtime=3))
-    return {user: [row for row in rows if row["user_id"] == user] for user in range(1, 11)}
+    return {user: [row for row in rows if row["user_id"] == user] for user in range(1, 12)}
 
 
 def test_columns_are_those_of_the_contract(spark: Any) -> None:
@@ -258,6 +265,24 @@ def test_a_busy_day_is_cut_where_the_limit_is_passed(literal: dict[int, list[Row
     assert second["realtime_visible"] == [0, 0]
     assert second["candidate_time_ms"] == [t + 20, t + 21]
     assert second["candidate_visible"] == [0, 2]
+
+
+def test_actions_are_counted_over_all_behaviours_and_windows_longer_than_the_sequence(
+    literal: dict[int, list[Row]],
+) -> None:
+    (row,) = literal[11]
+    assert row["static_time_ms"] == [START - 2 * DAY]
+    assert row["candidate_user_id_merchant_id_actions_order_5"] == [1.0, 0.0]
+    assert row["candidate_user_id_merchant_id_days_since_order_5"] == [4.0, 6.0]  # 6: not in five days
+    assert row["candidate_user_id_item_id_days_since_click_5"] == [6.0, 2.0]
+    assert row["candidate_user_id_merchant_id_clicks_0"] == [0.0, 0.0]
+    assert row["candidate_user_id_merchant_id_actions_order_0"] == [
+        0.0,
+        0.0,
+    ]  # of the same millisecond, elsewhere
+    assert row["profile_user_id_actions_click_2"] == 1.0
+    assert row["candidate_merchant_id_days_since_order_2"] == [3.0, 3.0]
+    assert row["label_click"] == [0, 0]
 
 
 def random_events(seed: int, number: int = 260) -> list[Row]:

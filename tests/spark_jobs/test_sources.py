@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
 import re
+import sys
+import types
 from pathlib import Path
 
 import pyarrow as pa
@@ -298,9 +301,10 @@ def test_the_documented_source_works(
 ) -> None:
     page = (REPO / "docs" / "sources.md").read_text()
     blocks = dict(re.findall(r"```\w+ file=(\S+)\n(.*?)```", page, flags=re.DOTALL))
-    scope = dict(vars(datasets))
-    exec(compile(blocks.pop("spark_jobs/contract/datasets.py"), "datasets", "exec"), scope)
-    monkeypatch.setattr(datasets, "GROCERY", scope["GROCERY"], raising=False)
+    declaration = types.ModuleType("spark_jobs.contract.grocery")
+    exec(compile(blocks.pop("spark_jobs/contract/grocery.py"), "grocery", "exec"), vars(declaration))
+    scope = vars(declaration)
+    monkeypatch.setitem(sys.modules, declaration.__name__, declaration)
     monkeypatch.setitem(datasets.DATASETS, "grocery", scope["GROCERY"])
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "grocery.py").write_text(blocks.pop("spark_jobs/sources/grocery.py"))
@@ -332,8 +336,6 @@ def test_the_documented_source_works(
 def test_a_dataset_without_a_source_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="unknown dataset 'nowhere'"):
         source_of("nowhere")
-    monkeypatch.setitem(
-        datasets.DATASETS, "nowhere", Dataset(name="nowhere", actions=(), conversion="", features=())
-    )
+    monkeypatch.setitem(datasets.DATASETS, "nowhere", dataclasses.replace(FOODLOG, name="nowhere"))
     with pytest.raises(ValueError, match=r"write spark_jobs/sources/nowhere\.py"):
         source_of("nowhere")
