@@ -20,7 +20,7 @@ setup:  ## set the machine up: .venv from the lock, hstu_ops, Java, Delta's jars
 run: setup  ## the daily DAGs for consecutive days, then a table (FROM, TO or DAYS; DATASET and DATA; PRESET, USERS)
 	@exec $(PY) -m scripts.run
 
-backfill: setup  ## past days by Airflow's backfill, oldest first (FROM, TO; REPROCESS=none|failed|completed; SIMULATE=1)
+backfill: setup  ## past days by Airflow's backfill, oldest first (FROM, TO or DAYS; REPROCESS=none|failed|completed; SIMULATE=1)
 	@exec $(PY) -m scripts.backfill
 
 ui: setup  ## Airflow, MLflow and data docs on loopback until Ctrl-C; prints the login

@@ -29,7 +29,7 @@ from spark_jobs.contract.clock import DAY_MS
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner
 from spark_jobs.contract.phases import reach
-from spark_jobs.contract.tables import dimension_columns, event_columns
+from spark_jobs.contract.tables import WEIGHTS, dimension_columns, event_columns
 from spark_jobs.lake.failures import spark_errors
 from spark_jobs.lake.log import exists
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
@@ -105,6 +105,10 @@ def with_reason(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
     if dataset.has_requests:
         is_impression = F.col("event_type") == EventType.IMPRESSION.value
         checks.append((is_impression & F.col("request_id").isNull(), "no request_id"))
+    if dataset.has_weights:
+        checks.append(
+            (~F.col("weight").between(*WEIGHTS), "weight is outside of {:g}..{:g}".format(*WEIGHTS))
+        )
     names = {name for name, _ in event_columns(dataset)}
     checks += [
         (_is_invalid(f), f"{f.name} {_allowed(f)}") for f in dataset.of(Owner.CONTEXT) if f.name in names

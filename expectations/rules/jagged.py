@@ -10,7 +10,7 @@ from expectations.rules import sql
 from expectations.rules.rule import Rule, row_rule
 from spark_jobs.contract.clock import DAY_MS
 from spark_jobs.contract.features import MAX_REALTIME, MAX_STATIC, Dataset, Group, Kind
-from spark_jobs.contract.tables import STRUCTURE_COLUMNS
+from spark_jobs.contract.tables import WEIGHTS, structure_columns
 
 _LISTS = (Group.STATIC, Group.REALTIME, Group.CANDIDATE)
 
@@ -22,7 +22,8 @@ def jagged_rules(dataset: Dataset) -> tuple[Rule, ...]:
         *_length_rules(dataset),
         *_time_rules(dataset),
         *_visible_rules(),
-        *_structure_value_rules(),
+        *_structure_value_rules(dataset),
+        *_weight_rules(dataset),
         *_label_rules(),
         *_feature_rules(dataset),
         *_clock_rules(dataset),
@@ -49,7 +50,7 @@ def _key_rules(dataset: Dataset) -> tuple[Rule, ...]:
 def _length_rules(dataset: Dataset) -> tuple[Rule, ...]:
     rules = []
     for group in _LISTS:
-        columns = [name for of, name, _ in STRUCTURE_COLUMNS if of is group]
+        columns = [name for of, name, _ in structure_columns(dataset) if of is group]
         columns += [f"{group}_{feature.name}" for feature in dataset.in_group(group)]
         rules.append(
             row_rule(
@@ -140,13 +141,22 @@ def _visible_rules() -> tuple[Rule, ...]:
     )
 
 
-def _structure_value_rules() -> tuple[Rule, ...]:
+def _structure_value_rules(dataset: Dataset) -> tuple[Rule, ...]:
     """Times, counts and ids without null; labels have rules of their own."""
     return tuple(
         row_rule(f"{name}_present", name, f"no null in {name}", sql.list_has_null(name), name)
-        for _, name, _ in STRUCTURE_COLUMNS
+        for _, name, _ in structure_columns(dataset)
         if not name.startswith("label_")
     )
+
+
+def _weight_rules(dataset: Dataset) -> tuple[Rule, ...]:
+    if not dataset.has_weights:
+        return ()
+    column, (low, high) = "candidate_weight", WEIGHTS
+    broken = f"array_min({column}) < {low!r}D OR array_max({column}) > {high!r}D"
+    text = f"a candidate stands for {low:g} to {high:g} impressions"
+    return (row_rule("candidate_weight_values", column, text, f"coalesce({broken}, false)", column),)
 
 
 def _label_rules() -> tuple[Rule, ...]:

@@ -1,7 +1,7 @@
 """`JaggedBatch`: rows of the samples table as tensors, without padding.
 
 One dataclass from the encoder to the model, for training, evaluation and serving. Values of a group lie end
-to end, feature by feature, so that a batch is eleven tensors however many features a dataset declares.
+to end, feature by feature, so that a batch is twelve tensors however many features a dataset declares.
 
 Legend: B rows, P, S, R, C tokens of a group over all rows (P = B for the profile), F features.
 """
@@ -32,6 +32,7 @@ class JaggedBatch:
         realtime_visible: int32 `[R]`: R tokens of the row strictly earlier than this one.
         candidate_visible: int32 `[C]`: R tokens of the row strictly earlier than this candidate.
         labels: float32 `[2, C]`: click, conversion (zero where a request has none yet).
+        weights: float32 `[C]`: how many impressions a candidate stands for; 1 where nothing was sampled.
         frozen_numbers: float32 `[F_numbers of candidates]`: what replaces a candidate's number while the
             real-time state is frozen; infinity where the number stays.
     """
@@ -42,6 +43,7 @@ class JaggedBatch:
     realtime_visible: Tensor
     candidate_visible: Tensor
     labels: Tensor
+    weights: Tensor
     frozen_numbers: Tensor
 
     @property
@@ -69,6 +71,12 @@ class JaggedBatch:
         total: Tensor = sum(self.lengths.values(), torch.zeros_like(self.lengths[Group.CANDIDATE]))
         return total + self.num_profile
 
+    def weights_B(self) -> Tensor:  # noqa: N802
+        """Sum of the candidates' weights of each row, float64 `[B]`."""
+        ends_B = self.lengths[Group.CANDIDATE].cumsum(0)
+        summed = torch.cat([self.weights.new_zeros(1, dtype=torch.float64), self.weights.double().cumsum(0)])
+        return summed[ends_B] - summed[ends_B - self.lengths[Group.CANDIDATE]]
+
     def num_candidates_B(self) -> Tensor:  # noqa: N802
         """Candidates of each row, int64 `[B]`."""
         return self.lengths[Group.CANDIDATE]
@@ -81,6 +89,7 @@ class JaggedBatch:
             realtime_visible=change(self.realtime_visible),
             candidate_visible=change(self.candidate_visible),
             labels=change(self.labels),
+            weights=change(self.weights),
             frozen_numbers=change(self.frozen_numbers),
         )
 
@@ -114,6 +123,7 @@ class JaggedBatch:
             realtime_visible=self.realtime_visible[place[Group.REALTIME]],
             candidate_visible=self.candidate_visible[place[Group.CANDIDATE]],
             labels=self.labels[:, place[Group.CANDIDATE]],
+            weights=self.weights[place[Group.CANDIDATE]],
             frozen_numbers=self.frozen_numbers,
         )
 

@@ -31,6 +31,7 @@ from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Owne
 from spark_jobs.contract.tables import TYPE_NAMES, item_type, sample_columns
 
 RECENCY = "recency"
+LABELS = ("label_click", "label_conversion")
 _BEHAVIOURS = (Group.STATIC, Group.REALTIME)
 _RATE_MARGIN = 1e-4  # rates are clipped to [margin, 1 - margin] before the logit
 Array = npt.NDArray[Any]
@@ -99,11 +100,10 @@ class SampleEncoder:
     def __init__(self, dataset: Dataset, max_static: int = 1000) -> None:
         self.dataset = dataset
         self.max_static = max_static
-        labels = ("label_click", "label_conversion")
-        needed = [name for name, _ in sample_columns(dataset)]
-        unread = {"candidate_request_id", "candidate_impression_id", "candidate_time_ms", *labels}
-        self.columns = [name for name in needed if name not in unread]
-        self.label_columns = labels
+        weights = ("candidate_weight",) if dataset.has_weights else ()
+        self.label_columns = (*LABELS, *weights)
+        unread = {"candidate_request_id", "candidate_impression_id", "candidate_time_ms", *self.label_columns}
+        self.columns = [name for name, _ in sample_columns(dataset) if name not in unread]
 
     def encode(self, rows: pa.Table | Sequence[dict[str, Any]]) -> JaggedBatch:
         """Encodes rows, whose label columns may be missing (a request has none yet).
@@ -129,6 +129,7 @@ class SampleEncoder:
             realtime_visible=self._visible(reader, Group.REALTIME),
             candidate_visible=self._visible(reader, Group.CANDIDATE),
             labels=labels,
+            weights=self._weights(reader),
             frozen_numbers=self.frozen_numbers(),
         )
 
@@ -189,11 +190,21 @@ class SampleEncoder:
 
     def _labels(self, reader: _Rows) -> Tensor:
         labels = np.zeros((2, reader.num_tokens(Group.CANDIDATE)), np.float32)
-        for row, column in zip(labels, self.label_columns, strict=True):
+        for row, column in zip(labels, LABELS, strict=True):
             if column in reader.table.column_names:
                 row[:] = reader.values(column, Group.CANDIDATE)
                 reader.check(column, Group.CANDIDATE, row, (row == 0) | (row == 1), "0 or 1")
         return torch.from_numpy(labels)
+
+    def _weights(self, reader: _Rows) -> Tensor:
+        """Weights of candidates; 1 where the dataset or the table has none."""
+        column = "candidate_weight"
+        if not self.dataset.has_weights or column not in reader.table.column_names:
+            return torch.ones(reader.num_tokens(Group.CANDIDATE))
+        values = reader.values(column, Group.CANDIDATE).astype(np.float32)
+        is_valid = (values > 0) & np.isfinite(values)
+        reader.check(column, Group.CANDIDATE, values, is_valid, "a finite weight above 0")
+        return torch.from_numpy(values)
 
 
 class _Rows:

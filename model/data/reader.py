@@ -159,7 +159,8 @@ class Step:
     Attributes:
         name: `<ds>/<pass>/<step>`, to find the batch again.
         batch: This rank's share; may have no rows when a step has fewer rows than ranks.
-        num_candidates: Candidates of the step over all ranks, by which the loss is weighed.
+        num_candidates: Candidates of the step over all ranks.
+        weight: Sum of their weights, by which the loss is divided; their number where nothing was sampled.
         num_tokens: Tokens of the step over all ranks.
         row_hash: Hash of each of the rank's rows in (0, 1), for reproducible random choices.
     """
@@ -167,6 +168,7 @@ class Step:
     name: str
     batch: JaggedBatch
     num_candidates: int
+    weight: float
     num_tokens: int
     row_hash: torch.Tensor
 
@@ -217,7 +219,7 @@ def steps_of(
         order = np.lexsort((chunk["window_start_ms"].to_numpy(), chunk["user_id"].to_numpy(), hashes))
         rows = encoder.encode(chunk).select(torch.from_numpy(order))
         row_hash = torch.from_numpy(mix64(hashes[order].view(np.int64)) / 2.0**64)
-        tokens, candidates = rows.tokens_B(), rows.num_candidates_B()
+        tokens, candidates, weights = rows.tokens_B(), rows.num_candidates_B(), rows.weights_B()
         first = 0
         for end in token_cuts(tokens, batch_tokens):
             # A rank takes the rows whose middle token lies in its part of the step's tokens: every row falls
@@ -232,6 +234,7 @@ def steps_of(
                 name=f"{ds}/{pass_number}/{number}",
                 batch=rows.select(share),
                 num_candidates=int(candidates[first:end].sum()),
+                weight=float(weights[first:end].sum()),
                 num_tokens=int(tokens[first:end].sum()),
                 row_hash=row_hash[share],
             )

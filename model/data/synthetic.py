@@ -61,6 +61,8 @@ def _row(
         "candidate_request_id": [f"{user}-{time}" for time in candidate_ms],
         "candidate_impression_id": [f"{user}-{place}" for place in range(num_candidates)],
     }
+    if dataset.has_weights:
+        row["candidate_weight"] = rng.uniform(0.5, 20, num_candidates).astype(np.float32)
     sizes = {Group.STATIC: num_static, Group.REALTIME: num_realtime, Group.CANDIDATE: num_candidates}
     for group in Group:
         for feature in dataset.in_group(group):

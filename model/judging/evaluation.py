@@ -47,6 +47,7 @@ def metrics_of(dataset: Dataset, frame: dict[str, Array], scores: dict[str, Arra
             window=window,
             user=user,
             request=request,
+            weight=frame.get("weight"),
         )
     return metrics
 
@@ -93,8 +94,8 @@ def evaluate(dataset: Dataset, run: Run, champion: Champion | None, device: str 
         "samples_version": samples.version,
         "candidates": len(frame["user_id"]),
         "users": len(np.unique(frame["user_id"])),
-        "click_rate": float(frame["label_click"].mean()),
-        "conversion_rate": float(frame["label_conversion"].mean()),
+        "click_rate": float(np.average(frame["label_click"], weights=frame.get("weight"))),
+        "conversion_rate": float(np.average(frame["label_conversion"], weights=frame.get("weight"))),
         "candidate": {"digest": run.digest, **metrics.pop("candidate")},
         "champion": None
         if champion is None

@@ -171,24 +171,29 @@ def auc(label: Array, score: Array) -> float:
     return group_auc(np.zeros(len(label), np.int64), label, score).gauc
 
 
-def log_loss(label: Array, score: Array) -> float:
+def log_loss(label: Array, score: Array, weight: Array | None = None) -> float:
     """Mean binary cross entropy of probabilities, clipped to [1e-7, 1 - 1e-7]."""
     p = np.clip(score.astype(np.float64), 1e-7, 1 - 1e-7)
-    return float(-np.mean(label * np.log(p) + (1 - label) * np.log1p(-p)))
+    return float(-np.average(label * np.log(p) + (1 - label) * np.log1p(-p), weights=weight))
 
 
-def copc(label: Array, score: Array) -> float:
+def copc(label: Array, score: Array, weight: Array | None = None) -> float:
     """Clicks over predicted clicks: 1 is calibrated; NaN when nothing is predicted."""
+    label, score = (label, score) if weight is None else (label * weight, score * weight)
     predicted = float(score.sum())
     return float(label.sum()) / predicted if predicted > 0 else float("nan")
 
 
-def calibration_error(label: Array, score: Array, num_bins: int = 20) -> float:
-    """Expected calibration error over bins of equal size, sorted by score."""
+def calibration_error(
+    label: Array, score: Array, num_bins: int = 20, *, weight: Array | None = None
+) -> float:
+    """Expected calibration error over bins of equal numbers of rows, sorted by score."""
+    total = float(len(label) if weight is None else weight.sum())
     order = np.argsort(score, kind="stable")
     parts = np.array_split(order, min(num_bins, max(len(order), 1)))
+    label, score = (label, score) if weight is None else (label * weight, score * weight)
     gaps = [abs(float(label[part].sum()) - float(score[part].sum())) for part in parts if len(part)]
-    return sum(gaps) / len(order) if len(order) else float("nan")
+    return sum(gaps) / total if len(order) else float("nan")
 
 
 def group_ids(*columns: Array) -> Array:
@@ -209,6 +214,7 @@ def task_metrics(
     window: Array,
     user: Array,
     request: Array | None = None,
+    weight: Array | None = None,
 ) -> dict[str, float]:
     """All metrics of one task.
 
@@ -223,16 +229,18 @@ def task_metrics(
         window: Integer of each row's user and window, `[N]`.
         user: Integer of each row's user, `[N]`.
         request: Integer of each row's request, `[N]`; None where requests have one candidate.
+        weight: How many impressions each row stands for, `[N]`, in log loss and calibration; AUC and GAUC
+            rank the rows that were sampled, not weighted by it. None where nothing was sampled.
     """
     groups = group_auc(window, label, frozen)
     low, high = groups.interval(user)
     metrics = {
         f"{task}_auc": auc(label, live),
         f"{task}_auc_frozen": auc(label, frozen),
-        f"{task}_log_loss": log_loss(label, live),
-        f"{task}_log_loss_frozen": log_loss(label, frozen),
-        f"{task}_copc": copc(label, live),
-        f"{task}_calibration_error": calibration_error(label, live),
+        f"{task}_log_loss": log_loss(label, live, weight),
+        f"{task}_log_loss_frozen": log_loss(label, frozen, weight),
+        f"{task}_copc": copc(label, live, weight),
+        f"{task}_calibration_error": calibration_error(label, live, weight=weight),
         f"{task}_gauc": groups.gauc,
         f"{task}_gauc_mean": groups.mean,
         f"{task}_gauc_low": low,

@@ -114,6 +114,7 @@ def candidate_frame(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
         ("request_id", "candidate_request_id"),
         ("label_click", "label_click"),
         ("label_conversion", "label_conversion"),
+        *([("weight", "candidate_weight")] if "candidate_weight" in table.column_names else []),
     ):
         flat = table.column(column).combine_chunks().flatten()
         frame[name] = flat.to_numpy(zero_copy_only=False)

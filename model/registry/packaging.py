@@ -43,7 +43,7 @@ REQUIREMENTS = (
     "deltalake",
 )
 # A request has no ids or times of candidates to tell; they are keys of the samples table, never inputs.
-_OPTIONAL = ("candidate_time_ms", "candidate_request_id", "candidate_impression_id")
+_OPTIONAL = ("candidate_time_ms", "candidate_request_id", "candidate_impression_id", "candidate_weight")
 
 
 def signature_of(dataset: Dataset) -> ModelSignature:

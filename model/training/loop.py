@@ -241,7 +241,7 @@ def _fit(trainer: Trainer, table: SamplesTable, encoder: SampleEncoder, day: str
     rows = encoder.encode(table.sample(day, _FIT_ROWS, [*encoder.columns, *encoder.label_columns]))
     trainer.scaler.fit(rows)
     if trainer.num_steps == 0:
-        trainer.heads.start_at(rows.labels.mean(1))
+        trainer.heads.start_at((rows.labels * rows.weights).sum(1) / rows.weights.sum())
 
 
 def _mean_loss(losses: list[Any], day: str) -> float:

@@ -102,8 +102,10 @@ class Trainer:
             group["lr"] = train.dense_lr * min(1.0, (self.num_steps + 1) / (train.warmup_steps + 1))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
             logits = self.model(batch)
-        total = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
-        loss = total / step.num_candidates
+        total = nn.functional.binary_cross_entropy_with_logits(
+            logits, batch.labels, weight=batch.weights, reduction="sum"
+        )
+        loss = total / step.weight
         self.optimizer.zero_grad()
         # Both DDP and the row-wise exchange divide gradients by the number of ranks.
         (loss * dist.get_world_size()).backward()  # type: ignore[no-untyped-call]

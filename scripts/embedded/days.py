@@ -64,11 +64,18 @@ def seed(settings: EmbeddedSettings, days: list[str]) -> dict[str, list[str]]:
 def simulation(settings: EmbeddedSettings, days: list[str]) -> dict[str, list[str]]:
     """Command that writes the raw logs of the days, by name; none for a dataset with logs of its own.
 
-    `USERS` and `IMPRESSIONS` (a day) change the size of the simulated app. With `SIMULATE=0` nothing is
-    simulated: the raw logs of foodlog's layout are somebody's own.
+    `USERS` and `IMPRESSIONS` (a day) change the size of the simulated app. With `SIMULATE=0`, or a folder
+    of raw logs, nothing is simulated: logs of foodlog's layout are somebody's own.
+
+    Raises:
+        UsageError: Both a folder and a simulation are asked for, or a size is no number.
     """
     simulate, sizes = simulation_asked_for()
-    if settings.dataset != "foodlog" or simulate is False:
+    if simulate and settings.data is not None:
+        raise UsageError(
+            f"DATA={settings.data} holds raw logs and SIMULATE=1 would write others: give one of them"
+        )
+    if settings.dataset != "foodlog" or simulate is False or settings.data is not None:
         return {}
     options = []
     for variable, option in (("USERS", "--users"), ("IMPRESSIONS", "--impressions-a-day")):

@@ -26,9 +26,15 @@ CLOCK_VALUES = {"hour": 24, "weekday": 7}
 KEY_FEATURES = {"user_id": "profile", "item_id": "item", "action": "action"}
 RESERVED = frozenset(
     "event_id event_type request_id impression_id time_ms ds delivery_ds arrival_ms file reason row record "
-    "window_start_ms window_end_ms window offset visible label_click label_conversion click_ms "
+    "window_start_ms window_end_ms window offset visible shown_ms label_click label_conversion click_ms "
     "conversion_ms known earlier is_on_time is_active candidates behaviours behaviour history last "
     "static realtime candidate profile first_delivery_ds last_delivery_ds recency".split()
+)
+
+# MTGR_<NAME> is the folder of a dataset's raw logs, and these are settings.
+SETTINGS = frozenset(
+    "var lake runs dataset preset device threads launcher train_launcher python retries retry_seconds "
+    "schedule scheduled kill_at trace_phases alert_webhook".split()
 )
 
 
@@ -206,6 +212,10 @@ def check_dataset(dataset: Dataset) -> None:
     thing = f"dataset {dataset.name!r}"
     if not isinstance(dataset.name, str) or not re.fullmatch(NAME, dataset.name):
         refuse(thing, "is no name", "use lower case letters, digits and underscores")
+    if dataset.name in SETTINGS:
+        refuse(
+            thing, f"MTGR_{dataset.name.upper()} is a setting, not a folder of raw logs", "call it otherwise"
+        )
     for name, (low, high) in {
         "attribution_ms": (1, DAY_MS),  # outcomes are read of the day and the next
         "history_days": (1, MAX_DAYS),
@@ -214,8 +224,9 @@ def check_dataset(dataset: Dataset) -> None:
         "utc_offset_hours": (-12, 14),
     }.items():
         whole(getattr(dataset, name), low, high, f"{thing}, {name}")
-    if not isinstance(dataset.has_requests, bool):
-        refuse(thing, f"has_requests is {dataset.has_requests!r}", "give True or False")
+    for name in ("has_requests", "has_weights"):
+        if not isinstance(getattr(dataset, name), bool):
+            refuse(thing, f"{name} is {getattr(dataset, name)!r}", "give True or False")
     _check_names(dataset, thing)
     for feature in dataset.features:
         if feature.owner == "action" and feature.cardinality != len(dataset.actions) + 1:
@@ -230,6 +241,8 @@ def check_dataset(dataset: Dataset) -> None:
 
 def _check_names(dataset: Dataset, thing: str) -> None:
     owners: dict[str, str] = {}
+    if dataset.has_weights and any(feature.name == "weight" for feature in dataset.features):
+        refuse(thing, "feature 'weight' beside has_weights=True, whose column that is", "call it otherwise")
     sizes: dict[str, int] = {}
     for feature in dataset.features:
         if feature.name in owners:

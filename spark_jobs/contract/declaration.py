@@ -15,9 +15,18 @@ from typing import Any, get_args, get_origin, get_type_hints
 from spark_jobs.contract.features import Dataset, FeatureSpec, Kind
 
 # What of a dataset a run keeps: the rest is of the pipeline that makes its rows.
-_KEPT = ("name", "features", "actions", "conversion", "utc_offset_hours", "attribution_ms", "has_requests")
+_KEPT = (
+    "name",
+    "features",
+    "actions",
+    "conversion",
+    "utc_offset_hours",
+    "attribution_ms",
+    "has_requests",
+    "has_weights",
+)
 _READ_BY_MODELS = ("actions", "utc_offset_hours")
-_LEARNED_BY_MODELS = ("attribution_ms",)
+_LEARNED_BY_MODELS = ("attribution_ms", "has_weights")
 _NOT_READ = ("description", "low", "high")  # but for what `_meaning` takes of the range
 
 

@@ -216,6 +216,8 @@ class Dataset:
         late_days: A record that arrives more days after its event than this is quarantined.
         max_impressions_a_day: A user with more impressions on a day is taken for a bot and left out.
         has_requests: Whether a request shows several candidates, so that `*_gauc_request` has a meaning.
+        has_weights: Whether candidates were sampled from more: events then have a column `weight`, how many
+            impressions an impression stands for (1 where absent); an outcome has that of its impression.
         snapshot: When the snapshots of users and items are taken: no feature is younger than the day's start.
         limits: Thresholds of its gates and of promotion; they are no part of what a sample is.
 
@@ -233,6 +235,7 @@ class Dataset:
     late_days: int = 3
     max_impressions_a_day: int = 2000
     has_requests: bool = True
+    has_weights: bool = False
     snapshot: Snapshot = Snapshot.BEFORE_DAY
     limits: Limits = field(default_factory=Limits, repr=False)
 

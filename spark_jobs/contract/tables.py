@@ -30,7 +30,9 @@ KEY_COLUMNS: tuple[tuple[str, str], ...] = (
     ("window_end_ms", "bigint"),
 )
 
-STRUCTURE_COLUMNS: tuple[tuple[Group, str, str], ...] = (
+WEIGHTS = (1e-3, 1e6)  # least and greatest sampling weight of an impression
+_WEIGHT = (Group.CANDIDATE, "candidate_weight", "array<float>")
+_STRUCTURE_COLUMNS: tuple[tuple[Group, str, str], ...] = (
     (Group.STATIC, "static_time_ms", "array<bigint>"),
     (Group.REALTIME, "realtime_time_ms", "array<bigint>"),
     (Group.REALTIME, "realtime_visible", "array<int>"),
@@ -76,12 +78,13 @@ def item_type(kind: str) -> tuple[str, bool]:
 
 
 def event_columns(dataset: Dataset) -> list[tuple[str, str]]:
-    """(column, Spark SQL type) of the `events` table: the common columns, then the context features.
+    """(column, Spark SQL type) of the `events` table: the common columns, the weight, the context features.
 
     `hour` and `weekday` are computed from `time_ms` when samples are built and are not stored in events.
     """
     context = [f for f in dataset.of(Owner.CONTEXT) if f.name not in CLOCK_FEATURES]
-    return [*EVENT_COLUMNS, *((f.name, SCALAR_TYPES[f.kind]) for f in context)]
+    weight = [("weight", "float")] if dataset.has_weights else []
+    return [*EVENT_COLUMNS, *weight, *((f.name, SCALAR_TYPES[f.kind]) for f in context)]
 
 
 def dimension_columns(dataset: Dataset, owner: Owner) -> list[tuple[str, str]]:
@@ -94,11 +97,16 @@ def dimension_columns(dataset: Dataset, owner: Owner) -> list[tuple[str, str]]:
     return [(key, "bigint"), *((f.name, SCALAR_TYPES[f.kind]) for f in features), ("ds", "string")]
 
 
+def structure_columns(dataset: Dataset) -> tuple[tuple[Group, str, str], ...]:
+    """(group, column, Spark SQL type) of what the samples hold of tokens beside features."""
+    return (*_STRUCTURE_COLUMNS, _WEIGHT) if dataset.has_weights else _STRUCTURE_COLUMNS
+
+
 def sample_columns(dataset: Dataset) -> list[tuple[str, str]]:
     """(column, Spark SQL type) of the `samples` table, in order: key, then group by group."""
     columns = list(KEY_COLUMNS)
     for group in Group:
-        columns += [(name, kind) for of, name, kind in STRUCTURE_COLUMNS if of is group]
+        columns += [(name, kind) for of, name, kind in structure_columns(dataset) if of is group]
         for feature in dataset.in_group(group):
             scalar = SCALAR_TYPES[feature.kind]
             column = f"{group}_{feature.name}"
@@ -114,7 +122,7 @@ def rows_digest(dataset: Dataset) -> str:
     """
     clock = (dataset.utc_offset_hours, dataset.attribution_ms, dataset.history_days, dataset.snapshot)
     columns = [_made_from(feature) for feature in dataset.features]
-    made_from = (dataset.name, clock, dataset.max_impressions_a_day, columns)
+    made_from = (dataset.name, clock, dataset.max_impressions_a_day, dataset.has_weights, columns)
     return hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
 
 

@@ -29,8 +29,16 @@ from spark_jobs.contract.features import (
     Group,
     Owner,
 )
-from spark_jobs.contract.tables import STRUCTURE_COLUMNS, sample_columns
-from spark_jobs.samples.events import around, at_requests, is_event, known, with_context, with_items
+from spark_jobs.contract.tables import sample_columns, structure_columns
+from spark_jobs.samples.events import (
+    around,
+    at_requests,
+    is_event,
+    known,
+    with_context,
+    with_items,
+    with_weights,
+)
 from spark_jobs.samples.statistics import (
     Keys,
     by_keys,
@@ -81,6 +89,7 @@ def build(
     """
     limits = limits or Limits()
     items_df = keep(items_df)
+    events_df = events_df.transform(with_weights, dataset)
     past_df = (
         known_before(events_df, dataset, ds)
         .transform(with_context, dataset)
@@ -132,10 +141,12 @@ class Past:
     Args:
         of_users_df: `countable` events of the day's users; they lie by user.
         counts: Counts that are not by user, one row a key; under no keys, those of all events.
+        is_weighted: Whether rates are of weights.
     """
 
     of_users_df: DataFrame
     counts: Mapping[Keys, DataFrame]
+    is_weighted: bool
 
     @classmethod
     def of(
@@ -159,21 +170,22 @@ class Past:
         counts: dict[Keys, DataFrame] = {}
         for keys, features in {(): rates(dataset.features), **keyed}.items():
             if features and "user_id" not in keys:
-                counts[keys] = keep(day_counts(events_df, keys, features))
+                counts[keys] = keep(day_counts(events_df, keys, features, dataset.has_weights))
         for counts_df in counts.values():
             counts_df.count()
-        return cls(of_users_df=events_df.where("is_active"), counts=counts)
+        return cls(of_users_df=events_df.where("is_active"), counts=counts, is_weighted=dataset.has_weights)
 
     def joined(self, df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
         """Adds statistics over days; what nothing was counted of has those of zero events."""
         features = list(features)
         if with_prior := rates(features):
-            df = df.crossJoin(F.broadcast(global_rates(self.counts[()], with_prior)))
+            df = df.crossJoin(F.broadcast(global_rates(self.counts[()], with_prior, self.is_weighted)))
         for keys, of_keys in by_keys(features, today=False).items():
             counts_df = self.counts.get(keys)
             if counts_df is None:
-                counts_df = day_counts(self.of_users_df, keys, of_keys).hint("shuffle_hash")
-            df = df.join(counts_df, list(keys), "left").transform(with_values, of_keys)
+                counts_df = day_counts(self.of_users_df, keys, of_keys, self.is_weighted)
+                counts_df = counts_df.hint("shuffle_hash")
+            df = df.join(counts_df, list(keys), "left").transform(with_values, of_keys, self.is_weighted)
         priors = {(f.statistic.measure, f.statistic.days) for f in with_prior if f.statistic}
         return df.drop(*(global_column(measure, days) for measure, days in priors))
 
@@ -246,6 +258,7 @@ def as_lists(today_df: DataFrame, dataset: Dataset) -> DataFrame:
         "impression_id",
         "label_click",
         "label_conversion",
+        *(["weight"] if dataset.has_weights else []),
         *dict.fromkeys(slot(f) for f in dataset.in_group(Group.CANDIDATE)),
     )
     is_candidate = is_event(EventType.IMPRESSION)
@@ -326,7 +339,7 @@ def as_samples(windows_df: DataFrame, dataset: Dataset, ds: str, limits: Limits)
         for group, name in feature.columns():
             own = F.col(group) if feature.owner is Owner.ACTION else F.col(group)[slot(feature)]
             made.setdefault(name, own[feature.name])
-    for group, name, _ in STRUCTURE_COLUMNS:
+    for group, name, _ in structure_columns(dataset):
         made.setdefault(name, F.col(group)[name.removeprefix(f"{group}_")])
     return windows_df.select(*(made[name].cast(kind).alias(name) for name, kind in sample_columns(dataset)))
 

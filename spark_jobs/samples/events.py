@@ -155,6 +155,13 @@ def with_context(events_df: DataFrame, dataset: Dataset) -> DataFrame:
     return events_df.withColumns(columns)
 
 
+def with_weights(events_df: DataFrame, dataset: Dataset) -> DataFrame:
+    """Gives an event without a weight the weight 1, where the dataset has weights."""
+    if not dataset.has_weights:
+        return events_df
+    return events_df.withColumn("weight", F.coalesce(F.col("weight"), F.lit(1.0)).cast("float"))
+
+
 def with_items(events_df: DataFrame, items_df: DataFrame, dataset: Dataset) -> DataFrame:
     """Adds the item's features as of the day; an item that the catalogue lacks has the "unknown" values."""
     features = [f for f in dataset.of(Owner.ITEM) if f.name != "item_id"]

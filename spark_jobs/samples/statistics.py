@@ -3,10 +3,11 @@
 A dataset declares what it wants (`contract.Statistic`); nothing here knows a feature by name. All windows
 and measures of one key set come out of one aggregation. Actions are counted over all behaviours, shown before
 or not; days since the last of them are 1 for the day before, and the window's length and one more where it
-has none. With n impressions and x clicks or conversions of a
-key in a window, a rate is `(x + 20 g) / (n + 20)`, at most 1, where g is the rate of all users over the same
-window, and 0 over "today": before the day nothing of it is known, and a state that is frozen there has all of
-it at zero.
+has none. With n impressions and x clicks or conversions of a key in a window, a rate is
+`(x + 20 g) / (n + 20)`, at most 1, where g is the rate of all users over the same window, and 0 over "today":
+before the day nothing of it is known, and a state that is frozen there has all of it at zero. Where
+candidates have weights, n and x are sums of weights, added as decimals so that no order of rows changes a
+value; plain counts stay counts of rows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _EVENT_OF = {
     Measure.CONVERSIONS: EventType.CONVERSION,
 }
 _COUNTED_BY = {Measure.CTR: Measure.CLICKS, Measure.CTCVR: Measure.CONVERSIONS}
+_EXACT = "decimal(28,9)"
 Keys = tuple[str, ...]
 
 
@@ -35,6 +37,7 @@ class Count(NamedTuple):
 
     measure: Measure
     action: str = ""
+    is_weighted: bool = False
 
     @property
     def flag(self) -> str:
@@ -51,17 +54,18 @@ def by_keys(features: Iterable[FeatureSpec], *, today: bool) -> dict[Keys, list[
     return grouped
 
 
-def counts(statistic: Statistic) -> tuple[Count, ...]:
-    """The plain counts that a statistic is computed from."""
+def counts(statistic: Statistic, is_weighted: bool = False) -> tuple[Count, ...]:
+    """The counts that a statistic is computed from: of a rate, sums of weights where candidates have them."""
     if statistic.measure.is_rate:
-        return Count(_COUNTED_BY[statistic.measure]), Count(Measure.IMPRESSIONS)
+        parts = (_COUNTED_BY[statistic.measure], Measure.IMPRESSIONS)
+        return tuple(Count(measure, is_weighted=is_weighted) for measure in parts)
     return (Count(statistic.measure, statistic.action),)
 
 
 def count_column(keys: Keys, count: Count, days: int) -> str:
     """Name of the column that holds a plain count."""
-    what = f"{count.measure}_{count.action}" if count.action else str(count.measure)
-    return f"_{'_'.join(keys)}_{what}_{days}"
+    what = [count.measure, *([count.action] if count.action else []), *(["w"] if count.is_weighted else [])]
+    return f"_{'_'.join([*keys, *what])}_{days}"
 
 
 def is_counted(counts: Iterable[Count], actions: Sequence[str]) -> dict[str, Column]:
@@ -80,37 +84,48 @@ def is_counted(counts: Iterable[Count], actions: Sequence[str]) -> dict[str, Col
 
 
 def countable(past_df: DataFrame, keys: Iterable[str], dataset: Dataset, ds: str) -> DataFrame:
-    """What `day_counts` needs of events before day `ds`: keys, `_age` in days, and a flag a `Count`."""
-    flags = is_counted((count for count, _ in _wanted(dataset.features)), dataset.actions)
-    age = F.datediff(F.lit(ds).cast("date"), F.col("ds").cast("date"))
-    return past_df.select(*keys, age.alias("_age"), *(flag.alias(name) for name, flag in flags.items()))
+    """What `day_counts` needs of events before day `ds`: keys, `_age`, `_weight`, a flag a `Count`."""
+    flags = is_counted((count for count, _ in _wanted(dataset.features, False)), dataset.actions)
+    columns = {"_age": F.datediff(F.lit(ds).cast("date"), F.col("ds").cast("date")), **flags}
+    if dataset.has_weights:
+        columns["_weight"] = F.col("weight")
+    return past_df.select(*keys, *(column.alias(name) for name, column in columns.items()))
 
 
-def day_counts(events_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec]) -> DataFrame:
+def day_counts(
+    events_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec], is_weighted: bool = False
+) -> DataFrame:
     """Counts over every window that the features need: one row a key, or one of everything for no keys.
 
     Args:
         events_df: `countable` events with the key columns.
         keys: Columns to group by.
         features: Statistics over days with these keys (whatever their keys, when `keys` is empty).
+        is_weighted: Whether rates are of weights.
 
     Returns:
         The keys and one `count_column(keys, count, days)` a count and window.
     """
-    wanted = _wanted(features)
+    wanted = _wanted(features, is_weighted)
     counted = []
     for count, days in wanted:
-        age = F.when(F.col(count.flag) & (F.col("_age") <= days), F.col("_age"))
-        value = F.min(age) if count.measure.is_recency else F.count(age)
+        is_one = F.col(count.flag) & (F.col("_age") <= days)
+        if count.is_weighted:
+            value = F.sum(F.when(is_one, F.col("_weight").cast(_EXACT))).cast("double")
+        else:
+            age = F.when(is_one, F.col("_age"))
+            value = F.min(age) if count.measure.is_recency else F.count(age)
         counted.append(value.alias(count_column(keys, count, days)))
     longest = max((days for _, days in wanted), default=0)
     return events_df.where(F.col("_age") <= longest).groupBy(*keys).agg(*counted)
 
 
-def _wanted(features: Iterable[FeatureSpec]) -> list[tuple[Count, int]]:
+def _wanted(features: Iterable[FeatureSpec], is_weighted: bool) -> list[tuple[Count, int]]:
     """What is counted, over which of the windows before the day."""
     statistics = (f.statistic for f in features if f.statistic and f.statistic.days)
-    return sorted({(count, statistic.days) for statistic in statistics for count in counts(statistic)})
+    return sorted(
+        {(count, statistic.days) for statistic in statistics for count in counts(statistic, is_weighted)}
+    )
 
 
 def rates(features: Iterable[FeatureSpec]) -> list[FeatureSpec]:
@@ -118,20 +133,23 @@ def rates(features: Iterable[FeatureSpec]) -> list[FeatureSpec]:
     return [f for f in features if f.statistic and f.statistic.days and f.statistic.measure.is_rate]
 
 
-def global_rates(counts_df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
+def global_rates(
+    counts_df: DataFrame, features: Iterable[FeatureSpec], is_weighted: bool = False
+) -> DataFrame:
     """One row with the rates of all users, a `global_column` a rate.
 
     Args:
         counts_df: `day_counts` by nothing.
         features: The features that need them, see `rates`.
+        is_weighted: Whether rates are of weights.
     """
     wanted = sorted({(f.statistic.measure, f.statistic.days) for f in features if f.statistic})
     return counts_df.select(
         *(
             F.coalesce(
                 F.try_divide(
-                    F.col(count_column((), Count(_COUNTED_BY[measure]), days)),
-                    F.col(count_column((), Count(Measure.IMPRESSIONS), days)),
+                    F.col(count_column((), Count(_COUNTED_BY[measure], is_weighted=is_weighted), days)),
+                    F.col(count_column((), Count(Measure.IMPRESSIONS, is_weighted=is_weighted), days)),
                 ),
                 F.lit(0.0),
             ).alias(global_column(measure, days))
@@ -145,13 +163,13 @@ def global_column(measure: Measure, days: int) -> str:
     return f"_global_{measure}_{days}"
 
 
-def with_values(df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
+def with_values(df: DataFrame, features: Iterable[FeatureSpec], is_weighted: bool = False) -> DataFrame:
     """Replaces the counts of statistics by their values: a struct `slot(feature)` that holds them by name."""
     features = list(features)
-    used = {column for f in features for column in _columns(f)}
+    used = {column for f in features for column in _columns(f, is_weighted)}
     slots: dict[str, list[Column]] = {}
     for feature in features:
-        slots.setdefault(slot(feature), []).append(_value(feature).alias(feature.name))
+        slots.setdefault(slot(feature), []).append(_value(feature, is_weighted).alias(feature.name))
     return df.withColumns({name: F.struct(*values) for name, values in slots.items()}).drop(*used)
 
 
@@ -167,19 +185,19 @@ def slot(feature: FeatureSpec) -> str:
     return f"{'_'.join(feature.statistic.keys)}_{when}"
 
 
-def _columns(feature: FeatureSpec) -> list[str]:
+def _columns(feature: FeatureSpec, is_weighted: bool) -> list[str]:
     statistic = feature.statistic
     if statistic is None:
         raise ValueError(f"feature {feature.name!r} is no statistic")
-    return [count_column(statistic.keys, count, statistic.days) for count in counts(statistic)]
+    return [count_column(statistic.keys, count, statistic.days) for count in counts(statistic, is_weighted)]
 
 
-def _value(feature: FeatureSpec) -> Column:
+def _value(feature: FeatureSpec, is_weighted: bool) -> Column:
     """The feature from its counts (null: nothing counted) and, for a rate over days, all users' rate."""
     statistic = feature.statistic
     assert statistic is not None
     nothing = statistic.days + 1 if statistic.measure.is_recency else 0
-    numbers = [F.coalesce(F.col(column), F.lit(nothing)) for column in _columns(feature)]
+    numbers = [F.coalesce(F.col(column), F.lit(nothing)) for column in _columns(feature, is_weighted)]
     if not statistic.measure.is_rate:
         return F.least(numbers[0].cast("double"), F.lit(feature.high)).cast("float")
     prior = F.col(global_column(statistic.measure, statistic.days)) if statistic.days else F.lit(0.0)
@@ -196,15 +214,21 @@ def with_today(today_df: DataFrame, dataset: Dataset) -> DataFrame:
             everybody's day.
     """
     for keys, of_keys in by_keys(dataset.features, today=True).items():
-        flags = {count: count.flag for f in of_keys if f.statistic for count in counts(f.statistic)}
-        is_it = is_counted(flags, dataset.actions)
+        is_weighted = dataset.has_weights
+        wanted = [count for f in of_keys if f.statistic for count in counts(f.statistic, is_weighted)]
+        is_it = is_counted(wanted, dataset.actions)
         earlier = Window.partitionBy(*keys).orderBy("time_ms").rangeBetween(Window.unboundedPreceding, -1)
         today_df = today_df.withColumns(
             {
-                count_column(keys, count, 0): F.sum((F.col("is_on_time") & is_it[flag]).cast("int")).over(
-                    earlier
+                count_column(keys, count, 0): F.sum(
+                    F.when(
+                        F.col("is_on_time") & is_it[count.flag],
+                        F.col("weight").cast(_EXACT) if count.is_weighted else F.lit(1),
+                    )
                 )
-                for count, flag in flags.items()
+                .over(earlier)
+                .cast("double" if count.is_weighted else "bigint")
+                for count in dict.fromkeys(wanted)
             }
-        ).transform(with_values, of_keys)
+        ).transform(with_values, of_keys, is_weighted)
     return today_df

@@ -13,8 +13,10 @@ import pytest
 
 from expectations.judging import validation
 from expectations.judging.validation import NothingValidatedError, expectation_suite, validate
+from expectations.rules.listing import rule_tables
 from expectations.rules.rule import Fact, Rule, Suite, Trailing
 from expectations.rules.suites import SUITES, suite_of
+from spark_jobs.contract.datasets import DATASETS
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.contract.kuairand import KUAIRAND
 from tests.expectations.mini import LIMITS, MINI
@@ -146,3 +148,9 @@ def test_rules_must_bound_something() -> None:
 
 def test_nothing_is_sent_anywhere() -> None:
     assert json.dumps(validation._config(Path("/nowhere")).analytics_enabled) == "false"
+
+
+def test_the_list_of_rules_has_a_dataset_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATASETS, "mini", MINI)
+    text = rule_tables()
+    assert all(f"### mini: {name} (" in text for name in SUITES)

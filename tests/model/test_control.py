@@ -84,7 +84,7 @@ def test_a_ranker_without_items_gains_nothing_from_labels_that_it_sees(
             if number == 0:
                 trainer.scaler.fit(batch)
             hashes = torch.from_numpy(rng.random(400))
-            trainer.step(Step(name=f"{number}", batch=batch, num_candidates=1600, num_tokens=0,
+            trainer.step(Step(name=f"{number}", batch=batch, num_candidates=1600, weight=1600.0, num_tokens=0,
                               row_hash=hashes))  # fmt: skip
         state = trainer.state()
         assert state is not None

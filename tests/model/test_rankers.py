@@ -48,6 +48,7 @@ def test_mask_is_the_papers_example():
         realtime_visible=torch.tensor([0, 1], dtype=torch.int32),
         candidate_visible=torch.tensor([2, 1, 0], dtype=torch.int32),
         labels=torch.zeros(2, 3),
+        weights=torch.ones(3),
         frozen_numbers=torch.zeros(0),
     )
     tokens = ["U", "s2", "s1", "r2", "r1", "target1", "target2", "target3"]

@@ -239,6 +239,7 @@ def take_steps(rank, world_size):
                 name=str(number),
                 batch=batch,
                 num_candidates=rows.select(step).num_candidates,
+                weight=float(rows.select(step).num_candidates),
                 num_tokens=0,
                 row_hash=torch.ones(batch.num_rows),
             )
@@ -324,7 +325,12 @@ def test_the_papers_presets_train_in_bfloat16(lake, preset):
     table = random_samples(DATASET, 64, max_static=300, max_realtime=40, max_candidates=30)
     rows = SampleEncoder(DATASET).encode(table)
     step = Step(
-        name="0", batch=rows, num_candidates=rows.num_candidates, num_tokens=0, row_hash=torch.ones(64)
+        name="0",
+        batch=rows,
+        num_candidates=rows.num_candidates,
+        weight=rows.num_candidates,
+        num_tokens=0,
+        row_hash=torch.ones(64),
     )
     with process_group(gpu):
         trainer = Trainer(DATASET, config, gpu)

@@ -8,7 +8,7 @@ import pytest
 
 from model.config.presets import PRESETS, tiny
 from model.embeddings.sizes import TableSize
-from scripts.embedded.days import days_from_environment
+from scripts.embedded.days import days_from_environment, simulation
 from scripts.embedded.settings import REPOSITORY, UsageError, settings_from_environment
 from spark_jobs.contract import datasets
 from spark_jobs.contract.foodlog import FOODLOG
@@ -101,6 +101,16 @@ def test_data_is_the_folder_of_the_dataset_that_is_run(monkeypatch, tmp_path, da
     monkeypatch.delenv("DATA")
     monkeypatch.setenv(f"MTGR_{dataset.upper()}", str(tmp_path))
     assert settings_from_environment().data == tmp_path
+
+
+def test_nothing_is_simulated_beside_raw_logs_of_ones_own(monkeypatch, tmp_path):
+    monkeypatch.delenv("SIMULATE", raising=False)
+    assert list(simulation(settings_from_environment(), ["2026-03-01"])) == ["simulate"]
+    monkeypatch.setenv("DATA", str(tmp_path))
+    assert simulation(settings_from_environment(), ["2026-03-01"]) == {}
+    monkeypatch.setenv("SIMULATE", "1")
+    with pytest.raises(UsageError, match=r"DATA=.* holds raw logs and SIMULATE=1 would write others"):
+        simulation(settings_from_environment(), ["2026-03-01"])
 
 
 def test_a_dataset_without_a_source_is_named_at_once(monkeypatch):

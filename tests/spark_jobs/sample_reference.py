@@ -162,6 +162,8 @@ def _sample(
         "label_click": [click for click, _ in labels],
         "label_conversion": [conversion for _, conversion in labels],
     }
+    if dataset.has_weights:
+        row["candidate_weight"] = [_weight(e) for e in candidates]
     for spec in dataset.in_group(Group.PROFILE):
         row[f"profile_{spec.name}"] = (
             feature(spec, profile) if spec.statistic else _or_unknown(spec, profile.get(spec.name))
@@ -194,9 +196,17 @@ def _statistic_value(
         return float(len(days_between(max(done), ds)) - 1 if done else days + 1)
     if not measure.is_rate:
         return min(float(count(mine, _COUNTED[measure])), spec.high)
-    shown = count(within, "impression")
-    prior = count(within, _X[measure]) / shown if with_prior and shown else 0.0
-    return min(1.0, (count(mine, _X[measure]) + 20 * prior) / (count(mine, "impression") + 20))
+
+    def total(rows: list[Row], kind: str) -> float:
+        return sum(_weight(e) if dataset.has_weights else 1 for e in rows if e["event_type"] == kind)
+
+    shown = total(within, "impression")
+    prior = total(within, _X[measure]) / shown if with_prior and shown else 0.0
+    return min(1.0, (total(mine, _X[measure]) + 20 * prior) / (total(mine, "impression") + 20))
+
+
+def _weight(event: Row) -> float:
+    return 1.0 if event.get("weight") is None else float(event["weight"])
 
 
 def _labels(candidate: Row, events: list[Row], dataset: Dataset) -> tuple[int, int]:

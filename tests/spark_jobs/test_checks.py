@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spark_jobs.contract import datasets
+from spark_jobs.contract import checks, datasets
 from spark_jobs.contract.declare import action_counts, category, days_since, id_feature, number, statistics
 from spark_jobs.contract.features import Dataset, FeatureSpec, Kind, Measure, Owner, Statistic
 
@@ -198,6 +199,11 @@ def test_a_range_that_a_statistic_leaves_is_refused() -> None:
         ((), {"actions": "buy"}, r"actions: 'buy' is no tuple of names; write \('buy',\)"),
         ((), {"actions": ("view", "tap", "Buy It")}, "actions: 'Buy It' is no name"),
         ((), {"name": "my-shop"}, "dataset 'my-shop': is no name"),
+        (
+            (),
+            {"name": "lake"},
+            "dataset 'lake': MTGR_LAKE is a setting, not a folder of raw logs; call it otherwise",
+        ),
         ((), {"utc_offset_hours": 5.5}, "utc_offset_hours: 5.5 is no whole number from -12 to 14"),
         ((), {"utc_offset_hours": 330}, "utc_offset_hours: 330 is no whole number from -12 to 14"),
         (
@@ -210,6 +216,12 @@ def test_a_range_that_a_statistic_leaves_is_refused() -> None:
         ((), {"history_days": 0}, "history_days: 0 is no whole number from 1 to 365"),
         ((), {"history_days": 1000}, "history_days: 1000 is no whole number from 1 to 365"),
         ((), {"snapshot": "at noon"}, "dataset 'shop', snapshot: 'at noon' is none of before_day, after_day"),
+        ((), {"has_weights": 1}, "has_weights is 1; give True or False"),
+        (
+            (number("weight", Owner.ITEM, 0, 9, ""),),
+            {"has_weights": True},
+            "feature 'weight' beside has_weights=True, whose column that is; call it otherwise",
+        ),
         ((), {"has_requests": "no"}, "has_requests is 'no'; give True or False"),
         ((), {"late_days": -1}, "late_days: -1 is no whole number"),
         ((), {"max_impressions_a_day": 0}, "max_impressions_a_day: 0 is no whole number"),
@@ -293,3 +305,11 @@ def test_a_dataset_without_a_module_is_named_before_spark_starts(tmp_path: Path)
         ValueError, match=r"dataset 'stall' has no source: write spark_jobs/sources/stall\.py"
     ):
         datasets.require_source(dataclasses.replace(shop(), name="stall"), tmp_path)
+
+
+def test_no_setting_is_left_out_of_the_names_that_a_dataset_cannot_have() -> None:
+    root = Path(__file__).resolve().parents[2]
+    folders = ("spark_jobs", "model", "expectations", "scripts", "dags")
+    texts = [path.read_text() for folder in folders for path in (root / folder).rglob("*.py")]
+    named = {name.lower() for text in texts for name in re.findall(r"MTGR_([A-Z_]+[A-Z])", text)}
+    assert named - set(datasets.DATASETS) <= checks.SETTINGS

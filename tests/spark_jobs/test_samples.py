@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from spark_jobs.build_samples import as_of
-from spark_jobs.contract.features import Owner, Snapshot
+from spark_jobs.contract.features import Dataset, Owner, Snapshot
 from spark_jobs.contract.tables import dimension_columns, event_columns, sample_columns
+from spark_jobs.ingest import with_reason
 from spark_jobs.lake.writer import content_hash
 from spark_jobs.samples.build import Limits, build
 from spark_jobs.samples.events import bots, events_of, snapshot_ds, without
@@ -59,10 +60,12 @@ def frame(spark: Any, rows: list[Row], columns: list[tuple[str, str]]) -> Any:
     return spark.createDataFrame([tuple(row.get(name) for name, _ in columns) for row in rows], schema)
 
 
-def build_df(spark: Any, events: list[Row], ds: str = DS, limits: Limits | None = None) -> Any:
-    events_df = events_of(frame(spark, events, event_columns(TINY)))
-    people_df = without(events_df, bots(events_df, TINY))
-    return build(people_df, *snapshots(spark, ds), TINY, ds, limits)
+def build_df(
+    spark: Any, events: list[Row], ds: str = DS, limits: Limits | None = None, dataset: Dataset = TINY
+) -> Any:
+    events_df = events_of(frame(spark, events, event_columns(dataset)))
+    people_df = without(events_df, bots(events_df, dataset))
+    return build(people_df, *snapshots(spark, ds), dataset, ds, limits)
 
 
 def snapshots(spark: Any, ds: str) -> list[Any]:
@@ -74,8 +77,10 @@ def snapshots(spark: Any, ds: str) -> list[Any]:
     ]
 
 
-def built(spark: Any, events: list[Row], ds: str = DS, limits: Limits | None = None) -> list[Row]:
-    rows = [row.asDict() for row in build_df(spark, events, ds, limits).collect()]
+def built(
+    spark: Any, events: list[Row], ds: str = DS, limits: Limits | None = None, dataset: Dataset = TINY
+) -> list[Row]:
+    rows = [row.asDict() for row in build_df(spark, events, ds, limits, dataset).collect()]
     return sorted(rows, key=lambda row: (row["user_id"], row["window_start_ms"]))
 
 
@@ -314,11 +319,24 @@ def random_events(seed: int, number: int = 260) -> list[Row]:
     return events
 
 
-@pytest.mark.parametrize(("seed", "ds"), [(1, DS), (2, "2026-03-06")])
-def test_random_events_give_what_the_slow_reference_gives(spark: Any, seed: int, ds: str) -> None:
-    events = random_events(seed)
-    wanted = reference_samples(events, USERS, ITEMS, TINY, ds, max_static=6, max_realtime=3)
-    found = built(spark, events, ds, Limits(static=6, realtime=3))
+def weighted(events: list[Row], seed: int) -> list[Row]:
+    """The events with weights of impressions and, for some, of what followed them."""
+    draw = random.Random(seed)
+    return [event | {"weight": draw.choice([None, 0.5, 4.0, 20.0])} for event in events]
+
+
+WEIGHTED = replace(TINY, has_weights=True)
+
+
+@pytest.mark.parametrize(
+    ("seed", "ds", "dataset"), [(1, DS, TINY), (2, "2026-03-06", WEIGHTED)], ids=["plain", "weighted"]
+)
+def test_random_events_give_what_the_slow_reference_gives(
+    spark: Any, seed: int, ds: str, dataset: Dataset
+) -> None:
+    events = weighted(random_events(seed), seed)
+    wanted = reference_samples(events, USERS, ITEMS, dataset, ds, max_static=6, max_realtime=3)
+    found = built(spark, events, ds, Limits(static=6, realtime=3), dataset)
     assert len(wanted) > len({row["user_id"] for row in wanted}), "no day was cut"
     assert len(found) == len(wanted)
     for mine, theirs in zip(found, wanted, strict=True):
@@ -330,6 +348,18 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(other, list):
         return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
     return math.isclose(one, other, rel_tol=1e-6) if isinstance(other, float) else bool(one == other)
+
+
+def test_a_weight_that_is_none_is_refused_by_ingest(spark: Any) -> None:
+    weights = [None, 1.0, 0.001, 1e6, 0.0, -1.0, 1e7, math.nan, math.inf]
+    rows = [
+        event(f"w{i}", "impression", 1, 10, START + i) | {"weight": weight}
+        for i, weight in enumerate(weights)
+    ]
+    frame_df = frame(spark, rows, event_columns(WEIGHTED)).orderBy("time_ms")
+    reasons = [row["reason"] for row in frame_df.transform(with_reason, WEIGHTED, DS).collect()]
+    assert reasons[:4] == [None] * 4
+    assert reasons[4:] == ["weight is outside of 0.001..1e+06"] * 5
 
 
 @pytest.mark.slow
