@@ -42,7 +42,7 @@ def run(settings: EmbeddedSettings, days: list[str]) -> tuple[Mapping[str, float
     meanwhile = simulation(settings, days)
     print_line(f"{settings.dataset}, preset {settings.preset}, {days[0]} to {days[-1]}: starting components")
     with embedded(settings, "make run", afresh=True, meanwhile=meanwhile) as (processes, api):
-        for name, command in seed(settings, days).items():
+        for name, command in seed(settings).items():
             print_line(f"ingesting the {name}")
             processes.run(name.replace(" ", "-"), settings.with_spark(command))
         since = datetime.now(UTC)

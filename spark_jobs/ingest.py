@@ -1,12 +1,16 @@
 """Ingest: the delivery of one day becomes rows of `events`, `users`, `items` and, where broken, `quarantine`.
 
     python -m spark_jobs.ingest --dataset foodlog --ds 2026-03-01
+    python -m spark_jobs.ingest --dataset kuairand --history
 
 A delivery replaces what it brought before, in one commit, wherever in time its events lie: a rerun or a
 corrected delivery leaves neither copies nor remains. An event goes to the day it happened on, never to the
 day it arrived on; one that arrives more than `late_days` later is quarantined. Within a delivery the copy of
 an event that arrived last wins; copies in several deliveries are resolved where events are read
 (`spark_jobs.samples.events.events_of`). The snapshots of users and items are stored whole, a partition a day.
+
+`--history` takes in what happened before the log, where the source knows of it, as a delivery of its own
+(`HISTORY_DS`): its events lie on their own days, however long ago, and every day of the log knows them.
 
 Prints one JSON line: `{"ds", "events", "duplicates", "late_days", "quarantined", ...}`. Exit code 1 when the
 delivery is absent, has too many broken records (`MAX_BROKEN_SHARE`), or would replace events by nothing.
@@ -17,6 +21,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -25,7 +30,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 from spark_jobs.contract import command, environment, locations
-from spark_jobs.contract.clock import DAY_MS
+from spark_jobs.contract.clock import DAY_MS, HISTORY_DS
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner
 from spark_jobs.contract.phases import reach
@@ -35,10 +40,12 @@ from spark_jobs.lake.log import exists
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
 from spark_jobs.lake.session import spark_session
 from spark_jobs.lake.writer import replace_partition, table_at
-from spark_jobs.sources import Delivery, day_of, source_of
+from spark_jobs.sources import Delivery, day_of, read_history, source_of
 
 logger = logging.getLogger(__name__)
-MAX_BROKEN_SHARE = 0.05
+MAX_BROKEN_SHARE = 0.05  # of the events together, and of each log
+_MIN_BROKEN = 10  # fewer broken records of one log are chance, whatever their share
+_SNAPSHOTS = ("users", "items")
 _NEEDS_IMPRESSION = (EventType.IMPRESSION, EventType.CLICK, EventType.CONVERSION)
 
 
@@ -47,16 +54,17 @@ class DeliveryRefusedError(CommandError):
 
 
 def last_copies(events_df: DataFrame) -> DataFrame:
-    """One row an event id: the copy that arrived last; of equal arrivals the greatest row, always the same.
+    """One row an event id and type: the copy that arrived last; of equal arrivals the greatest row.
 
-    Rows without an id are kept as they are: they are quarantined later, each of them.
+    Logs may count their ids each for itself: click 1 is no copy of order 1. Rows without an id are kept as
+    they are: they are quarantined later, each of them.
     """
-    rest = [c for c in events_df.columns if c not in ("event_id", "arrival_ms")]
+    rest = [c for c in events_df.columns if c not in ("event_type", "event_id", "arrival_ms")]
     last_df = (
         events_df.where(F.col("event_id").isNotNull())
-        .groupBy("event_id")
+        .groupBy("event_type", "event_id")
         .agg(F.max(F.struct("arrival_ms", *rest)).alias("last"))
-        .select("event_id", "last.*")
+        .select("event_type", "event_id", "last.*")
     )
     return last_df.unionByName(events_df.where(F.col("event_id").isNull()))
 
@@ -73,9 +81,9 @@ def with_reason(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
 
     Times are milliseconds; a value in seconds or microseconds is refused by its year, never guessed at.
     """
-    time, start, end = F.col("time_ms"), dataset.day_start_ms(ds), dataset.day_end_ms(ds)
     is_type = [F.col("event_type") == kind.value for kind in EventType]
-    checks: list[tuple[Column, str]] = [
+    checks: list[tuple[Column, str | Column]] = [
+        *_text_checks(events_df),
         (F.col("event_id").isNull() | (F.col("event_id") == ""), "no event_id"),
         (
             F.col("event_type").isNull() | ~reduce(Column.__or__, is_type),
@@ -83,16 +91,8 @@ def with_reason(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
         ),
         (F.col("user_id").isNull(), "no user_id"),
         (F.col("item_id").isNull(), "no item_id"),
-        (time.isNull(), "no time_ms"),
-        (
-            ~time.between(start - 366 * DAY_MS, end + 366 * DAY_MS),
-            "time_ms is more than a year from the delivery: not milliseconds, or a wrong clock",
-        ),
-        (time.between(end + DAY_MS, end + 366 * DAY_MS), "time_ms is after the delivery was closed"),
-        (
-            time.between(start - 366 * DAY_MS, start - dataset.late_days * DAY_MS - 1),
-            _late_reason(dataset),
-        ),
+        (F.col("time_ms").isNull(), "no time_ms"),
+        *_time_checks(dataset, ds),
         (
             F.col("event_type").isin(*_NEEDS_IMPRESSION) & F.col("impression_id").isNull(),
             "no impression_id",
@@ -116,6 +116,38 @@ def with_reason(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
     return events_df.withColumn("reason", _first_reason(checks))
 
 
+def _time_checks(dataset: Dataset, ds: str) -> list[tuple[Column, str]]:
+    """What a time may be; that of the history from before the log any since 1990."""
+    time = F.col("time_ms")
+    if ds == HISTORY_DS:
+        since, until = dataset.day_start_ms("1990-01-01"), dataset.day_start_ms("2100-01-01")
+        return [(~time.between(since, until), "time_ms is not in milliseconds of 1990 to 2100")]
+    start, end = dataset.day_start_ms(ds), dataset.day_end_ms(ds)
+    return [
+        (
+            ~time.between(start - 366 * DAY_MS, end + 366 * DAY_MS),
+            "time_ms is more than a year from the delivery: not milliseconds, or a wrong clock",
+        ),
+        (time.between(end + DAY_MS, end + 366 * DAY_MS), "time_ms is after the delivery was closed"),
+        (
+            time.between(start - 366 * DAY_MS, start - dataset.late_days * DAY_MS - 1),
+            _late_reason(dataset),
+        ),
+    ]
+
+
+def _text_checks(rows_df: DataFrame) -> list[tuple[Column, str | Column]]:
+    """What a source has marked as not of its type, and texts that other engines refuse."""
+    texts = [name for name in ("event_id", "request_id", "impression_id") if name in rows_df.columns]
+    checks: list[tuple[Column, str | Column]] = [
+        (~F.is_valid_utf8(name), f"{name} is not UTF-8") for name in texts
+    ]
+    if "mistyped" in rows_df.columns:
+        names = F.array_join(F.json_object_keys("mistyped"), ", ")
+        checks.append((F.col("mistyped").isNotNull(), F.concat(F.lit("not of its type: "), names)))
+    return checks
+
+
 def _late_reason(dataset: Dataset) -> str:
     return f"arrived more than {dataset.late_days} days late"
 
@@ -133,20 +165,25 @@ def _allowed(feature: FeatureSpec) -> str:
     return f"is outside of 0..{feature.cardinality - 1}"
 
 
-def _first_reason(checks: Sequence[tuple[Column, str]]) -> Column:
+def _first_reason(checks: Sequence[tuple[Column, str | Column]]) -> Column:
     """The text of the first check that is true; null conditions are false."""
-    return F.coalesce(*(F.when(condition, F.lit(text)) for condition, text in checks))
+    texts = ((condition, F.lit(text) if isinstance(text, str) else text) for condition, text in checks)
+    return F.coalesce(*(F.when(condition, text) for condition, text in texts))
 
 
 def checked_dimension(rows_df: DataFrame, dataset: Dataset, owner: Owner, ds: str) -> DataFrame:
-    """Dimension rows of a delivery, one a key, with `reason` where a row cannot be taken."""
+    """Rows of a snapshot, one a key and each without a key, with `reason` where a row cannot be taken."""
     columns = dimension_columns(dataset, owner)
     key = columns[0][0]
     names = [name for name, _ in columns if name not in (key, "ds")]
     specs = {f.name: f for f in dataset.of(owner)}
-    checks = [(F.col(key).isNull(), f"no {key}")]
+    checks = [*_text_checks(rows_df), (F.col(key).isNull(), f"no {key}")]
     checks += [(_is_invalid(specs[name]), f"{name} {_allowed(specs[name])}") for name in names]
-    latest_df = rows_df.groupBy(key).agg(F.max(F.struct(*names)).alias("row")).select(key, "row.*")
+    rest = [*names, *({"mistyped"} & {*rows_df.columns})]
+    rows_df = rows_df.select(key, *rest)
+    keyed_df = rows_df.where(F.col(key).isNotNull())
+    latest_df = keyed_df.groupBy(key).agg(F.max(F.struct(*rest)).alias("row")).select(key, "row.*")
+    latest_df = latest_df.unionByName(rows_df.where(F.col(key).isNull()))
     return latest_df.withColumn("ds", F.lit(ds)).withColumn("reason", _first_reason(checks))
 
 
@@ -169,8 +206,29 @@ def ingest(spark: SparkSession, dataset: Dataset, ds: str, root: str) -> dict[st
     """
     delivery = source_of(dataset.name).read_delivery(spark, root, ds)
     reach("ingest:delivery_read")
+    return _take(spark, dataset, ds, delivery)
+
+
+def ingest_history(spark: SparkSession, dataset: Dataset, root: str) -> dict[str, Any]:
+    """Takes in what happened before the log; nothing where the source knows of none.
+
+    Raises:
+        DeliveryRefusedError: Too many of its records are broken.
+        LakeError: A table could not be written.
+    """
+    delivery = read_history(spark, dataset.name, root)
+    if delivery is None:
+        logger.info("%s has no history from before the log", dataset.name)
+        return {"dataset": dataset.name, "ds": HISTORY_DS, "events": 0}
+    return _take(spark, dataset, HISTORY_DS, delivery)
+
+
+def _take(spark: SparkSession, dataset: Dataset, ds: str, delivery: Delivery) -> dict[str, Any]:
+    events_df = delivery.events_df
+    if "log" not in events_df.columns:
+        events_df = events_df.withColumn("log", F.lit("events"))
     checked_df = (
-        delivery.events_df.transform(last_copies)
+        events_df.transform(last_copies)
         .transform(with_days, dataset, ds)
         .transform(with_reason, dataset, ds)
         .persist()
@@ -184,25 +242,49 @@ def ingest(spark: SparkSession, dataset: Dataset, ds: str, root: str) -> dict[st
 def _write(
     spark: SparkSession, dataset: Dataset, ds: str, delivery: Delivery, checked_df: DataFrame
 ) -> dict[str, Any]:
-    users_df = checked_dimension(delivery.users_df, dataset, Owner.PROFILE, ds)
-    items_df = checked_dimension(delivery.items_df, dataset, Owner.ITEM, ds)
-    quarantined_df = (
-        delivery.broken_df.unionByName(
-            as_quarantined(checked_df.where("reason IS NOT NULL"), "events", file="file")
+    snapshots = {
+        name: checked_dimension(rows_df, dataset, owner, ds).persist()
+        for name, owner, rows_df in (
+            ("users", Owner.PROFILE, delivery.users_df),
+            ("items", Owner.ITEM, delivery.items_df),
         )
-        .unionByName(as_quarantined(users_df.where("reason IS NOT NULL"), "users"))
-        .unionByName(as_quarantined(items_df.where("reason IS NOT NULL"), "items"))
-    )
-    counts = _counts(dataset, ds, delivery, checked_df, quarantined_df)
+        if rows_df is not None
+    }
+    try:
+        return _write_checked(spark, dataset, ds, delivery, checked_df, snapshots)
+    finally:
+        for snapshot_df in snapshots.values():
+            snapshot_df.unpersist()
+
+
+def _write_checked(
+    spark: SparkSession,
+    dataset: Dataset,
+    ds: str,
+    delivery: Delivery,
+    checked_df: DataFrame,
+    snapshots: Mapping[str, DataFrame],
+) -> dict[str, Any]:
+    refused_df = checked_df.where("reason IS NOT NULL")
+    quarantined_df = delivery.broken_df.unionByName(as_quarantined(refused_df, F.col("log"), file="file"))
+    for name, snapshot_df in snapshots.items():
+        refused_df = snapshot_df.where("reason IS NOT NULL")
+        quarantined_df = quarantined_df.unionByName(as_quarantined(refused_df, name))
+    usable = {name: snapshot_df.where("reason IS NULL").count() for name, snapshot_df in snapshots.items()}
+    counts = _counts(dataset, ds, delivery, checked_df, quarantined_df, usable)
     _refuse_when_broken(dataset, ds, counts)
     metadata = {"ds": ds, "inputs": {"delivery": ds}}
     versions = {"quarantine": quarantine(quarantined_df, dataset.name, ds, "ingest", metadata)}
-    for name, owner, rows_df in (("users", Owner.PROFILE, users_df), ("items", Owner.ITEM, items_df)):
-        versions[name] = _write_dimension(dataset, name, owner, rows_df, ds, metadata)
+    for name, snapshot_df in snapshots.items():
+        owner = Owner.PROFILE if name == "users" else Owner.ITEM
+        versions[name] = _write_dimension(dataset, name, owner, snapshot_df, ds, metadata)
     columns = event_columns(dataset)
     uri = locations.table(dataset.name, "events")
+    good_df = checked_df.where("reason IS NULL").select(*(name for name, _ in columns))
+    if ds == HISTORY_DS:
+        good_df = good_df.repartition("ds")  # one file for each of many days, not one a task
     versions["events"] = replace_partition(
-        checked_df.where("reason IS NULL").select(*(name for name, _ in columns)),
+        good_df,
         uri,
         {"delivery_ds": ds},
         columns=columns,
@@ -241,41 +323,60 @@ def _write_dimension(
 
 
 def _counts(
-    dataset: Dataset, ds: str, delivery: Delivery, checked_df: DataFrame, quarantined_df: DataFrame
+    dataset: Dataset,
+    ds: str,
+    delivery: Delivery,
+    checked_df: DataFrame,
+    quarantined_df: DataFrame,
+    usable: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Counts of a delivery; days and reasons are few and come to the driver.
+    """Counts of a delivery; days, logs and reasons are few and come to the driver.
 
-    `broken` counts event records alone, without those that are only late.
+    `broken` counts event records alone, `logs` the usable and the broken records of every log, snapshots with
+    theirs; what is only late is not broken.
     """
     records = delivery.events_df.count()
-    rows = (
-        checked_df.groupBy("ds", F.col("reason").isNull().alias("good"))
-        .agg(F.count("*").alias("n"))
-        .collect()
-    )
-    found = quarantined_df.groupBy("log", "reason").agg(F.count("*").alias("n")).collect()
-    reasons: dict[str, int] = {}
-    for row in found:
-        reasons[row["reason"]] = reasons.get(row["reason"], 0) + int(row["n"])
-    broken = sum(row["n"] for row in found if row["log"] not in ("users", "items"))
+    is_good = F.col("reason").isNull().alias("good")
+    rows = checked_df.groupBy("ds", "log", is_good).agg(F.count("*").alias("n")).collect()
+    refused = quarantined_df.groupBy("log", "reason").agg(F.count("*").alias("n")).collect()
+    reasons: Counter[str] = Counter()
+    logs: dict[str, dict[str, int]] = {name: {"usable": n, "broken": 0} for name, n in usable.items()}
+    for row in rows:
+        logs.setdefault(row["log"], {"usable": 0, "broken": 0})["usable"] += row["n"] if row["good"] else 0
+    for row in refused:
+        reasons[row["reason"]] += row["n"]
+        if row["reason"] != _late_reason(dataset):
+            logs.setdefault(row["log"], {"usable": 0, "broken": 0})["broken"] += row["n"]
     return {
         "records": records,
         "events": sum(row["n"] for row in rows if row["good"]),
         "duplicates": records - sum(row["n"] for row in rows),
-        "late_days": sorted(row["ds"] for row in rows if row["good"] and row["ds"] < ds),
-        "broken": broken - reasons.get(_late_reason(dataset), 0),
+        "late_days": sorted({row["ds"] for row in rows if row["good"] and row["ds"] < ds}),
+        "broken": sum(log["broken"] for name, log in logs.items() if name not in _SNAPSHOTS),
         "quarantined": sum(reasons.values()),
         "reasons": dict(sorted(reasons.items())),
+        "logs": dict(sorted(logs.items())),
     }
 
 
 def _refuse_when_broken(dataset: Dataset, ds: str, counts: dict[str, Any]) -> None:
-    broken = counts["broken"]
-    share = broken / max(1, broken + counts["events"] + counts["duplicates"])
-    if share > MAX_BROKEN_SHARE:
+    """Raises when the events together or one log have too many broken records, or a snapshot is none."""
+    logs: dict[str, dict[str, int]] = counts["logs"]
+    problems = [
+        f"the snapshot {name} has no usable record ({log['broken']} broken)"
+        for name, log in logs.items()
+        if name in _SNAPSHOTS and not log["usable"]
+    ]
+    shares = {name: (log["broken"], log["broken"] + log["usable"]) for name, log in logs.items()}
+    shares["the delivery"] = (counts["broken"], counts["broken"] + counts["events"] + counts["duplicates"])
+    problems += [
+        f"{broken} broken records, {broken / total:.1%} of {name}, at most {MAX_BROKEN_SHARE:.0%} are taken"
+        for name, (broken, total) in shares.items()
+        if broken > MAX_BROKEN_SHARE * total and (broken >= _MIN_BROKEN or name == "the delivery")
+    ]
+    if problems:
         raise DeliveryRefusedError(
-            f"{dataset.name} {ds}: {broken} broken records, {share:.1%} of the delivery, at most "
-            f"{MAX_BROKEN_SHARE:.0%} are taken; nothing was changed. Reasons: {counts['reasons']}. "
+            f"{dataset.name} {ds}: {'; '.join(problems)}; nothing was changed. Reasons: {counts['reasons']}. "
             "Have the delivery repaired, then run again"
         )
 
@@ -288,7 +389,9 @@ def raw_root(dataset: str) -> str:
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     dataset, ds = arguments.dataset, arguments.ds
     spark = spark_session(f"ingest {dataset.name} {ds}")
-    with spark_errors(f"ingest of {dataset.name} {ds}"):
+    with spark_errors(f"ingest of {dataset.name} {ds or 'history'}"):
+        if arguments.history:
+            return ingest_history(spark, dataset, raw_root(dataset.name))
         return ingest(spark, dataset, ds, raw_root(dataset.name))
 
 
@@ -296,7 +399,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Ingests one delivery; see `command.run` for the exit codes."""
     parser = command.parser("spark_jobs.ingest", __doc__)
     command.add_dataset(parser)
-    command.add_day(parser, help="day of the delivery, YYYY-MM-DD")
+    what = parser.add_mutually_exclusive_group(required=True)
+    command.add_day(what, required=False, help="day of the delivery, YYYY-MM-DD")
+    what.add_argument("--history", action="store_true", help="what happened before the log")
     return command.run(parser, _run, argv)
 
 

@@ -86,7 +86,7 @@ def event_joins(
         .select((F.col("broken").cast("double") / (F.col("broken") + F.col("rows"))).alias("value"))
     )
     return _collected(
-        duplicate_events=_surplus(delivery_df.where("event_id IS NOT NULL"), "event_id"),
+        duplicate_events=_surplus(delivery_df.where("event_id IS NOT NULL"), "event_type", "event_id"),
         known_users=_known_share(impressions_df, known.users_df, "user_id"),
         known_items=_known_share(impressions_df, known.items_df, "item_id"),
         labelled_impressions=_known_share(labels_df, known.impressions_df, "impression_id"),
@@ -184,10 +184,10 @@ def _known_share(df: DataFrame, known_df: DataFrame, key: str) -> DataFrame:
     return joined_df.agg((known.cast("double") / F.sum("count")).alias("value"))
 
 
-def _surplus(df: DataFrame, key: str) -> DataFrame:
+def _surplus(df: DataFrame, *key: str) -> DataFrame:
     """How many rows repeat a key that an earlier row has."""
     return (
-        df.groupBy(key)
+        df.groupBy(*key)
         .count()
         .agg(F.coalesce(F.sum(F.col("count") - 1), F.lit(0)).cast("double").alias("value"))
     )

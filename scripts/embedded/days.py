@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from scripts.embedded.components import python
 from scripts.embedded.settings import EmbeddedSettings, days_asked_for, simulation_asked_for
 from spark_jobs.contract.clock import days_between, parse_day, shift_day
@@ -43,22 +41,16 @@ def days_from_environment(dataset: str, *, required: bool = False) -> list[str]:
     return days
 
 
-def seed(settings: EmbeddedSettings, days: list[str]) -> dict[str, list[str]]:
-    """Command that takes in the history from before the log, by name; none where there is no such file.
+def seed(settings: EmbeddedSettings) -> dict[str, list[str]]:
+    """Command that takes in the history from before the log, by name; none where the source knows of none.
 
-    KuaiRand's optional `user_history_before_YYYYMMDD.parquet` is the delivery of the day before that date:
-    events without impressions, which no gate would let pass. It is ingested once, before the first day.
+    Its events lie on days of which no gate has seen a delivery. It is ingested before the first day.
     """
-    if settings.data is None:
+    from spark_jobs.sources import has_history  # needs PySpark, which a command's --help need not wait for
+
+    if not has_history(settings.dataset):
         return {}
-    names = sorted(path.stem for path in settings.data.rglob("user_history_before_*.parquet"))
-    found = [re.fullmatch(r"user_history_before_(\d{4})(\d{2})(\d{2})", name) for name in names]
-    seeds = [shift_day("-".join(match.groups()), -1) for match in found if match]
-    return {
-        f"history of {ds}": python("spark_jobs.ingest", "--dataset", settings.dataset, "--ds", ds)
-        for ds in seeds
-        if ds < days[0]
-    }
+    return {"history": python("spark_jobs.ingest", "--dataset", settings.dataset, "--history")}
 
 
 def simulation(settings: EmbeddedSettings, days: list[str]) -> dict[str, list[str]]:

@@ -6,6 +6,9 @@ import re
 from datetime import date, timedelta
 
 DAY_MS = 24 * 60 * 60 * 1000
+HISTORY_DS = (
+    "0001-01-01"  # the delivery of what happened before the log: earlier than any day that knows of it
+)
 
 
 def parse_day(ds: str) -> date:

@@ -80,7 +80,12 @@ def add_dataset(parser: argparse.ArgumentParser, *, required: bool = True) -> No
 
 
 def add_day(
-    parser: argparse.ArgumentParser, name: str = "--ds", *, help: str, required: bool = True, **more: Any
+    parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup,
+    name: str = "--ds",
+    *,
+    help: str,
+    required: bool = True,
+    **more: Any,
 ) -> None:
     """Adds an argument that is a day, YYYY-MM-DD."""
     from spark_jobs.contract.clock import parse_day

@@ -12,7 +12,10 @@ from pyspark.errors import PySparkException
 from spark_jobs.lake.log import LakeError, full_disk
 
 SPARK_ERRORS = (PySparkException, Py4JError)  # the latter is what a classic session does not convert
-_STACK = re.compile(r"at |\.\.\. \d+ more")
+_STACK = re.compile(r"at |\.\.\. \d+ more|JVM stacktrace:|== .* ==$|.* was called from$|\S+\.py:\d+$")
+_PLAN = re.compile(
+    r";\n(?=['!:+ ]*[A-Z]\w+\b).*?(?=\n\s*\n|\nCaused by|\Z)", re.DOTALL
+)  # behind an analysis error
 
 
 @contextlib.contextmanager
@@ -25,12 +28,13 @@ def spark_errors(subject: str) -> Iterator[None]:
 
 
 def reason(error: BaseException, uri: str = "") -> str:
-    """The messages of a Spark error.
+    """The messages of a Spark error, without its stacks and plans.
 
     Args:
         error: The error.
         uri: The table that was written, of whose disk the free bytes are told.
     """
-    lines = [line.strip().removeprefix("Caused by: ") for line in str(error).splitlines()]
+    text = _PLAN.sub("", str(error))
+    lines = [line.strip().removeprefix("Caused by: ") for line in text.splitlines()]
     causes = "; ".join(dict.fromkeys(line for line in lines if line and not _STACK.match(line)))[:2000]
     return full_disk(error, uri) + causes

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 from spark_jobs.contract import locations
@@ -24,11 +24,13 @@ QUARANTINE_COLUMNS: tuple[tuple[str, str], ...] = (
 )
 
 
-def as_quarantined(df: DataFrame, log: str, reason: str = "reason", file: str | None = None) -> DataFrame:
+def as_quarantined(
+    df: DataFrame, log: str | Column, reason: str = "reason", file: str | None = None
+) -> DataFrame:
     """Rows as (log, reason, record, file): `reason` and `file` name columns, all others make the record."""
     record = [c for c in df.columns if c not in (reason, file)]
     return df.select(
-        F.lit(log).alias("log"),
+        (F.lit(log) if isinstance(log, str) else log).alias("log"),
         F.col(reason).alias("reason"),
         F.to_json(F.struct(*record)).alias("record"),
         (F.col(file) if file else F.lit(None).cast("string")).alias("file"),
@@ -48,7 +50,9 @@ def quarantine(df: DataFrame, dataset: str, ds: str, stage: str, metadata: Mappi
     Returns:
         Table version, -1 when there is no table because nothing was ever quarantined.
     """
-    rows_df = df.select(F.lit(ds).alias("ds"), F.lit(stage).alias("stage"), "log", "reason", "record", "file")
+    # A broken line may hold any bytes; other engines refuse a text that is not UTF-8, and the table with it.
+    texts = [F.make_valid_utf8(F.col(name)).alias(name) for name in ("log", "reason", "record", "file")]
+    rows_df = df.select(F.lit(ds).alias("ds"), F.lit(stage).alias("stage"), *texts)
     return replace_partition(
         rows_df,
         locations.table(dataset, "quarantine"),

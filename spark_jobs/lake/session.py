@@ -41,6 +41,17 @@ SMALL = {
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.ui.enabled": "false",
 }
+# What a cluster may have set that loses rows, or values, without a word: overruled in every session.
+OVERRULED = {
+    "spark.sql.files.ignoreCorruptFiles": "false",
+    "spark.sql.files.ignoreMissingFiles": "false",
+    "spark.sql.files.ignoreInvalidPartitionPaths": "false",
+    "spark.sql.ansi.enabled": "true",
+    "spark.sql.storeAssignmentPolicy": "ANSI",
+    "spark.databricks.delta.replaceWhere.constraintCheck.enabled": "true",
+    "spark.databricks.delta.replaceWhere.dataColumns.enabled": "true",
+    "spark.databricks.delta.schema.autoMerge.enabled": "false",
+}
 
 
 class SparkUnavailableError(CommandError):
@@ -104,6 +115,11 @@ def spark_session(name: str) -> Any:
     spark.conf.set("spark.sql.session.timeZone", "UTC")
     # Also where another configuration started the session: the plans of build_samples rely on it.
     spark.conf.set("spark.sql.requireAllClusterKeysForCoPartition", "false")
+    for key, value in OVERRULED.items():
+        before = spark.conf.get(key, value)
+        if before.lower() != value.lower():
+            logger.warning("%s is %s here; this session sets it to %s: it loses data", key, before, value)
+            spark.conf.set(key, value)
     return spark
 
 
@@ -125,6 +141,9 @@ def _classic_session(name: str) -> Any:
     if master.startswith("spark://"):
         host, _, port = master.removeprefix("spark://").split(",")[0].partition(":")
         _require_port("SPARK_MASTER", master, host, int(port or 7077), "the cluster's master")
+    if master.startswith("local"):
+        # Our log settings: Spark's own print the stacks of an error before the command says what it is.
+        environment.set_defaults({"SPARK_CONF_DIR": str(DEFAULTS.parent)})
     builder = SparkSession.builder.appName(name).master(master)
     for key, value in settings(local=master.startswith("local")).items():
         builder = builder.config(key, value)

@@ -10,26 +10,29 @@ from collections.abc import Iterable
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract.clock import DAY_MS, shift_day
+from spark_jobs.contract.clock import DAY_MS, HISTORY_DS, shift_day
 from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Owner, Snapshot
 from spark_jobs.contract.tables import SCALAR_TYPES
 
 REQUEST_MS = 3_600_000  # a request goes on for at most an hour after midnight
+_EVENT = ["event_type", "event_id", "ds"]
 _HOUR_MS = 3_600_000
 _THURSDAY = 3  # 1970-01-01, with Monday 0
 
 
 def repeated(events_df: DataFrame) -> DataFrame:
-    """(event_id, ds, first_delivery_ds) of events that several deliveries brought.
+    """(event_type, event_id, ds, first_delivery_ds) of events that several deliveries brought.
 
-    Copies have the same id and the same day; the same id on another day is another event. So a copy lies in a
-    delivery of another day than its event's, and only such rows need to be looked for: few.
+    Copies have the same type, id and day; the same id in another log, or on another day, is another event. So
+    a copy lies in a delivery of another day than its event's, and only such rows need to be looked for: few.
+    The history from before the log ends where the log begins: it has no copies.
     """
-    off_df = events_df.where(F.col("ds") != F.col("delivery_ds")).select("event_id", "ds").distinct()
+    is_off = (F.col("ds") != F.col("delivery_ds")) & (F.col("delivery_ds") != HISTORY_DS)
+    off_df = events_df.where(is_off).select(*_EVENT).distinct()
     return (
-        events_df.select("event_id", "ds", "delivery_ds")
-        .join(off_df, ["event_id", "ds"], "left_semi")
-        .groupBy("event_id", "ds")
+        events_df.select(*_EVENT, "delivery_ds")
+        .join(off_df, _EVENT, "left_semi")
+        .groupBy(*_EVENT)
         .agg(F.min("delivery_ds").alias("first_delivery_ds"), F.max("delivery_ds").alias("last_delivery_ds"))
         .where(F.col("first_delivery_ds") != F.col("last_delivery_ds"))
         .drop("last_delivery_ds")
@@ -47,7 +50,7 @@ def events_of(events_df: DataFrame, repeated_df: DataFrame | None = None) -> Dat
     """
     first_df = repeated(events_df) if repeated_df is None else repeated_df
     return (
-        events_df.join(first_df, ["event_id", "ds"], "left")
+        events_df.join(first_df, _EVENT, "left")
         .where(F.coalesce(F.col("first_delivery_ds") == F.col("delivery_ds"), F.lit(True)))
         .select(*events_df.columns)
     )

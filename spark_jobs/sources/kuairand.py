@@ -10,18 +10,20 @@ A line of the log becomes an impression; a click when `is_click`; a conversion w
 with the strongest thing that the user did. All outcomes are placed at the time when they are known: the end
 of the view.
 
-The optional `user_history_before_YYYYMMDD.parquet` (video ids in order, without times) seeds the static
-sequence. It is the delivery of the day before its date, at one event a second up to noon of that day: only
-the order means something. A log that reaches back before the date makes it superfluous, and it is then not
-read.
+The optional `user_history_before_YYYYMMDD.parquet` (video ids in order, without times) is the history from
+before the log, and seeds the static sequence: one event a second up to noon of the day before its date; only
+the order means something. With it come the few lines of the log whose time lies before that date. A log that
+reaches back before the date makes the file superfluous, and it is then not read.
 """
 
 from __future__ import annotations
 
+import re
+
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.clock import HISTORY_DS, shift_day
 from spark_jobs.contract.features import EventType, Owner
 from spark_jobs.contract.kuairand import KUAIRAND
 from spark_jobs.contract.tables import dimension_columns, event_columns
@@ -75,35 +77,60 @@ _MAX_VIEW_MS = 30 * 60 * 1000  # play time counts loops; the longest in the log 
 
 
 def read_delivery(spark: SparkSession, root: str, ds: str) -> Delivery:
-    """Reads the day `ds` of the log below `root`, and the prior history with the day before it.
+    """Reads the day `ds` of the log below `root`.
 
     Raises:
         FileNotFoundError: A file is missing, or the log has no line of that day; names the day and the path.
     """
-    log_df = _read_log(spark, root, ds)
+    log_df = _read_log(spark, root, f"of {ds}")
     first_ds, lines, lines_of_day = log_df.agg(
         F.min("log_ds"), F.count("*"), F.sum((F.col("day") == ds).cast("int"))
     ).first() or (None, 0, 0)
     if not lines:
-        raise FileNotFoundError(_absent(root, _LOG_FILES, ds))
-    history = _history_file(spark, root, ds, first_ds)
-    if not lines_of_day and history is None:
+        raise FileNotFoundError(_absent(root, _LOG_FILES, f"of {ds}"))
+    if not lines_of_day:
         raise FileNotFoundError(
             f"kuairand: no delivery of {ds}: no line of that day in {_LOG_FILES} below {root}; "
             f"the log starts on {first_ds}"
         )
     day_df = log_df.where(F.coalesce("day", F.lit(first_ds)) == ds)
     is_broken = F.col("is_broken") | F.col("day").isNull()
-    events_df = _events(day_df.where(~is_broken), ds)
-    if history is not None:
-        events_df = events_df.unionByName(_history_events(spark, history, root, ds))
     broken_df = day_df.where(is_broken).select(
         F.lit("log_standard").alias("log"),
         F.lit("not a line of the log's 19 typed columns").alias("reason"),
         "record",
         "file",
     )
-    return Delivery(events_df, _users(spark, root, ds), _items(spark, root, ds), broken_df)
+    users_df, items_df = _users(spark, root, ds), _items(spark, root, ds)
+    return Delivery(_events(day_df.where(~is_broken), ds), users_df, items_df, broken_df)
+
+
+def read_history(spark: SparkSession, root: str) -> Delivery | None:
+    """Reads the newest `user_history_before_*.parquet` that the log does not reach back over, if any.
+
+    Raises:
+        FileNotFoundError: There is no log below `root`.
+    """
+    log_df = _read_log(spark, root, "before the log")
+    first_ds = (log_df.agg(F.min("log_ds")).first() or (None,))[0]
+    names_df = _history(spark, root, "user_history_before_*.parquet").select("file").distinct()
+    until = {_until(row["file"]): row["file"] for row in names_df.collect()}
+    usable = [ds for ds in until if first_ds is None or ds <= first_ds]
+    if not usable:
+        return None
+    before_df = log_df.where(~F.col("is_broken") & (F.col("day") < max(usable)))
+    events_df = _events(before_df, HISTORY_DS).unionByName(
+        _history_events(spark, until[max(usable)], root, shift_day(max(usable), -1))
+    )
+    nothing_df = before_df.limit(0).select(
+        F.lit("").alias("log"), F.lit("").alias("reason"), "record", "file"
+    )
+    return Delivery(events_df, None, None, nothing_df)
+
+
+def _until(name: str) -> str:
+    digits = re.sub(r"\D", "", name)
+    return f"{digits[:4]}-{digits[4:6]}-{digits[6:8]}"
 
 
 def is_long_click() -> Column:
@@ -119,10 +146,10 @@ def is_engaged() -> Column:
     return (F.col("is_click") == 1) & (deeds[0] | deeds[1] | deeds[2] | deeds[3] | deeds[4])
 
 
-def _read_log(spark: SparkSession, root: str, ds: str) -> DataFrame:
+def _read_log(spark: SparkSession, root: str, what: str) -> DataFrame:
     """The log's lines with `day` (of `time_ms`, China's clock), `log_ds` (its own date) and `file`."""
     reader = spark.read.option("recursiveFileLookup", True).option("pathGlobFilter", _LOG_FILES)
-    log_df = read_csv(reader, root, LOG_TYPES, _absent(root, _LOG_FILES, ds))
+    log_df = read_csv(reader, root, LOG_TYPES, _absent(root, _LOG_FILES, what))
     return log_df.select(
         "*",
         day_of(F.col("time_ms"), KUAIRAND.utc_offset_hours).alias("day"),
@@ -157,7 +184,8 @@ def _events(day_df: DataFrame, ds: str) -> DataFrame:
     """Impressions, clicks, conversions and feedback of the day's lines."""
     impression_id = F.concat_ws("-", "user_id", "video_id", "time_ms")
     view_ms = F.coalesce(F.col("play_time_ms"), F.lit(0))
-    known_ms = F.col("time_ms") + F.greatest(F.lit(_MIN_VIEW_MS), F.least(F.lit(_MAX_VIEW_MS), view_ms))
+    seen_ms = F.greatest(F.lit(_MIN_VIEW_MS), F.least(F.lit(_MAX_VIEW_MS), view_ms))
+    known_ms = F.try_add("time_ms", seen_ms)
     always = F.lit(True)
     kinds = (
         (EventType.IMPRESSION, always, F.col("time_ms"), F.lit(None)),
@@ -204,19 +232,11 @@ def _events(day_df: DataFrame, ds: str) -> DataFrame:
             F.lit(ds).alias("delivery_ds"),
             "tab",
             F.col("e.event_ms").alias("arrival_ms"),
+            F.lit("log_standard").alias("log"),
             "file",
         )
-        .transform(typed, event_columns(KUAIRAND), "arrival_ms", "file")
+        .transform(typed, event_columns(KUAIRAND), "arrival_ms", "log", "file")
     )
-
-
-def _history_file(spark: SparkSession, root: str, ds: str, first_ds: str | None) -> str | None:
-    """Name of the prior history when `ds` delivers it and the log itself does not reach back so far."""
-    until = shift_day(ds, 1)
-    if first_ds is not None and first_ds < until:
-        return None
-    name = f"user_history_before_{until.replace('-', '')}.parquet"
-    return None if _history(spark, root, name).isEmpty() else name
 
 
 def _history(spark: SparkSession, root: str, name: str) -> DataFrame:
@@ -226,7 +246,7 @@ def _history(spark: SparkSession, root: str, name: str) -> DataFrame:
         .option("pathGlobFilter", name)
         .option("recursiveFileLookup", True)
         .parquet(root)
-        .withColumn("file", F.lit(name))
+        .withColumn("file", F.col("_metadata.file_name"))
     )
 
 
@@ -282,9 +302,10 @@ def _history_events(spark: SparkSession, name: str, root: str, ds: str) -> DataF
             F.lit(ds).alias("delivery_ds"),
             F.lit(None).alias("tab"),
             F.lit(noon_ms).cast("bigint").alias("arrival_ms"),
+            F.lit("user_history").alias("log"),
             F.lit(name).alias("file"),
         )
-        .transform(typed, event_columns(KUAIRAND), "arrival_ms", "file")
+        .transform(typed, event_columns(KUAIRAND), "arrival_ms", "log", "file")
     )
 
 
@@ -310,7 +331,7 @@ def _items(spark: SparkSession, root: str, ds: str) -> DataFrame:
         F.col("video_id").alias("item_id"),
         "author_id",
         "music_id",
-        F.coalesce(first_tag + 1, F.lit(0)).alias("tag"),
+        F.coalesce(F.try_add(first_tag, F.lit(1)), F.lit(0)).alias("tag"),
         code_of(F.col("video_type"), VIDEO_TYPE).alias("video_type"),
         code_of(F.col("upload_type"), UPLOAD_TYPE).alias("upload_type"),
         F.least(F.greatest(F.coalesce(duration_s, F.lit(0.0)), F.lit(0.0)), F.lit(100_000.0)).alias(
@@ -328,12 +349,12 @@ def _catalogue(spark: SparkSession, root: str, pattern: str, ds: str) -> DataFra
         .option("pathGlobFilter", pattern)
         .option("enforceSchema", False)  # refuses files whose columns are named or ordered differently
     )
-    what = _absent(root, pattern, ds)
+    what = _absent(root, pattern, f"of {ds}")
     return not_empty(present(lambda: reader.csv(root), what), what)
 
 
-def _absent(root: str, pattern: str, ds: str) -> str:
+def _absent(root: str, pattern: str, what: str) -> str:
     return (
-        f"kuairand: no delivery of {ds}: no file {pattern} below {root}; "
+        f"kuairand: no delivery {what}: no file {pattern} below {root}; "
         "MTGR_KUAIRAND must name the folder of the unpacked download"
     )

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 
 from spark_jobs import ingest
 from spark_jobs.build_samples import as_of, build_days
@@ -22,6 +23,7 @@ from spark_jobs.contract.tables import dimension_columns, event_columns
 from spark_jobs.ingest import DeliveryRefusedError, last_copies, with_days, with_reason
 from spark_jobs.lake.log import current_version, last_commit, partition_values
 from spark_jobs.lake.writer import EmptyInputError, content_hash, table_at
+from spark_jobs.samples.events import events_of
 from spark_jobs.sources import Delivery
 from spark_jobs.sources.foodlog import SCHEMAS
 from tests.spark_jobs.sample_reference import TINY, Row
@@ -67,8 +69,9 @@ def deliver(spark: Any, lake: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def deliver(
         ds: str, events: list[Row], broken: list[Row] | None = None, users: list[Row] = profiles
     ) -> dict[str, Any]:
+        more = [(name, "string") for name in ("log", "mistyped") if any(name in row for row in events)]
         delivery = Delivery(
-            frame(spark, events, COLUMNS),
+            frame(spark, events, [*COLUMNS, *more]),
             frame(spark, users, dimension_columns(TINY, Owner.PROFILE)),
             frame(spark, items, dimension_columns(TINY, Owner.ITEM)),
             frame(spark, broken or [], BROKEN),
@@ -206,6 +209,128 @@ def test_too_many_broken_records_refuse_the_delivery(spark: Any, deliver: Any) -
     with pytest.raises(DeliveryRefusedError, match=r"2 broken records, 9.1% of the delivery.*not JSON"):
         deliver(DAY, [event(f"e{i}", START + i) for i in range(20)], broken)
     assert not Path(locations.table("tiny", "events")).exists()
+
+
+def test_ids_are_unique_in_their_log_only(spark: Any, deliver: Any) -> None:
+    """Click 1 and order 1 are no copies of impression 1, within a delivery and over deliveries."""
+    kinds = ("impression", "click", "conversion")
+    action = dict(zip(kinds, (None, 1, 2), strict=True))
+    once = [
+        event("1", START + n, event_type=kind, impression_id="1", action=action[kind])
+        for n, kind in enumerate(kinds)
+    ]
+    result = deliver(DAY, [*once, *once])
+    assert (result["events"], result["duplicates"]) == (3, 3)
+    deliver("2026-03-06", [event("2", START + 24 * HOUR), *once[1:]])  # the copies come again
+    first = events_of(table(spark, "events")).where(f"ds = '{DAY}'").collect()
+    assert sorted((r["event_type"], r["delivery_ds"]) for r in first) == sorted((k, DAY) for k in kinds)
+    build_days(spark, TINY, DAY)
+    (row,) = table(spark, "samples").where(f"ds = '{DAY}'").collect()
+    assert (row["label_click"], row["label_conversion"]) == ([1], [1])
+
+
+def raw_logs(**logs: bytes) -> None:
+    """Raw logs of foodlog's `DAY` with an impression, its click, a user and an item, but for `logs`."""
+    shown = {"impression_id": "i1", "request_id": "r1", "user_id": 1, "item_id": 10, "time_ms": START}
+    lines = {
+        "impressions": shown,
+        "clicks": {"click_id": "c1", **shown},
+        "orders": {"order_id": "o1", **shown},
+        "users": {"user_id": 1, "city": "harbour"},
+        "items": {"item_id": 10, "price": 20.0},
+    }
+    for log in SCHEMAS:
+        folder = Path(locations.raw("foodlog"), log, f"ds={DAY}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "part.jsonl").write_bytes(logs.get(log, json.dumps(lines[log]).encode()) + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("log", "text"),
+    [
+        ("users", b'[{"user_id": 1, "city": "harbour"}, {"user_id": 2}]'),
+        ("users", b'[\n  {"user_id": 1},\n  {"user_id": 2}\n]'),
+        ("users", b'{"user_id": null}'),
+        ("items", b'[{"item_id": 10}]'),
+        ("items", b'{"item_id": 10, "price": "dear"}'),
+        ("items", b""),
+    ],
+)
+def test_a_snapshot_without_a_usable_record_is_none(
+    spark: Any, lake: Path, caplog: pytest.LogCaptureFixture, log: str, text: bytes
+) -> None:
+    raw_logs(**{log: text})
+    assert ingest.main(["--dataset", "foodlog", "--ds", DAY]) == 1
+    assert f"the snapshot {log} has no usable record" in caplog.text
+    assert not list(lake.glob("foodlog/*/_delta_log"))
+
+
+def test_the_quarantine_is_text_whatever_the_line_was(
+    spark: Any, lake: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [f'{{"user_id": {n}, "city": "harbour"}}'.encode() for n in range(1, 100)]
+    latin = '{"user_id": 100, "city": "K\xf6ln"}'.encode("latin-1")
+    raw_logs(users=b"\n".join([*good, latin, b"\xff\xfe\x00", b"\xed\xa0\x80"]))
+    assert ingest.main(["--dataset", "foodlog", "--ds", DAY]) == 0
+    uri = locations.table("foodlog", "quarantine")
+    records = DeltaTable(uri).to_pyarrow_table(columns=["record"])["record"].to_pylist()
+    assert sorted(records)[0] == '{"user_id": 100, "city": "K\ufffdln"}'
+    assert len(records) == 3
+
+
+def test_a_log_has_its_own_share(spark: Any, deliver: Any) -> None:
+    """What is lost of a small log, or of a snapshot, is not hidden by what is whole of a large one."""
+    rows = [event(f"e{i}", START + i, log="impressions") for i in range(400)]
+    clicks = [event(f"c{i}", START + i, event_type="click", action=1, log="clicks") for i in range(30)]
+    bad = [{**row, "item_id": None} for row in clicks[:10]]
+    with pytest.raises(DeliveryRefusedError, match=r"10 broken records, 33.3% of clicks, .*no item_id"):
+        deliver(DAY, [*rows, *bad, *clicks[10:]])
+    result = deliver(DAY, [*rows, *bad[:9], *clicks[9:]])
+    assert result["logs"]["clicks"] == {"usable": 21, "broken": 9}
+    users = [{"user_id": n, "city": 3 if n < 20 else 99} for n in range(40)]
+    with pytest.raises(DeliveryRefusedError, match=r"20 broken records, 50.0% of users"):
+        deliver(DAY, rows, users=users)
+
+
+def test_the_history_before_the_log_is_known_to_every_day_and_late_days_stay(
+    spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events of a year in one delivery: behaviours and statistics of the first day of the log."""
+    days = [shift_day(DAY, -n) for n in (1, 40, 300)]
+    past = [
+        event(f"h{ds}{n}", TINY.day_start_ms(ds) + n, event_type="feedback", action=1)
+        for ds in days
+        for n in range(9)
+    ]
+    past.append(event("far", TINY.day_start_ms("1980-01-01"), event_type="feedback", action=1))
+    nothing_df = frame(spark, [], BROKEN)
+    history = Delivery(frame(spark, past, COLUMNS), None, None, nothing_df)
+    monkeypatch.setattr(ingest, "read_history", lambda spark, dataset, root: history)
+    for _ in range(2):  # again: no copies
+        result = ingest.ingest_history(spark, TINY, "unused")
+        assert (result["events"], result["late_days"]) == (27, [])
+        assert result["reasons"] == {"time_ms is not in milliseconds of 1990 to 2100": 1}
+    assert len(table(spark, "events").inputFiles()) == len(days)
+    assert (
+        deliver(DAY, [event("a", START), event("late", TINY.day_start_ms(days[1]))])["reasons"][
+            "arrived more than 3 days late"
+        ]
+        == 1
+    )
+    build_days(spark, TINY, DAY)
+    (row,) = table(spark, "samples").collect()
+    assert len(row["static_time_ms"]) == 9  # within history_days
+    monkeypatch.setattr(ingest, "read_history", lambda spark, dataset, root: None)
+    assert ingest.ingest_history(spark, TINY, "unused")["events"] == 0
+
+
+def test_a_value_that_is_not_of_its_type_breaks_its_record_alone(spark: Any, deliver: Any) -> None:
+    rows = [event(f"e{i}", START + i) for i in range(40)]
+    rows[7] |= {"item_id": None, "mistyped": '{"item_id":"ten"}'}
+    result = deliver(DAY, rows)
+    assert result["reasons"]["not of its type: item_id"] == 1
+    record = table(spark, "quarantine").where("reason LIKE 'not of its type%'").first()["record"]
+    assert json.loads(json.loads(record)["mistyped"]) == {"item_id": "ten"}
 
 
 def test_a_truncated_file_and_a_clients_secret_in_it(

@@ -22,7 +22,9 @@ from spark_jobs.contract.features import Dataset, Owner
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.contract.kuairand import KUAIRAND
 from spark_jobs.contract.tables import dimension_columns, event_columns
-from spark_jobs.sources import Delivery, foodlog, foodlog_names, kuairand, source_of
+from spark_jobs.ingest import checked_dimension, last_copies, with_days, with_reason
+from spark_jobs.sources import Delivery, foodlog, foodlog_names, kuairand, source_of, typed
+from spark_jobs.sources.files import read_parquet
 
 REPO = Path(__file__).resolve().parents[2]
 KUAIRAND_ROOT = Path(
@@ -41,10 +43,12 @@ def rows(df: DataFrame, *columns: str) -> list[tuple[object, ...]]:
 
 
 def assert_types(delivery: Delivery, dataset: Dataset) -> None:
-    expected = [*event_columns(dataset), ("arrival_ms", "bigint"), ("file", "string")]
-    assert delivery.events_df.dtypes == expected
-    assert delivery.users_df.dtypes == dimension_columns(dataset, Owner.PROFILE)
-    assert delivery.items_df.dtypes == dimension_columns(dataset, Owner.ITEM)
+    expected = {**dict(event_columns(dataset)), "arrival_ms": "bigint", "file": "string"}
+    assert dict(delivery.events_df.dtypes) == expected | dict.fromkeys(("mistyped", "log"), "string")
+    assert delivery.users_df is not None
+    assert delivery.items_df is not None
+    for snapshot_df, owner in ((delivery.users_df, Owner.PROFILE), (delivery.items_df, Owner.ITEM)):
+        assert snapshot_df.dtypes == [*dimension_columns(dataset, owner), ("mistyped", "string")]
     assert delivery.broken_df.dtypes == [(name, "string") for name in ("log", "reason", "record", "file")]
 
 
@@ -145,6 +149,119 @@ def test_foodlog_keeps_broken_lines_apart(spark: SparkSession, tmp_path: Path) -
     assert delivery.broken_df.first()["file"].endswith("part-00000.jsonl.gz")
 
 
+def test_two_records_on_a_line_are_both_read_and_all_else_on_it_is_broken(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """Files joined without a newline between them, and whatever else stands behind a record."""
+    first, second, third = (shown(impression_id=f"i{n}") for n in range(3))
+    braces = shown(impression_id="i}{3", request_id="{r}")
+    nested = shown(impression_id="i4", extra={"a": {"b": [1]}})
+    broken = [
+        f"{first} WARN queue is full",
+        f"{second}}}",
+        f"[{first},{second}]",
+        f"{first},{second}",
+        f"{first},",
+        f"{{{first}}}",
+        "[",
+        '"text"',
+        "7",
+        f"x{first}",
+        '{"time_ms": 1e12}',
+    ]
+    good = [f"{first}{second}", f" {third} \t{braces}  ", nested, "   "]
+    write_foodlog(tmp_path, impressions=[*good, *broken], clicks=[shown(click_id=1) + shown(click_id=2)])
+    delivery = foodlog.read_delivery(spark, str(tmp_path), DS)
+    names = [f"{row['log']}/{row['event_id']}" for row in delivery.events_df.collect()]
+    assert sorted(names) == [
+        *("clicks/1", "clicks/2", "impressions/i0", "impressions/i1"),
+        *("impressions/i2", "impressions/i4", "impressions/i}{3"),
+    ]
+    records = [row["record"] for row in delivery.broken_df.collect()]
+    assert sorted(records) == sorted(broken)
+
+
+def test_a_csv_line_of_two_records_and_a_header_among_the_lines_are_broken(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    noon = 1_650_859_200_000
+    joined = view(7, 3, noon) + view(7, 4, noon + 1)
+    write_kuairand(tmp_path, view(7, 3, noon + 2), joined, LOG_HEADER, view(7, 3, noon + 3) + ",")
+    delivery = kuairand.read_delivery(spark, str(tmp_path), "2022-04-25")
+    assert delivery.events_df.where("event_type = 'impression'").count() == 1
+    assert delivery.broken_df.count() == 3
+
+
+def test_times_and_numbers_that_no_type_holds_break_their_record_alone(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """Nanoseconds, the ends of int64 and beyond, in every number of a record."""
+    huge = [1_772_366_400_000_000_000, 2**63 - 1, -(2**63)]
+    numbers = ("time_ms", "received_ms", "user_id", "item_id", "distance_km", "delivery_minutes", "position")
+    lines = [
+        shown(impression_id=f"{name}{n}", **{name: value}) for name in numbers for n, value in enumerate(huge)
+    ]
+    beyond = [shown(**{name: value}) for name in numbers for value in (2**63, 10**400, -(10**30))]
+    users = [
+        json.dumps({"user_id": 1, "home_cell": 2**63 - 1, "registered_on": day})
+        for day in ("-99999-01-01", "x")
+    ]
+    items = [json.dumps({"item_id": 1, "price": 1e308, "merchant_id": -(2**63)})]
+    write_foodlog(tmp_path, impressions=[shown(), *lines, *beyond], users=users, items=items)
+    delivery = foodlog.read_delivery(spark, str(tmp_path), DS)
+    checked_df = delivery.events_df.transform(last_copies).transform(with_days, FOODLOG, DS)
+    reasons = {row["event_id"]: row["reason"] for row in with_reason(checked_df, FOODLOG, DS).collect()}
+    assert reasons["i1"] is None
+    assert all("more than a year" in reasons[f"time_ms{n}"] for n in range(3))
+    assert all("distance_km is NaN or outside" in reasons[f"distance_km{n}"] for n in range(3))
+    assert delivery.broken_df.where("log = 'impressions'").count() >= 2 * 3 * len(numbers) - 2 * 3 * 2
+    for snapshot_df, owner in ((delivery.users_df, Owner.PROFILE), (delivery.items_df, Owner.ITEM)):
+        assert checked_dimension(snapshot_df, FOODLOG, owner, DS).count() == 1
+
+
+def test_kuairands_numbers_at_the_ends_of_int64_break_nothing_else(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    noon = 1_650_859_200_000
+    ends = [view(7, 3, value) for value in (2**63 - 1, -(2**63), noon * 1_000_000)]
+    write_kuairand(tmp_path, view(7, 3, noon), view(7, 4, noon, play_ms=2**63 - 1), *ends)
+    (tmp_path / "user_features_b.csv").write_text(
+        (tmp_path / "KuaiRand-Pure/data/user_features_pure.csv").read_text().replace(",2.0,", ",1e300,")
+    )
+    delivery = kuairand.read_delivery(spark, str(tmp_path), "2022-04-25")
+    assert delivery.events_df.where("event_type = 'impression'").count() == 2
+    assert delivery.broken_df.count() == 3
+    mistyped = rows(delivery.users_df, "user_id", "mistyped")
+    assert mistyped == [(7, '{"onehot_feat2":1.0E300}'), (7, None)]
+
+
+def test_a_wrong_type_of_a_column_names_the_column(spark: SparkSession) -> None:
+    columns = [("user_id", "bigint"), ("price", "float")]
+    rows_df = spark.createDataFrame([("1", 2.0), ("two", 3.0), (None, 4.0)], "user_id string, price double")
+    assert rows(typed(rows_df, columns), "user_id", "price", "mistyped") == [
+        (1, 2.0, None),
+        (None, 3.0, '{"user_id":"two"}'),
+        (None, 4.0, None),
+    ]
+    with pytest.raises(ValueError, match="column price is array<double>, declared float"):
+        typed(rows_df.selectExpr("user_id", "array(price) AS price"), columns)
+    with pytest.raises(ValueError, match="column price is missing; the source gives user_id"):
+        typed(rows_df.select("user_id"), columns)
+
+
+def test_parquet_names_the_file_and_the_column(spark: SparkSession, tmp_path: Path) -> None:
+    path = str(tmp_path / "p")
+    pq.write_table(pa.table({"a": pa.array([1, 300], pa.int32()), "b": ["1", "x"]}), tmp_path / "p")
+    read_df = read_parquet(spark.read, path, {"a": "tinyint", "b": "bigint"}, "nothing there")
+    assert rows(read_df, "a", "b", "is_broken") == [(1, 1, False), (None, None, True)]
+    with pytest.raises(ValueError, match="p has no column c; it has a, b"):
+        read_parquet(spark.read, path, {"c": "int"}, "nothing there")
+    with pytest.raises(ValueError, match="p: column a is int, timestamp is wanted"):
+        read_parquet(spark.read, path, {"a": "timestamp"}, "nothing there")
+    with pytest.raises(FileNotFoundError, match="nothing there"):
+        read_parquet(spark.read, f"{path}q", {"a": "int"}, "nothing there")
+
+
 def test_foodlog_names_the_absent_delivery(spark: SparkSession, tmp_path: Path) -> None:
     write_foodlog(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no delivery of 2026-03-02: .*/impressions/ds=2026-03-02"):
@@ -241,8 +358,10 @@ def test_kuairand_lines_become_events_when_their_outcome_is_known(
     assert rows(delivery.items_df, *delivery.items_df.columns) == items
 
 
-def test_kuairand_history_is_the_delivery_before_the_log(spark: SparkSession, tmp_path: Path) -> None:
-    write_kuairand(tmp_path, view(7, 3, 1_650_859_200_000))
+def test_kuairand_history_is_what_happened_before_the_log(spark: SparkSession, tmp_path: Path) -> None:
+    midnight = 1_650_859_200_000 - 43_200_000
+    write_kuairand(tmp_path, view(7, 3, 1_650_859_200_000), view(8, 3, midnight - 1))
+    assert kuairand.read_history(spark, str(tmp_path)) is None
     history = {
         "user_id": [7],
         "last_time_ms": [1_650_000_000_000],
@@ -251,7 +370,15 @@ def test_kuairand_history_is_the_delivery_before_the_log(spark: SparkSession, tm
         "long_watch_seq": [[9, 4]],
     }
     pq.write_table(pa.table(history), tmp_path / "user_history_before_20220425.parquet")
-    events_df = kuairand.read_delivery(spark, str(tmp_path), "2022-04-24").events_df
+    delivery = kuairand.read_history(spark, str(tmp_path))
+    assert delivery is not None
+    assert (delivery.users_df, delivery.items_df, delivery.broken_df.count()) == (None, None, 0)
+    view_df = delivery.events_df.where("user_id = 8")
+    assert rows(view_df, "event_type", "ds", "log") == [
+        ("feedback", "2022-04-25", "log_standard"),
+        ("impression", "2022-04-24", "log_standard"),
+    ]
+    events_df = delivery.events_df.where("user_id = 7")
     noon = 1_650_859_200_000 - 86_400_000
     assert rows(events_df.orderBy("time_ms"), "time_ms", "item_id", "action", "event_type") == [
         (noon - 4_000, 9, 3, "feedback"),
@@ -260,7 +387,7 @@ def test_kuairand_history_is_the_delivery_before_the_log(spark: SparkSession, tm
         (noon - 1_000, 4, 3, "feedback"),
     ]
     assert len(set(rows(events_df, "event_id"))) == 4
-    assert rows(events_df, "ds", "delivery_ds")[0] == ("2022-04-24", "2022-04-24")
+    assert rows(events_df, "ds")[0] == ("2022-04-24",)
     with pytest.raises(FileNotFoundError, match="no delivery of 2022-04-23: no line of that day"):
         kuairand.read_delivery(spark, str(tmp_path), "2022-04-23")
 
@@ -269,8 +396,7 @@ def test_kuairand_history_is_not_read_beside_a_log_of_those_days(spark: SparkSes
     write_kuairand(tmp_path, view(7, 3, 1_650_859_200_000 - 86_400_000, date=20220424))
     history = {"user_id": [7], "watch_seq": [[3]], "like_seq": [[3]], "long_watch_seq": [[3]]}
     pq.write_table(pa.table(history), tmp_path / "user_history_before_20220425.parquet")
-    events_df = kuairand.read_delivery(spark, str(tmp_path), "2022-04-24").events_df
-    assert rows(events_df, "event_type") == [("feedback",), ("impression",)]
+    assert kuairand.read_history(spark, str(tmp_path)) is None
 
 
 def test_kuairand_refuses_a_log_with_other_columns(spark: SparkSession, tmp_path: Path) -> None:
