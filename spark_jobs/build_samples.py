@@ -233,7 +233,7 @@ def _build_day(
     metadata = {"ds": ds, "run": run, "inputs": inputs}
     with day_inputs(spark, dataset, ds, versions) as inputs_of_day:
         # The samples last: once they are there, a rerun takes the day for done.
-        quarantine(unused(inputs_of_day, ds), dataset.name, ds, STAGE, metadata)
+        quarantine(unused(inputs_of_day, dataset, ds), dataset.name, ds, STAGE, metadata)
         version = write_samples(inputs_of_day, dataset, ds, metadata)
     return {"samples_version": version, "unchanged": False, **_sizes(spark, uri, ds, version)}
 
@@ -333,21 +333,32 @@ def people(events_df: DataFrame, dataset: Dataset, first: str, last: str) -> Dat
     return without(once_df, bots(once_df, dataset))
 
 
-def unused(inputs: DayInputs, ds: str) -> DataFrame:
-    """What no sample of the day contains: bots, and outcomes whose impression never arrived."""
+def unused(inputs: DayInputs, dataset: Dataset, ds: str) -> DataFrame:
+    """What no sample contains: the day's bots, and its outcomes that label no impression."""
     events_df = inputs.events_df
     bots_today_df = inputs.bots_df.where(F.col("ds") == ds).withColumn(
         "reason", F.lit("a bot: more events on the day than max_impressions_a_day")
     )
-    shown_df = events_df.where(
-        F.col("ds").between(shift_day(ds, -1), ds) & is_event(EventType.IMPRESSION)
-    ).select("user_id", "impression_id")
+    shown_df = (
+        events_df.where(
+            F.col("ds").between(shift_day(ds, -days_after(dataset)), ds) & is_event(EventType.IMPRESSION)
+        )
+        .groupBy("user_id", "impression_id")
+        .agg(F.min("time_ms").alias("first_ms"), F.max("time_ms").alias("last_ms"))
+    )
+    is_in_time = F.col("time_ms").between(F.col("first_ms"), F.col("last_ms") + dataset.attribution_ms)
     is_outcome = is_event(EventType.CLICK) | is_event(EventType.CONVERSION)
     orphans_df = (
         events_df.where((F.col("ds") == ds) & is_outcome)
-        .join(shown_df, ["user_id", "impression_id"], "left_anti")
-        .select("event_id", "event_type", "user_id", "item_id", "impression_id", "time_ms")
-        .withColumn("reason", F.lit("no impression of this user with this impression_id"))
+        .join(shown_df, ["user_id", "impression_id"], "left")
+        .withColumn(
+            "reason",
+            F.when(F.col("first_ms").isNull(), "no impression of this user with this impression_id").when(
+                ~is_in_time, "outside of the attribution window of its impression"
+            ),
+        )
+        .where("reason IS NOT NULL")
+        .select("event_id", "event_type", "user_id", "item_id", "impression_id", "time_ms", "reason")
     )
     return as_quarantined(bots_today_df, "users").unionByName(as_quarantined(orphans_df, "events"))
 

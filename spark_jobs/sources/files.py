@@ -62,7 +62,7 @@ def read_json_lines(reader: DataFrameReader, path: str, schema: str, what: str) 
     """
     lines_df = present(lambda: reader.text(path), what)
     value = F.col("value")
-    parts = F.when(_is_one_object(value), F.array(value)).otherwise(F.split(value, r"(?<=\})\s*(?=\{)"))
+    parts = F.when(_is_one_object(value), F.array(value)).otherwise(F.split(value, r"(?<=\})\s*(?=\{\s*\")"))
     records_df = lines_df.where(F.trim(value) != "").select(
         F.explode(parts).alias("record"), F.col("_metadata.file_path").alias("file")
     )

@@ -249,7 +249,6 @@ def raw_logs(**logs: bytes) -> None:
     ("log", "text"),
     [
         ("users", b'[{"user_id": 1, "city": "harbour"}, {"user_id": 2}]'),
-        ("users", b'[\n  {"user_id": 1},\n  {"user_id": 2}\n]'),
         ("users", b'{"user_id": null}'),
         ("items", b'[{"item_id": 10}]'),
         ("items", b'{"item_id": 10, "price": "dear"}'),
@@ -263,6 +262,16 @@ def test_a_snapshot_without_a_usable_record_is_none(
     assert ingest.main(["--dataset", "foodlog", "--ds", DAY]) == 1
     assert f"the snapshot {log} has no usable record" in caplog.text
     assert not list(lake.glob("foodlog/*/_delta_log"))
+
+
+def test_a_snapshot_that_is_an_array_over_many_lines_is_refused(
+    spark: Any, lake: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its last element alone stands on a line as a record does."""
+    lines = ",\n".join(json.dumps({"item_id": n}) for n in range(12))
+    raw_logs(items=f"[\n{lines}\n]".encode())
+    assert ingest.main(["--dataset", "foodlog", "--ds", DAY]) == 1
+    assert "of items, at most 5% are taken" in caplog.text
 
 
 def test_the_quarantine_is_text_whatever_the_line_was(
@@ -503,8 +512,12 @@ def test_a_commit_says_what_it_was_made_from_and_own_work_is_kept(
 ) -> None:
     monkeypatch.setattr("spark_jobs.lake.writer.git_sha", lambda: "abc")
     orphan = event("orphan", START + 5, event_type="click", impression_id="gone")
+    early, tardy = (
+        event(name, START + 100 + after, event_type="click", impression_id="b")
+        for name, after in (("early", -1), ("tardy", TINY.attribution_ms + 1))
+    )
     bot = [event(f"bot{i}", START + i, user_id=9) for i in range(TINY.max_impressions_a_day + 1)]
-    deliver(DAY, [event("a", START), orphan, *bot])
+    deliver(DAY, [event("a", START), event("b", START + 100), orphan, early, tardy, *bot])
     first = build_days(spark, TINY, DAY)
     assert first["rows"] == 1
     commit = last_commit(locations.table("tiny", "samples"), f"ds={DAY}")
@@ -515,12 +528,13 @@ def test_a_commit_says_what_it_was_made_from_and_own_work_is_kept(
     again = build_days(spark, TINY, DAY)
     assert (again["unchanged"], again["samples_version"]) == (True, first["samples_version"])
     left = {
-        r["reason"]: json.loads(r["record"])
+        (record.get("event_id") or record["user_id"]): r["reason"]
         for r in table(spark, "quarantine").where("stage = 'build_samples'").collect()
+        for record in [json.loads(r["record"])]
     }
-    assert {reason.split(":")[0] for reason in left} == {
-        "a bot",
-        "no impression of this user with this impression_id",
+    outside = "outside of the attribution window of its impression"
+    assert left == {
+        9: "a bot: more events on the day than max_impressions_a_day",
+        "orphan": "no impression of this user with this impression_id",
+        **dict.fromkeys(("early", "tardy"), outside),
     }
-    assert left["no impression of this user with this impression_id"]["event_id"] == "orphan"
-    assert left["a bot: more events on the day than max_impressions_a_day"]["user_id"] == 9
