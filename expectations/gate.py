@@ -3,14 +3,18 @@
     python -m expectations.gate --dataset foodlog --suite events --ds 2026-03-01
     python -m expectations.gate --dataset foodlog --suite samples --ds 2026-03-01 2026-03-02
     python -m expectations.gate --dataset foodlog --suite evaluation --preset tiny --ds 2026-03-02
+    python -m expectations.gate --dataset foodlog --suite samples --ds 2026-03-01 --allow "a holiday"
     python -m expectations.gate --list
 
-A day is compared with the trailing days whose gate passed, so several days are judged in ascending order.
-Rows that break a row rule go to the `quarantine` table (stage `gate_<suite>`) with the rules that they break.
-An absent or empty partition fails. Messages name day, table, column, value and limit.
+Later stages use what has passed, and nothing else (`spark_jobs/lake/verdicts.py`). `--allow` says why a day
+that fails may be used as it is: they then take it and record the reason; `--allow ""` takes that back. A day
+is compared with the trailing days whose gate passed, so several days are judged in ascending order. Rows that
+break a row rule go to the `quarantine` table (stage `gate_<suite>`) with the rules that they break. An absent
+or empty partition fails. Messages name day, table, column, value and limit.
 
-Prints one JSON line: `{"success", "dataset", "suite", "failed", "verdicts", "data_docs"}`. Exit code 0 when
-every rule holds for every day, 1 when one does not or the gate could not be carried out, 2 for wrong usage.
+Prints one JSON line: `{"success", "dataset", "suite", "failed", "allowed", "verdicts", "data_docs"}`. Exit
+code 0 when every day passes or is allowed, 1 when one does not or the gate could not be carried out, 2 for
+wrong usage.
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from expectations.judging.verdict import Verdict, write_verdict
+from expectations.judging.verdict import Verdict, keep
 from expectations.rules.listing import rule_tables
 from expectations.rules.rule import Suite
 from expectations.rules.suites import SUITES, suite_of
@@ -33,14 +38,21 @@ from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.phases import reach
 from spark_jobs.lake.log import exists, open_table
 from spark_jobs.lake.session import spark_session
+from spark_jobs.lake.verdicts import path_of, read
 
 logger = logging.getLogger(__name__)
 MOST_QUARANTINED = 1_000
 _KEYS = {"events": ("event_id", "user_id", "time_ms"), "samples": ("user_id", "window_start_ms")}
 
 
-def gate_lake(dataset: Dataset, suite: Suite, days: Sequence[str]) -> list[Verdict]:
+def gate_lake(dataset: Dataset, suite: Suite, days: Sequence[str], allow: str | None = None) -> list[Verdict]:
     """Checks days of a table in the lake, in ascending order, and writes their verdicts.
+
+    Args:
+        dataset: The dataset.
+        suite: Its suite.
+        days: The days.
+        allow: Why days that fail may be used; None leaves what was said of the same rows before.
 
     Raises:
         LakeError: A table cannot be read or quarantine not written.
@@ -61,17 +73,25 @@ def gate_lake(dataset: Dataset, suite: Suite, days: Sequence[str]) -> list[Verdi
 
     verdicts = []
     for ds, inspection in inspections.items():
-        verdict = judge(suite, ds, inspection.facts, details=inspection.details, version=inspection.version)
+        verdict = judge(
+            suite,
+            ds,
+            inspection.facts,
+            details=inspection.details,
+            table=inspection.table,
+            version=inspection.version,
+        )
         reach("gate:judged")
         _quarantine(dataset, suite, ds, inspection.facts, inspection.partition_df)
         reach("gate:quarantined")
-        _conclude(verdict, suite)
-        verdicts.append(verdict)
+        verdicts.append(_conclude(verdict, suite, allow))
     return verdicts
 
 
-def gate_evaluations(dataset: Dataset, suite: Suite, days: Sequence[str], preset: str) -> list[Verdict]:
-    """Checks the evaluations of a preset's runs and writes their verdicts.
+def gate_evaluations(
+    dataset: Dataset, suite: Suite, days: Sequence[str], preset: str, allow: str | None = None
+) -> list[Verdict]:
+    """Checks the evaluations of a preset's runs and writes their verdicts; `allow` as in `gate_lake`.
 
     Raises:
         EvaluationUnavailableError: An evaluation is missing or damaged.
@@ -81,10 +101,11 @@ def gate_evaluations(dataset: Dataset, suite: Suite, days: Sequence[str], preset
 
     verdicts = []
     for ds in sorted(set(days)):
-        facts, details, there, version = inspect_evaluation(dataset, preset, ds)
-        verdict = judge(suite, ds, facts, details=details, there=there, version=version, preset=preset)
-        _conclude(verdict, suite)
-        verdicts.append(verdict)
+        facts, details, there, version, digest = inspect_evaluation(dataset, preset, ds)
+        verdict = judge(
+            suite, ds, facts, details=details, there=there, table=digest, version=version, preset=preset
+        )
+        verdicts.append(_conclude(verdict, suite, allow))
     return verdicts
 
 
@@ -120,9 +141,11 @@ def _has_quarantined(dataset: Dataset, ds: str, stage: str) -> bool:
     return exists(uri) and {"ds": ds, "stage": stage} in open_table(uri).partitions()
 
 
-def _conclude(verdict: Verdict, suite: Suite) -> None:
-    """Writes the verdict and tells the operator."""
-    path = write_verdict(verdict)
+def _conclude(verdict: Verdict, suite: Suite, allow: str | None) -> Verdict:
+    """Writes the verdict, with why it is allowed where it is, and tells the operator."""
+    if not verdict.success:
+        verdict = replace(verdict, allowed=_allowed_before(verdict) if allow is None else allow)
+    path = keep(verdict)
     reach("gate:verdict")
     for finding in verdict.findings:
         if not finding.success:
@@ -138,6 +161,23 @@ def _conclude(verdict: Verdict, suite: Suite) -> None:
         len(verdict.left_out),
         path,
     )
+    if verdict.allowed:
+        logger.warning(
+            "%s %s: suite %s FAILED and is used nevertheless: %s",
+            verdict.dataset,
+            verdict.ds,
+            suite.name,
+            verdict.allowed,
+        )
+    return verdict
+
+
+def _allowed_before(verdict: Verdict) -> str:
+    """What an operator said of the very same rows: a task that is cleared does not take it back."""
+    before = read(path_of(verdict.dataset, verdict.suite, verdict.ds, verdict.preset))
+    if before is None or (before.get("table"), before.get("version")) != (verdict.table, verdict.version):
+        return ""
+    return str(before.get("allowed") or "")
 
 
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
@@ -150,16 +190,17 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
         raise UsageError(f"{arguments.preset!r} is no preset: lower case letters, digits and underscores")
     suite = suite_of(arguments.dataset, arguments.suite)
     if suite.name == "evaluation":
-        verdicts = gate_evaluations(arguments.dataset, suite, arguments.ds, arguments.preset)
+        verdicts = gate_evaluations(arguments.dataset, suite, arguments.ds, arguments.preset, arguments.allow)
     else:
-        verdicts = gate_lake(arguments.dataset, suite, arguments.ds)
+        verdicts = gate_lake(arguments.dataset, suite, arguments.ds, arguments.allow)
     failed = [f"{verdict.ds}/{rule}" for verdict in verdicts for rule in verdict.failed]
-    success = bool(verdicts) and all(verdict.success for verdict in verdicts)
+    success = bool(verdicts) and all(verdict.is_usable for verdict in verdicts)
     result = {
         "success": success,
         "dataset": arguments.dataset.name,
         "suite": suite.name,
         "failed": failed,
+        "allowed": {verdict.ds: verdict.allowed for verdict in verdicts if verdict.allowed},
         "verdicts": {verdict.ds: verdict.success for verdict in verdicts},
         "data_docs": str(locations.var() / "data_docs" / "index.html"),
     }
@@ -175,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--suite", choices=sorted(SUITES))
     command.add_day(parser, required=False, nargs="+", default=[], help="days, YYYY-MM-DD")
     parser.add_argument("--preset", default="tiny", help="of the run whose evaluation is checked")
+    parser.add_argument("--allow", metavar="WHY", help="why days that fail may be used as they are")
     parser.add_argument("--list", action="store_true", help="print the rules of all suites and end")
     return command.run(parser, _run, argv)
 

@@ -13,8 +13,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expectations.judging.verdict import read_verdict, verdict_path
 from expectations.rules.rule import Rule, Trailing
+from spark_jobs.lake import verdicts
 
 DAYS = 7
 
@@ -27,7 +27,7 @@ def trailing_facts(
     Raises:
         ValueError: A verdict cannot be read.
     """
-    folder = verdict_path(dataset, suite, ds, preset).parent
+    folder = verdicts.path_of(dataset, suite, ds, preset).parent
     days = sorted(
         path.stem
         for path in folder.glob("*.json")
@@ -35,8 +35,8 @@ def trailing_facts(
     )
     found: dict[str, Mapping[str, Any]] = {}
     for day in reversed(days):
-        verdict = read_verdict(folder / f"{day}.json")
-        if verdict["success"]:
+        verdict = verdicts.read(folder / f"{day}.json")
+        if verdict is not None and verdict["success"]:
             found[day] = verdict["facts"]
         if len(found) == DAYS:
             break

@@ -20,6 +20,7 @@ def judge(
     *,
     details: Mapping[str, str] | None = None,
     there: frozenset[str] = frozenset(),
+    table: str | None = None,
     version: int | None = None,
     preset: str | None = None,
 ) -> Verdict:
@@ -31,7 +32,8 @@ def judge(
         facts: Fact name to value; a rule whose fact is missing fails. With `rows` 0 only presence is judged.
         details: Fact name to more in words.
         there: What rules may require.
-        version: Version of the table.
+        table: See `Verdict`.
+        version: See `Verdict`.
         preset: The model's preset, for evaluations.
 
     Returns:
@@ -71,6 +73,7 @@ def judge(
         ds=ds,
         preset=preset,
         success=all(finding.success for finding in findings),
+        table=table,
         version=version,
         baseline_days=tuple(baseline),
         left_out=left_out,

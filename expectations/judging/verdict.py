@@ -1,23 +1,19 @@
-"""Verdicts: what a gate found, as JSON, one file a partition.
+"""Verdicts: what a gate found of a partition.
 
-`$MTGR_VAR/gates/<dataset>/<suite>/<ds>.json`, for evaluations `.../evaluation/<preset>/<ds>.json`. A rerun
-replaces the file by the same content, in one step. The facts of passed verdicts are what later days are
-compared with.
+Where they lie, and what they mean for later stages, is in `spark_jobs/lake/verdicts.py`. A rerun writes the
+same content again. The facts of passed verdicts are what later days are compared with.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from expectations.rules.rule import Rule
-from spark_jobs.contract import locations
+from spark_jobs.lake import verdicts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +71,9 @@ class Verdict:
         ds: The day.
         preset: The model's preset; only evaluations have one.
         success: Whether every rule holds.
-        version: Version of the table, or of the samples, that was checked.
+        table: Delta's id of the table; of an evaluation, the digest of its file.
+        version: The commit that wrote the partition; of an evaluation, the version of samples it scored.
+        allowed: Why an operator lets later stages use it although a rule does not hold.
         baseline_days: Trailing days that it was compared with.
         left_out: Rule name to why the rule was left out.
         facts: All that was measured.
@@ -87,11 +85,18 @@ class Verdict:
     ds: str
     preset: str | None = None
     success: bool
+    table: str | None = None
     version: int | None = None
+    allowed: str = ""
     baseline_days: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether later stages may use the partition."""
+        return self.success or bool(self.allowed)
 
     @property
     def failed(self) -> list[str]:
@@ -99,44 +104,11 @@ class Verdict:
         return [finding.rule for finding in self.findings if not finding.success]
 
 
-def verdict_path(dataset: str, suite: str, ds: str, preset: str | None = None) -> Path:
-    """Where the verdict of a partition lies."""
-    folder = locations.var() / "gates" / dataset / suite
-    return (folder / preset if preset else folder) / f"{ds}.json"
-
-
-def write_verdict(verdict: Verdict) -> Path:
-    """Writes a verdict in one step and returns its path: a reader sees the old file or the new one."""
-    path = verdict_path(verdict.dataset, verdict.suite, verdict.ds, verdict.preset)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(_finite(asdict(verdict)), indent=1, sort_keys=True, allow_nan=False)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def keep(verdict: Verdict) -> Path:
+    """Writes a verdict, where `spark_jobs.lake.verdicts` reads it, and returns its path."""
+    path = verdicts.path_of(verdict.dataset, verdict.suite, verdict.ds, verdict.preset)
+    verdicts.write(path, _finite(asdict(verdict)))
     return path
-
-
-def read_verdict(path: Path) -> dict[str, Any]:
-    """Reads a verdict.
-
-    Raises:
-        ValueError: The file is no verdict; names it and the remedy.
-    """
-    try:
-        verdict = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(verdict, dict) and isinstance(verdict["success"], bool):
-            return verdict
-    except (ValueError, KeyError):
-        pass
-    raise ValueError(f"{path} is no verdict of a gate: delete it and run the gate of that day again")
 
 
 def _finite(value: Any) -> Any:

@@ -17,6 +17,7 @@ from model.judging.metrics import auc
 from model.runs.store import run_path
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.features import Dataset
+from spark_jobs.lake import verdicts
 
 Array = npt.NDArray[Any]
 _ROW = ("user_id", "window_start_ms", "impression_id", *LABELS.values())
@@ -28,7 +29,7 @@ class EvaluationUnavailableError(CommandError):
 
 def inspect_evaluation(
     dataset: Dataset, preset: str, ds: str
-) -> tuple[dict[str, Any], dict[str, str], frozenset[str], int]:
+) -> tuple[dict[str, Any], dict[str, str], frozenset[str], int, str]:
     """Measures the evaluation of a run.
 
     Args:
@@ -37,16 +38,15 @@ def inspect_evaluation(
         ds: The run's day.
 
     Returns:
-        Facts, details of facts in words, what there is to compare with (`champion`, `oracle`), and the
-        version of the samples that were scored.
+        Facts, details of facts in words, what there is to compare with (`champion`, `oracle`), the version of
+        the samples that were scored, and the digest of the evaluation's file.
 
     Raises:
         EvaluationUnavailableError: The evaluation or a score file is missing or damaged.
     """
     folder = run_path(dataset.name, preset, ds)
-    evaluation = _read_json(
-        folder / "evaluation.json", f"--dataset {dataset.name} --preset {preset} --ds {ds}"
-    )
+    path = folder / "evaluation.json"
+    evaluation = _read_json(path, f"--dataset {dataset.name} --preset {preset} --ds {ds}")
     champion = evaluation["champion"] is not None
     oracle = evaluation["baselines"].get("oracle")
     frames = {
@@ -72,7 +72,13 @@ def inspect_evaluation(
     if champion:
         facts["different_rows"] = _different_rows(frames["candidate"], frames["champion"])
     there = frozenset(name for name, is_there in (("champion", champion), ("oracle", oracle)) if is_there)
-    return facts, {"strange_fields": "; ".join(strange)}, there, int(evaluation["samples_version"])
+    return (
+        facts,
+        {"strange_fields": "; ".join(strange)},
+        there,
+        int(evaluation["samples_version"]),
+        verdicts.file_digest(path),
+    )
 
 
 def _score_facts(ranker: str, frame: dict[str, Array], metrics: dict[str, Any]) -> dict[str, Any]:

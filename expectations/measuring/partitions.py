@@ -13,7 +13,8 @@ from spark_jobs.contract import locations
 from spark_jobs.contract.clock import shift_day
 from spark_jobs.contract.features import Dataset, EventType
 from spark_jobs.contract.tables import event_columns, sample_columns
-from spark_jobs.lake.log import current_version, exists, partition_values
+from spark_jobs.lake.log import exists, last_commit, partition_values, written
+from spark_jobs.lake.verdicts import partition_of
 from spark_jobs.lake.writer import table_at
 from spark_jobs.samples.build import by_user
 from spark_jobs.samples.events import around, at_requests, is_event
@@ -26,12 +27,14 @@ class Inspection:
     Args:
         facts: Fact name to value; empty when the partition is absent.
         details: Fact name to more in words.
-        version: Version of the table; None when there is no table.
+        table: Delta's id of the table; None when there is none.
+        version: The commit that wrote the partition; None when there is no table.
         partition_df: Its rows.
     """
 
     facts: Facts = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)
+    table: str | None = None
     version: int | None = None
     partition_df: DataFrame | None = None
 
@@ -43,8 +46,8 @@ def inspect_events(
     uri = locations.table(dataset.name, "events")
     if not exists(uri):
         return {ds: Inspection(facts={"rows": 0}) for ds in days}
-    version = current_version(uri)
-    events_df = table_at(spark, uri, version)
+    log = written(uri)
+    events_df = table_at(spark, uri, log.newest)
     schema, details = _schema(events_df, event_columns(dataset))
     deliveries_df = events_df.where(_among("delivery_ds", days))
     measured = measure(deliveries_df, suite, "delivery_ds")
@@ -55,7 +58,13 @@ def inspect_events(
         if not schema["schema_missing"] and facts.get("last_time_ms") is not None:
             known = _known_tables(spark, dataset, events_df, ds)
             facts |= event_joins(delivery_df, known, dataset, ds, int(facts["last_time_ms"]))
-        inspections[ds] = Inspection(facts=facts, details=details, version=version, partition_df=delivery_df)
+        inspections[ds] = Inspection(
+            facts=facts,
+            details=details,
+            table=log.table,
+            version=log.version_of(partition_of("events", ds)),
+            partition_df=delivery_df,
+        )
     return inspections
 
 
@@ -66,8 +75,8 @@ def inspect_samples(
     uri = locations.table(dataset.name, "samples")
     if not exists(uri):
         return {ds: Inspection(facts={"rows": 0}) for ds in days}
-    version = current_version(uri)
-    samples_df = table_at(spark, uri, version)
+    log = written(uri)
+    samples_df = table_at(spark, uri, log.newest)
     schema, details = _schema(samples_df, sample_columns(dataset))
     measured = measure(samples_df.where(_among("ds", days)), suite, "ds")
     events_uri = locations.table(dataset.name, "events")
@@ -79,7 +88,13 @@ def inspect_samples(
             events_df = around(table_at(spark, events_uri), dataset, ds).where(is_event(EventType.IMPRESSION))
             placed_df = events_df.transform(by_user).transform(at_requests, dataset).where(_among("ds", [ds]))
             facts |= sample_joins(partition_df, placed_df, dataset)
-        inspections[ds] = Inspection(facts=facts, details=details, version=version, partition_df=partition_df)
+        inspections[ds] = Inspection(
+            facts=facts,
+            details=details,
+            table=log.table,
+            version=log.version_of(partition_of("samples", ds)),
+            partition_df=partition_df,
+        )
     return inspections
 
 

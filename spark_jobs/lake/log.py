@@ -188,6 +188,73 @@ def last_commit(uri: str, partition: str) -> Commit | None:
     return next((c for c in commits(uri) if c.metadata.get("partition") == partition), None)
 
 
+# What changes no row that stays: of any other operation that is not ours, all partitions count as written.
+_HARMLESS = re.compile(r"OPTIMIZE|VACUUM|DELETE|CREATE TABLE$|CONVERT|.*TBLPROPERTIES|.*PROPERT|ADD COLUMN")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Which commit wrote each partition of a table, as far back as its log goes.
+
+    Args:
+        table: Delta's id of the table: another one after it was made anew.
+        oldest: Oldest version that the log still tells of.
+        newest: Version that was asked for.
+        partitions: Partition (e.g. `ds=2026-03-01`) to the newest commit that wrote it.
+        rewritten: Newest commit by somebody else that may have written any partition; -1 for none.
+    """
+
+    table: str
+    oldest: int
+    newest: int
+    partitions: Mapping[str, int]
+    rewritten: int
+
+    def version_of(self, partition: str) -> int:
+        """The commit that wrote a partition; the oldest known version where the log has forgotten it."""
+        return max(self.partitions.get(partition, self.oldest), self.rewritten)
+
+    def holds(self, partition: str, table: Any, version: Any) -> bool:
+        """Whether a partition's rows are still those that commit `version` of table `table` left."""
+        if table != self.table or not isinstance(version, int) or version > self.newest:
+            return False
+        known = self.partitions.get(partition, -1)
+        if max(known, self.rewritten) >= 0:
+            return version == max(known, self.rewritten)
+        return version <= self.oldest
+
+
+def written(uri: str, version: int | None = None) -> Written:
+    """Reads from a table's log which commit wrote each partition.
+
+    Args:
+        uri: The table.
+        version: Later commits are not looked at; default: none is later.
+
+    Raises:
+        LakeError: As `open_table`.
+    """
+    newest = open_table(uri, version)
+    partitions: dict[str, int] = {}
+    rewritten, oldest = -1, int(newest.version())
+    for commit in commits(uri):  # newest first
+        if commit.version > newest.version():
+            continue
+        oldest = commit.version
+        partition = commit.metadata.get("partition")
+        if partition is not None:
+            partitions.setdefault(str(partition), commit.version)
+        elif not _HARMLESS.match(commit.operation):
+            rewritten = max(rewritten, commit.version)
+    return Written(
+        table=str(newest.metadata().id),
+        oldest=oldest,
+        newest=int(newest.version()),
+        partitions=partitions,
+        rewritten=rewritten,
+    )
+
+
 def partition_values(uri: str, column: str, version: int | None = None) -> list[str]:
     """Values of a partition column for which the table has rows, ascending; empty when there is no table.
 

@@ -11,9 +11,10 @@ import pytest
 from expectations.judging import judge as judge_module
 from expectations.judging.baseline import compared, quantile_shift, trailing_facts
 from expectations.judging.validation import Judgement
-from expectations.judging.verdict import Finding, Verdict, read_verdict, verdict_path, write_verdict
+from expectations.judging.verdict import Finding, Verdict, keep
 from expectations.rules.rule import Rule, Suite, Trailing
 from expectations.rules.suites import SUITES
+from spark_jobs.lake.verdicts import path_of, read
 from tests.expectations.mini import LIMITS, MINI, broken_by
 
 EVENTS, SAMPLES = (SUITES[name](MINI, LIMITS) for name in ("events", "samples"))
@@ -108,7 +109,7 @@ def verdict(ds: str, success: bool = True, **facts: Any) -> Verdict:
 
 def test_trailing_days_are_the_last_seven_earlier_days_that_passed() -> None:
     for day in range(1, 12):
-        write_verdict(verdict(f"2026-03-{day:02d}", success=day != 8, impressions=day))
+        keep(verdict(f"2026-03-{day:02d}", success=day != 8, impressions=day))
     found = trailing_facts("mini", "events", "2026-03-10")
     assert list(found) == [f"2026-03-{day:02d}" for day in (2, 3, 4, 5, 6, 7, 9)]
     assert found["2026-03-09"] == {"impressions": 9}
@@ -116,17 +117,17 @@ def test_trailing_days_are_the_last_seven_earlier_days_that_passed() -> None:
 
 
 def test_a_verdict_is_written_whole_and_the_same_again() -> None:
-    path = write_verdict(verdict("2026-03-01", share=math.nan, worst=math.inf, levels=[1.0, 2.0]))
+    path = keep(verdict("2026-03-01", share=math.nan, worst=math.inf, levels=[1.0, 2.0]))
     first = path.read_bytes()
-    assert path == verdict_path("mini", "events", "2026-03-01")
-    assert read_verdict(path)["facts"] == {"share": "nan", "worst": "inf", "levels": [1.0, 2.0]}
-    assert write_verdict(verdict("2026-03-01", share=math.nan, worst=math.inf, levels=[1.0, 2.0])) == path
+    assert path == path_of("mini", "events", "2026-03-01")
+    assert (read(path) or {})["facts"] == {"share": "nan", "worst": "inf", "levels": [1.0, 2.0]}
+    assert keep(verdict("2026-03-01", share=math.nan, worst=math.inf, levels=[1.0, 2.0])) == path
     assert path.read_bytes() == first
     assert [file.name for file in path.parent.iterdir()] == ["2026-03-01.json"]
 
 
 def test_a_damaged_verdict_is_named() -> None:
-    path = write_verdict(verdict("2026-03-01"))
+    path = keep(verdict("2026-03-01"))
     path.write_text(path.read_text()[:30])
     with pytest.raises(ValueError, match=r"2026-03-01\.json is no verdict"):
         trailing_facts("mini", "events", "2026-03-02")
@@ -155,7 +156,7 @@ def test_rules_without_trailing_days_are_left_out_by_name(monkeypatch: pytest.Mo
     )
     found = judge_module.judge(EVENTS, "2026-03-02", {"rows": 5, **NORMAL["events"]})
     assert set(found.left_out) == {rule.name for rule in EVENTS.rules if rule.trailing}
-    write_verdict(verdict("2026-03-01", **NORMAL["events"]))
+    keep(verdict("2026-03-01", **NORMAL["events"]))
     found = judge_module.judge(EVENTS, "2026-03-02", {"rows": 5, **NORMAL["events"]})
     assert not found.left_out
     assert found.baseline_days == ("2026-03-01",)

@@ -179,7 +179,7 @@ def measured(suite: Suite, folder: Path, change: Change | None) -> tuple[dict[st
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     for ranker, frame in scores.items():
         pq.write_table(pa.table(frame), folder / f"scores_{ranker}.parquet")
-    facts, _, there, version = inspect_evaluation(DATASETS[suite.dataset], "tiny", DS)
+    facts, _, there, version, _ = inspect_evaluation(DATASETS[suite.dataset], "tiny", DS)
     assert version == 4
     return facts, there
 

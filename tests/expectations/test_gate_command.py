@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from expectations import gate
+from expectations.judging.verdict import Verdict
 from expectations.rules.listing import rule_tables
+from expectations.rules.samples import samples_suite
 from spark_jobs.contract import locations
 from spark_jobs.contract.clock import shift_day
 from spark_jobs.contract.features import Owner
 from spark_jobs.contract.tables import dimension_columns, event_columns, sample_columns
+from spark_jobs.lake.verdicts import Standing, path_of, read, standings
 from tests.expectations.mini import DS, MINI, event, sample, valid_events
 
 ARROW = {
@@ -95,6 +99,7 @@ def test_a_broken_row_stops_the_run_and_goes_to_quarantine_until_repaired(
     assert code == 1
     assert result["verdicts"] == {DS: True, NEXT: False}
     assert set(result["failed"]) == {f"{NEXT}/distance_values", f"{NEXT}/user_known"}
+    assert standings("mini", "events", [DS, NEXT]).of == {DS: Standing.PASSED, NEXT: Standing.FAILED}
     assert f"mini {NEXT}: table events, column distance: 1, allowed: no row breaks it" in caplog.text
     (row,) = quarantined()
     assert row["reason"] == "distance_values"
@@ -109,8 +114,10 @@ def test_a_broken_row_stops_the_run_and_goes_to_quarantine_until_repaired(
         [result, verdict]
     )  # nor in what is logged or handed on
     _repair()
+    assert standings("mini", "events", [NEXT]).of == {NEXT: Standing.UNJUDGED}
     code, result = run(capsys, NEXT)
     assert (code, result["failed"]) == (0, [])
+    assert standings("mini", "events", [NEXT]).of == {NEXT: Standing.PASSED}
     assert quarantined() == []
 
 
@@ -127,6 +134,31 @@ def test_a_broken_sample_goes_to_quarantine_with_the_rules_that_it_breaks(
     assert row["log"] == "samples"
     assert set(row["reason"].split(", ")) == {"static_action_values", "profile_age_values"}
     assert json.loads(row["record"])["candidate_impression_id"] == ["a", "b", "c"]
+
+
+def test_what_an_operator_allows_is_of_the_rows_that_were_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path))
+    suite = samples_suite(MINI, MINI.limits)
+    failed = Verdict(dataset="mini", suite="samples", ds=DS, success=False, table="t", version=3)
+
+    def allowed(verdict: Verdict, allow: str | None = None) -> str:
+        concluded = gate._conclude(verdict, suite, allow)
+        written = read(path_of("mini", "samples", DS)) or {}
+        assert written["allowed"] == concluded.allowed
+        assert concluded.is_usable is bool(concluded.allowed or concluded.success)
+        return concluded.allowed
+
+    assert allowed(failed) == ""
+    assert allowed(failed, "a holiday") == "a holiday"
+    assert "FAILED and is used nevertheless: a holiday" in caplog.text
+    assert allowed(failed) == "a holiday"  # a task that is cleared does not take it back
+    assert allowed(failed, "") == ""
+    assert allowed(failed, "a holiday") == "a holiday"
+    assert allowed(replace(failed, version=4)) == ""  # the day was built again
+    assert allowed(failed) == ""
+    assert allowed(replace(failed, success=True), "a holiday") == ""  # nothing to allow
 
 
 def _repair() -> None:
