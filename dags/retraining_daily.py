@@ -47,12 +47,15 @@ with DAG(
 
     @task.short_circuit(execution_timeout=timedelta(minutes=10))  # type: ignore[untyped-decorator]
     def has_history(partition_key: str | None = None) -> bool:
-        """Whether samples of an earlier day exist."""
+        """Whether an earlier day has samples that did not fail their gate."""
         from spark_jobs.contract import locations
         from spark_jobs.lake.log import partition_values
+        from spark_jobs.lake.verdicts import standings
 
         today = day(partition_key)
-        return any(ds < today for ds in partition_values(locations.table(DATASET, "samples"), "ds"))
+        built = partition_values(locations.table(DATASET, "samples"), "ds")
+        stands = standings(DATASET, "samples", [ds for ds in built if ds < today])
+        return len(stands.failed) < len(stands.of)
 
     first_champion = StepOperator(
         task_id="first_champion",

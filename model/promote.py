@@ -25,7 +25,7 @@ from model.judging.decision import Case, Contender, Decision
 from model.judging.rules import decide
 from model.registry import tracking
 from model.registry import versions as registry
-from model.registry.record import read_evaluation
+from model.registry.record import read_evaluation, require_passed
 from model.registry.versions import RegistryError, Version
 from model.runs.files import write_text
 from model.runs.store import Run, load_run
@@ -49,12 +49,14 @@ def promote(dataset: Dataset, run: Run) -> dict[str, Any]:
 
     Raises:
         RunError: The run is damaged or not evaluated.
+        NotPassedError: The gate of its evaluation has not passed it.
         RegistryError: The run is not registered, or the champion's alias has vanished.
         TrackingError: MLflow is not reachable or refuses.
         LakeError: Another command is changing the registry and does not end.
     """
     run.verify()
     evaluation = read_evaluation(run)
+    require_passed(dataset, run)
     judged = evaluation_digest(evaluation)
     with registry.exclusive(dataset.name, "promote") as lease:
         version = registry.with_digest(dataset.name, run.digest)

@@ -39,12 +39,14 @@ def register(dataset: Dataset, run: Run) -> tuple[Version, bool]:
 
     Raises:
         RunError: The run is damaged or not evaluated.
+        NotPassedError: The gate of its evaluation has not passed it.
         RegistryError: An aliased version of this run is damaged.
         TrackingError: MLflow is not reachable or refuses.
         LakeError: Another command is changing the registry and does not end.
     """
     run.verify()
     evaluation = run_record.read_evaluation(run)
+    run_record.require_passed(dataset, run)
     with registry.exclusive(dataset.name, "register"):
         version = _registered(dataset, run)
         is_new = version is None

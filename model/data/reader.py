@@ -25,6 +25,7 @@ from spark_jobs.contract import locations
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.features import Dataset
 from spark_jobs.lake.log import commits
+from spark_jobs.lake.verdicts import Standings, standings
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,24 @@ class SamplesTable:
         """Days that have samples, ascending."""
         return sorted({partition["ds"] for partition in self._table.partitions() if partition["ds"]})
 
+    def standings(self, days: Sequence[str]) -> Standings:
+        """How days of this version stand with their gate.
+
+        Raises:
+            ValueError: A verdict cannot be read.
+            LakeError: The table's log cannot be read.
+        """
+        return standings(self.dataset.name, "samples", days, self.version)
+
+    def require_days(self, days: Sequence[str]) -> None:
+        """Checks that the days have samples.
+
+        Raises:
+            SamplesUnavailableError: One has none.
+        """
+        for ds in sorted(set(days) - set(self.days())):
+            raise SamplesUnavailableError(f"version {self.version} of {self.uri} has no samples of day {ds}")
+
     def require(self, days: Sequence[str]) -> None:
         """Checks that all files of the days are there: before hours of work, not in the midst of it.
 
@@ -108,8 +127,7 @@ class SamplesTable:
         Raises:
             SamplesUnavailableError: The day has no rows or a file cannot be read.
         """
-        if ds not in self.days():
-            raise SamplesUnavailableError(f"version {self.version} of {self.uri} has no samples of day {ds}")
+        self.require_days([ds])
         held: list[pa.RecordBatch] = []
         try:
             scanner = self._table.to_pyarrow_dataset(partitions=[("ds", "=", ds)]).scanner(

@@ -67,6 +67,7 @@ def evaluate(dataset: Dataset, run: Run, champion: Champion | None, device: str 
     Raises:
         RunError: The candidate was trained on the day, or its files are damaged.
         SamplesUnavailableError: The day has no samples.
+        NotPassedError: No gate has passed them, and no operator allowed them.
         ValueError: Rows or scores are broken.
     """
     start = time.monotonic()
@@ -76,6 +77,9 @@ def evaluate(dataset: Dataset, run: Run, champion: Champion | None, device: str 
             f"{run.path} was trained on {run.ds}; a day is evaluated by a run that has not seen it"
         )
     samples = SamplesTable(dataset)
+    samples.require_days([run.ds])
+    stands = samples.standings([run.ds])
+    stands.require_usable(run.ds)
     candidate = Scorer.load(run.path, device)
     other = Scorer.load(champion.path, device) if champion is not None else None
     frame, scores = score_day(samples, run.ds, {"candidate": candidate, "champion": other})
@@ -92,6 +96,7 @@ def evaluate(dataset: Dataset, run: Run, champion: Champion | None, device: str 
         "preset": run.record["preset"],
         "ds": run.ds,
         "samples_version": samples.version,
+        "samples_allowed": stands.reasons.get(run.ds, ""),
         "candidates": len(frame["user_id"]),
         "users": len(np.unique(frame["user_id"])),
         "click_rate": float(np.average(frame["label_click"], weights=frame.get("weight"))),

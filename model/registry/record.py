@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import math
 import platform
 import statistics
@@ -26,6 +27,9 @@ from model.registry.versions import DIGEST, Version
 from model.runs.files import RunError
 from model.runs.store import Run
 from spark_jobs.contract.features import Dataset
+from spark_jobs.lake import verdicts
+
+logger = logging.getLogger(__name__)
 
 EVALUATION = "evaluation.json"
 HEADLINES = tuple(f"{task}_{kind}" for task in ("ctr", "ctcvr") for kind in ("auc", "gauc"))
@@ -54,6 +58,18 @@ def read_evaluation(run: Run) -> dict[str, Any]:
     if found != run.digest:
         raise RunError(f"{path} is of the digest {found}, the run has {run.digest}; {again}")
     return evaluation
+
+
+def require_passed(dataset: Dataset, run: Run) -> None:
+    """Refuses a run whose evaluation, as it is now, has not passed its gate.
+
+    Raises:
+        NotPassedError: It failed or was not judged.
+    """
+    preset = str(run.record["preset"])
+    allowed = verdicts.require_evaluation(dataset.name, preset, run.ds, run.path / EVALUATION)
+    if allowed:
+        logger.warning("the evaluation of %s did not pass its gate and is used: %s", run.path, allowed)
 
 
 def finite(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

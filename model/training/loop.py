@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from model.config.run import Config
 from model.data.encoder import SampleEncoder
-from model.data.reader import SamplesTable, SamplesUnavailableError, steps_of
+from model.data.reader import SamplesTable, steps_of
 from model.runs.files import RunError, read_state, write_file
 from model.runs.store import (
     CHECKPOINT,
@@ -35,6 +35,7 @@ from model.runs.store import (
 from model.training.plan import Plan, is_as_asked, plan_of
 from model.training.progress import PROGRESS, read_progress, save_progress
 from model.training.step import Trainer, process_group
+from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.declaration import differences
 from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.phases import reach
@@ -115,7 +116,7 @@ def _done_or_plan(
         partial.mkdir(parents=True, exist_ok=True)
         (partial / RECORD).unlink(missing_ok=True)
         return plan
-    except (RunError, SamplesUnavailableError, ValueError, OSError) as error:
+    except (CommandError, ValueError, OSError) as error:
         return error
 
 
@@ -196,6 +197,7 @@ def _record(
     link = {
         "ds": ds,
         "days": days,
+        "samples_allowed": dict(plan.allowed),
         "samples_table": table.identity,
         "git_sha": code,
         "train": asdict(config.train),

@@ -14,6 +14,7 @@ from model.runs.files import RunError
 from model.runs.store import Run, base_of, complete_runs
 from spark_jobs.contract.declaration import differences
 from spark_jobs.contract.features import Dataset
+from spark_jobs.lake.verdicts import Standing, Standings
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Plan:
         base_digest: Its digest, or None.
         seen_days: Days the base has seen, with their versions.
         lineage: A link for each training before this one, oldest first; see `loop.train`.
+        allowed: Days of `days` that did not pass their gate, with why an operator lets them be used.
     """
 
     days: Mapping[str, int]
@@ -37,6 +39,7 @@ class Plan:
     base_digest: str | None = None
     seen_days: Mapping[str, int] = field(default_factory=dict)
     lineage: tuple[Mapping[str, Any], ...] = ()
+    allowed: Mapping[str, str] = field(default_factory=dict)
 
     def key(self, dataset: Dataset, config: Config) -> str:
         """What must be equal for a checkpoint to be continued: all but the table's version."""
@@ -46,53 +49,82 @@ class Plan:
 
 
 def plan_of(dataset: Dataset, config: Config, ds: str) -> Plan:
-    """Plans the run of day `ds`.
+    """Plans the run of day `ds`: on days that their gate has passed, or that an operator has allowed.
+
+    A day that failed is as good as not there. One that no gate has judged is refused if it would be trained
+    on; a base that has seen it as it was before stands.
 
     Raises:
-        RunError: There are no samples before `ds`, or the base has another model.
+        RunError: There are no samples before `ds` that may be used, or the base has another model.
+        NotPassedError: A day that would be trained on was not judged.
     """
     table = SamplesTable(dataset)
-    days = [day for day in table.days() if day < ds]
+    stands = table.standings([day for day in table.days() if day < ds])
+    days = stands.days(Standing.PASSED, Standing.ALLOWED, Standing.UNJUDGED)
     runs = complete_runs(dataset.name, config.preset)
+    if stands.failed:
+        logger.warning("left out, as they did not pass their gate: %s", ", ".join(stands.failed))
     if not days:
-        raise RunError(f"{table.uri} has no samples of a day before {ds}; build some, or ask for a later day")
+        raise RunError(
+            f"{table.uri} has no samples of a day before {ds}"
+            + (f" that passed its gate (failed: {', '.join(stands.failed)})" if stands.failed else "")
+            + "; build some, or ask for a later day"
+        )
     refused: dict[str, str] = {}
-    base = base_of(runs, days, ds, lambda run: _continues(run, dataset, refused))
+    base = base_of(runs, days, ds, lambda run: _continues(run, dataset, stands, refused))
     if refused:
         newest, why = next(iter(refused.items()))
         start = f"training goes on from {base.path}" if base else "a new lineage begins from scratch"
         logger.warning("%s does not continue (%s): %s", newest, why, start)
+    unseen = [day for day in days if base is None or day not in base.seen_days]
+    stands.require_judged(unseen)
+    allowed = {day: why for day, why in stands.reasons.items() if day in unseen}
     if base is None:
-        return Plan(days=dict.fromkeys(days, table.version), version=table.version)
+        return Plan(days=dict.fromkeys(unseen, table.version), version=table.version, allowed=allowed)
     if base.config()[1].model != config.model:
         raise RunError(
             f"{base.path} has another model than preset {config.preset} has now; move it away to start over"
         )
     seen = base.seen_days
-    if lost := sorted(set(seen) - set(days)):
+    if lost := sorted(set(seen) - set(days) - set(stands.failed)):
         logger.info(
             "%s has seen %s, of which the samples table has nothing any more", base.path, ", ".join(lost)
         )
     return Plan(
-        days={day: table.version for day in days if day not in seen},
+        days=dict.fromkeys(unseen, table.version),
         version=table.version,
         base=str(base.path),
         base_digest=base.digest,
         seen_days=seen,
         lineage=(*base.record["lineage"][:-1], {**base.record["lineage"][-1], "digest": base.digest}),
+        allowed=allowed,
     )
 
 
-def _continues(run: Run, dataset: Dataset, refused: dict[str, str]) -> bool:
-    """Whether a run's weights mean under today's declaration what they meant under its own; else says why."""
+def _continues(run: Run, dataset: Dataset, stands: Standings, refused: dict[str, str]) -> bool:
+    """Whether a run's weights mean under today's declaration what they meant under its own; else says why.
+
+    Nor does a run continue that has learned from the very rows which a gate has failed since.
+    """
     run.verify()
     try:
-        changes = differences(run.config()[0], dataset)
+        changes = (*differences(run.config()[0], dataset), *_failed_since(run, stands))
     except RunError as error:  # whole, but written by another version of this code
         changes = (str(error),)
     if changes:
         refused[str(run.path)] = "; ".join(changes)
     return not changes
+
+
+def _failed_since(run: Run, stands: Standings) -> list[str]:
+    """Days whose rows, as the run has seen them, have failed their gate."""
+    return [
+        f"it has seen {day}, which has failed its gate since"
+        for link in run.record.get("lineage", ())
+        if link.get("samples_table") == stands.table
+        for day, version in link["days"].items()
+        if version >= stands.failed.get(day, version + 1)
+    ]
 
 
 def is_as_asked(run: Run, dataset: Dataset, config: Config) -> bool:

@@ -61,12 +61,16 @@ class Standings:
         suite: `events` or `samples`.
         of: Day to standing, ascending.
         reasons: Day to why an operator allowed it; days that are allowed only.
+        failed: Day to the commit that failed; days that failed only.
+        table: Delta's id of the table; empty when there is none.
     """
 
     dataset: str
     suite: str
     of: Mapping[str, Standing]
     reasons: Mapping[str, str]
+    failed: Mapping[str, int]
+    table: str
 
     def days(self, *standings: Standing) -> list[str]:
         """Days of these standings, ascending."""
@@ -171,14 +175,23 @@ def standings(dataset: str, suite: str, days: Iterable[str], version: int | None
     """
     uri = locations.table(dataset, suite)
     log = written(uri, version) if exists(uri) else None
-    of, reasons = {}, {}
+    of, reasons, failed = {}, {}, {}
     for day in sorted(set(days)):
         verdict = read(path_of(dataset, suite, day))
         standing = _standing(verdict, log, partition_of(suite, day))
         of[day] = standing
         if verdict is not None and standing is Standing.ALLOWED:
             reasons[day] = str(verdict["allowed"])
-    return Standings(dataset=dataset, suite=suite, of=of, reasons=reasons)
+        if verdict is not None and standing is Standing.FAILED:
+            failed[day] = int(verdict["version"])
+    return Standings(
+        dataset=dataset,
+        suite=suite,
+        of=of,
+        reasons=reasons,
+        failed=failed,
+        table="" if log is None else log.table,
+    )
 
 
 def _standing(verdict: Mapping[str, Any] | None, log: Written | None, partition: str) -> Standing:

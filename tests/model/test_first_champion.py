@@ -15,6 +15,7 @@ from model.registry import versions as registry
 from scripts import first_champion
 from spark_jobs.contract import locations
 from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.lake import verdicts
 
 DAYS = ("2026-03-01", "2026-03-02")
 ARGUMENTS = ["--dataset", "foodlog", "--ds", DAYS[1]]
@@ -31,13 +32,14 @@ def test_a_baseline_that_the_rules_refuse_is_no_failure(
     for seed, ds in enumerate(DAYS):  # too few users for a GAUC that could be believed
         samples = random_samples(FOODLOG, 30, seed=seed, ds=ds)
         write_deltalake(locations.table("foodlog", "samples"), samples, partition_by=["ds"], mode="append")
-    for _ in range(2):  # run again, it tries again, and registers nothing twice
+    verdicts.allow("foodlog", "samples", DAYS, "a test")
+    for _ in range(2):  # run again, it tries again
         assert first_champion.main(ARGUMENTS) == 0
         said = capsys.readouterr()
         assert _result(said.out) == {"ds": DAYS[1], "made": False, "version": None}
         assert "the baseline was refused as first champion" in said.err
-        (version,) = registry.versions("foodlog")
-        assert version.preset == "user_tower"
+        assert registry.versions("foodlog") == []
+        assert "gate of its evaluation" in said.err
         assert registry.aliased("foodlog", registry.CHAMPION) is None
 
 
@@ -56,8 +58,8 @@ def test_a_step_that_fails_ends_it_with_its_code(
     var: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int, of: Any
 ) -> None:
     done = []
-    for name in ("train", "evaluate", "register", "promote"):
-        module = __import__(f"model.{name}", fromlist=["main"])
+    for name in first_champion.STEPS:
+        module = __import__(name, fromlist=["main"])
         monkeypatch.setattr(module, "main", lambda _, m=module: done.append(m) or (code if m is of else 0))
     assert first_champion.main(ARGUMENTS) == code
     assert done[-1] is of

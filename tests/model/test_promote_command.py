@@ -16,6 +16,8 @@ from model.registry.versions import CHAMPION, RegistryError, Version
 from model.runs.files import RunError
 from model.runs.store import load_run
 from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.lake.verdicts import NotPassedError
+from tests.model.conftest import pass_gate
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04", "2026-03-05")
 Make = Callable[..., tuple[Any, Version]]
@@ -190,6 +192,9 @@ def test_a_run_that_is_not_registered_is_refused(make_run: Callable[..., Any]) -
     with pytest.raises(RunError, match=r"there is no .*evaluation.json; evaluate it"):
         promote.promote(FOODLOG, run)
     (run.path / "evaluation.json").write_text(json.dumps({"candidate": {"digest": run.digest}}))
+    with pytest.raises(NotPassedError, match="no gate has judged"):
+        promote.promote(FOODLOG, run)
+    pass_gate(run)
     with pytest.raises(RegistryError, match=r"is not registered: python -m model.register"):
         promote.promote(FOODLOG, run)
 

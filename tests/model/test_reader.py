@@ -25,6 +25,7 @@ from model.training import loop as training
 from model.training.step import Trainer
 from spark_jobs.contract import locations
 from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.lake import verdicts
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
 
@@ -39,6 +40,7 @@ def add_day(ds: str, seed: int, code: str = "abc") -> None:
         predicate=f"ds = '{ds}'",
         commit_properties=CommitProperties(custom_metadata={"userMetadata": record}),
     )
+    verdicts.allow("foodlog", "samples", [ds], "a test")
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from model.runs.files import RunError
 from model.runs.store import CONFIG, WEIGHTS, Run
 from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.lake.verdicts import NotPassedError
+from tests.model.conftest import pass_gate
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04")
 PHASES = ("before_log", "after_log", "before_version", "after_version", "after_alias")
@@ -49,7 +51,18 @@ def evaluated(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> 
     run = make_run(DAYS[1], DAYS[:1])
     evaluation = {"candidate": {"digest": run.digest, "ctr_auc": 0.7, "ctcvr_gauc": None, "ctr_gauc": 0.6}}
     (run.path / "evaluation.json").write_text(json.dumps(evaluation))
+    pass_gate(run)
     return run
+
+
+def test_an_evaluation_that_no_gate_has_passed_is_not_registered(evaluated: Run) -> None:
+    """Nor is one that was evaluated again since."""
+    evaluation = json.loads((evaluated.path / "evaluation.json").read_text())
+    (evaluated.path / "evaluation.json").write_text(json.dumps(evaluation | {"seconds": 2.0}))
+    with pytest.raises(NotPassedError, match="--suite evaluation --preset tiny --ds 2026-03-02"):
+        register.register(FOODLOG, evaluated)
+    pass_gate(evaluated)
+    assert register.register(FOODLOG, evaluated)[1]
 
 
 def test_a_version_says_what_it_was_made_of(evaluated: Run) -> None:

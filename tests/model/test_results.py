@@ -10,8 +10,8 @@ import pytest
 
 from model import results
 from model.config.presets import preset_named
-from model.judging.decision import SETTINGS
 from model.judging.metrics import Array, group_auc
+from spark_jobs.contract.datasets import dataset_named
 from spark_jobs.contract.kuairand import KUAIRAND
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def test_files_say_how_they_were_made(name: str) -> None:
     assert not report["commit"].endswith("+dirty")
     assert report["candidates"] > 10_000
     for model in report["models"].values():
-        for metric, ceiling in SETTINGS[report["dataset"]].ceilings.items():
+        for metric, ceiling in dataset_named(report["dataset"]).limits.ceilings.items():
             assert model["pooled"][metric]["mean"] <= ceiling  # beyond, it is a leak
             assert all(beaten["pooled"][metric] < model["pooled"][metric]["mean"]
                        for name, beaten in report["baselines"].items() if name != "oracle")  # fmt: skip

@@ -30,6 +30,8 @@ from model.registry.store import client
 from model.runs.store import CONFIG, WEIGHTS, Run, load_run
 from spark_jobs.contract import locations
 from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.lake import verdicts
+from tests.model.conftest import pass_gate
 
 DAYS = ("2026-03-01", "2026-03-02")
 DS = DAYS[1]
@@ -56,9 +58,11 @@ def evaluated(var: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         samples = random_samples(FOODLOG, 60, seed=seed, ds=ds, max_candidates=8)
         mode: Any = "append" if seed else "error"
         write_deltalake(locations.table("foodlog", "samples"), samples, partition_by=["ds"], mode=mode)
+    verdicts.allow("foodlog", "samples", DAYS, "a test")
     train.train(FOODLOG, preset_named("tiny"), DS, torch.device("cpu"), record.log_training)
     run = load_run("foodlog", "tiny", DS)
     evaluate.evaluate(FOODLOG, run, None)
+    pass_gate(run)
     return run
 
 

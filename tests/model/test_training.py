@@ -27,6 +27,7 @@ from model.training import loop as training
 from model.training.step import NonFiniteLossError, Trainer, process_group
 from spark_jobs.contract import locations
 from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.lake import verdicts
 
 CPU = torch.device("cpu")
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
@@ -68,6 +69,7 @@ def add_day(ds, seed):
     table = random_samples(DATASET, 40, seed=seed, ds=ds)
     uri = locations.table(DATASET.name, "samples")
     write_deltalake(uri, table, partition_by=["ds"], mode="overwrite", predicate=f"ds = '{ds}'")
+    verdicts.allow(DATASET.name, "samples", DAYS, "a test")
 
 
 def losses(ds):
