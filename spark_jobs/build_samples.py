@@ -2,11 +2,13 @@
 
     python -m spark_jobs.build_samples --dataset foodlog --ds 2026-03-01 [--late]
 
-Reads each table at one version, which the commit records; replaces exactly the partition `ds`, atomically.
-`--late` also makes those earlier days again whose samples no longer hold the candidates and labels that the
-events say: an outcome belongs to the day of its impression, whenever it happened and whatever brought it. A
-partition that this very code made from these very table versions is left as it is. What may know what is said
-in `spark_jobs/samples/build.py`; bots and outcomes without an impression are reported in `quarantine`.
+Knows of the deliveries that their gate has passed, or that an operator has allowed, and of no other
+(`spark_jobs/samples/deliveries.py`). Reads each table at one version, which the commit records; replaces
+exactly the partition `ds`, atomically. `--late` also makes those earlier days again whose samples no longer
+hold the candidates and labels that the events say: an outcome belongs to the day of its impression, whenever
+it happened and whatever brought it. A partition that this very code made from these very table versions is
+left as it is. What may know what is said in `spark_jobs/samples/build.py`; bots and outcomes without an
+impression are reported in `quarantine`.
 
 Prints one JSON line: `{"ds", "rebuilt", "stale", "rows", "candidates", "samples_version", "empty", ...}`;
 `stale` names later days that were built before this delivery was there as it is now: build them again. A day
@@ -37,6 +39,7 @@ from spark_jobs.lake.quarantine import as_quarantined, quarantine
 from spark_jobs.lake.session import spark_session
 from spark_jobs.lake.writer import EmptyInputError, already_written, replace_partition, table_at
 from spark_jobs.samples.build import build, by_user, outcomes, with_labels
+from spark_jobs.samples.deliveries import Deliveries, deliveries_of
 from spark_jobs.samples.events import (
     at_requests,
     bots,
@@ -68,11 +71,15 @@ def build_days(spark: SparkSession, dataset: Dataset, ds: str, *, late: bool = F
 
     Raises:
         EmptyInputError: The day has no impressions although it has a delivery or samples.
+        NotPassedError: The day's delivery failed its gate, or one up to the day was not judged.
         LakeError: A table cannot be read or written.
     """
     versions = {name: current_version(locations.table(dataset.name, name)) for name in _INPUTS}
     reach(f"{STAGE}:inputs_pinned")
-    events_df = table_at(spark, locations.table(dataset.name, "events"), versions["events"])
+    deliveries = deliveries_of(dataset, ds, versions)
+    events_df = deliveries.events(
+        table_at(spark, locations.table(dataset.name, "events"), versions["events"])
+    )
     built = partition_values(locations.table(dataset.name, "samples"), "ds")
     of_day_df = events_df.where((F.col("ds") == ds) & is_event(EventType.IMPRESSION))
     if of_day_df.isEmpty():
@@ -95,8 +102,8 @@ def build_days(spark: SparkSession, dataset: Dataset, ds: str, *, late: bool = F
         }
     made = _last_commits(dataset, built)
     rebuilt = _rebuilt(spark, dataset, ds, events_df, built, made) if late else {}
-    done = {day: _build_day(spark, dataset, day, versions, ds) for day, differs in rebuilt.items() if differs}
-    done[ds] = _build_day(spark, dataset, ds, versions, ds)
+    to_do = [*(day for day, differs in rebuilt.items() if differs), ds]
+    done = {day: _build_day(spark, dataset, day, versions, ds, deliveries) for day in to_do}
     reach(f"{STAGE}:done")
     versions_made = {day: made[day].version for day in rebuilt if day in made}
     return {
@@ -203,7 +210,10 @@ def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit]) -> list[str]:
     delivered = last_commit(locations.table(dataset.name, "events"), f"delivery_ds={ds}") if later else None
     if delivered is None:
         return []
-    stale = [day for day, c in later.items() if c.metadata["inputs"]["events"] < delivered.version]
+    inputs = {day: commit.metadata["inputs"] for day, commit in later.items()}
+    stale = [
+        day for day, of in inputs.items() if of["events"] < delivered.version or ds in of.get("left_out", ())
+    ]
     if stale:
         logger.warning(
             "%s: %d later days were built before delivery %s was as it is now, %s to %s: build them again",
@@ -217,10 +227,10 @@ def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit]) -> list[str]:
 
 
 def _build_day(
-    spark: SparkSession, dataset: Dataset, ds: str, versions: dict[str, int], run: str
+    spark: SparkSession, dataset: Dataset, ds: str, versions: dict[str, int], run: str, deliveries: Deliveries
 ) -> dict[str, Any]:
     uri = locations.table(dataset.name, "samples")
-    inputs = {**versions, "declaration": rows_digest(dataset)}
+    inputs = {**versions, "declaration": rows_digest(dataset), "left_out": list(deliveries.left_out)}
     version = already_written(uri, {"ds": ds}, inputs)
     if version is not None:
         logger.info(
@@ -230,8 +240,8 @@ def _build_day(
             version,
         )
         return {"samples_version": version, "unchanged": True, **_sizes(spark, uri, ds, version)}
-    metadata = {"ds": ds, "run": run, "inputs": inputs}
-    with day_inputs(spark, dataset, ds, versions) as inputs_of_day:
+    metadata = {"ds": ds, "run": run, "inputs": inputs, "allowed": dict(deliveries.allowed)}
+    with day_inputs(spark, dataset, ds, versions, deliveries) as inputs_of_day:
         # The samples last: once they are there, a rerun takes the day for done.
         quarantine(unused(inputs_of_day, dataset, ds), dataset.name, ds, STAGE, metadata)
         version = write_samples(inputs_of_day, dataset, ds, metadata)
@@ -259,13 +269,16 @@ class DayInputs:
 
 @contextlib.contextmanager
 def day_inputs(
-    spark: SparkSession, dataset: Dataset, ds: str, versions: Mapping[str, int]
+    spark: SparkSession, dataset: Dataset, ds: str, versions: Mapping[str, int], deliveries: Deliveries
 ) -> Iterator[DayInputs]:
     """Reads the tables at their versions; who is a bot and what came twice is found once and kept."""
     uris = {name: locations.table(dataset.name, name) for name in _INPUTS}
     tables = {name: table_at(spark, uri, versions[name]) for name, uri in uris.items()}
-    held = {name: partition_values(uris[name], "ds", versions[name]) for name in ("users", "items")}
-    scope_df = scope(tables["events"], dataset, ds)
+    held = {
+        name: deliveries.days(partition_values(uris[name], "ds", versions[name]))
+        for name in ("users", "items")
+    }
+    scope_df = scope(deliveries.events(tables["events"]), dataset, ds)
     repeated_df = repeated(scope_df).persist()
     once_df = scope_df if repeated_df.isEmpty() else events_of(scope_df, repeated_df)
     bots_df = bots(once_df, dataset).persist()

@@ -85,7 +85,8 @@ def inspect_samples(
         facts = {**schema, "rows": 0, **measured.get(ds, {})}
         partition_df = samples_df.where(_among("ds", [ds]))
         if facts["rows"] and not schema["schema_missing"] and exists(events_uri):
-            events_df = around(table_at(spark, events_uri), dataset, ds).where(is_event(EventType.IMPRESSION))
+            known_df = table_at(spark, events_uri).where(_not_among("delivery_ds", _left_out(uri, ds)))
+            events_df = around(known_df, dataset, ds).where(is_event(EventType.IMPRESSION))
             placed_df = events_df.transform(by_user).transform(at_requests, dataset).where(_among("ds", [ds]))
             facts |= sample_joins(partition_df, placed_df, dataset)
         inspections[ds] = Inspection(
@@ -96,6 +97,12 @@ def inspect_samples(
             partition_df=partition_df,
         )
     return inspections
+
+
+def _left_out(uri: str, ds: str) -> list[str]:
+    """Deliveries that the day's samples were built without, as they had not passed their gate."""
+    commit = last_commit(uri, partition_of("samples", ds))
+    return list(commit.metadata.get("inputs", {}).get("left_out", ())) if commit else []
 
 
 def _schema(df: DataFrame, declared: list[tuple[str, str]]) -> tuple[Facts, dict[str, str]]:
@@ -133,3 +140,7 @@ def _known_tables(spark: SparkSession, dataset: Dataset, events_df: DataFrame, d
 
 def _among(column: str, days: Sequence[str]) -> str:
     return f"{column} IN ({', '.join(repr(day) for day in days)})"
+
+
+def _not_among(column: str, days: Sequence[str]) -> str:
+    return f"NOT {_among(column, days)}" if days else "true"

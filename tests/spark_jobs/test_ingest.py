@@ -21,7 +21,9 @@ from spark_jobs.contract.clock import shift_day
 from spark_jobs.contract.features import Owner
 from spark_jobs.contract.tables import dimension_columns, event_columns
 from spark_jobs.ingest import DeliveryRefusedError, last_copies, with_days, with_reason
+from spark_jobs.lake import verdicts
 from spark_jobs.lake.log import current_version, last_commit, partition_values
+from spark_jobs.lake.verdicts import NotPassedError
 from spark_jobs.lake.writer import EmptyInputError, content_hash, table_at
 from spark_jobs.samples.events import events_of
 from spark_jobs.sources import Delivery
@@ -78,7 +80,9 @@ def deliver(spark: Any, lake: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         )
         source = SimpleNamespace(read_delivery=lambda spark, root, ds: delivery)
         monkeypatch.setattr(ingest, "source_of", lambda name: source)
-        return ingest.ingest(spark, TINY, ds, "unused")
+        done = ingest.ingest(spark, TINY, ds, "unused")
+        verdicts.allow("tiny", "events", [ds], "a test")
+        return done
 
     return deliver
 
@@ -457,6 +461,41 @@ def test_what_is_made_again_follows_from_the_impression(spark: Any, deliver: Any
     again = build_days(spark, TINY, days[1], late=True)
     assert again["rebuilt"] == [DAY], "what an attempt before made again is named to what follows"
     assert again["versions"][DAY] == corrected["versions"][DAY]
+
+
+def test_a_delivery_that_failed_its_gate_is_neither_history_nor_statistics_nor_a_snapshot(
+    spark: Any, deliver: Any
+) -> None:
+    days = [shift_day(DAY, n) for n in range(3)]
+    for n, ds in enumerate(days):
+        shown = event(f"{ds}", TINY.day_start_ms(ds) + HOUR)
+        clicked = {**shown, "event_id": f"{ds}-c", "event_type": "click", "action": 1}
+        clicked["time_ms"] += 5
+        deliver(ds, [shown, clicked], users=[{"user_id": 1, "city": n + 1}])
+
+    def built(ds: str) -> Any:
+        build_days(spark, TINY, ds)
+        (row,) = table(spark, "samples").where(f"ds = '{ds}'").collect()
+        return len(row["static_time_ms"]), row["profile_city"], sum(row["label_click"])
+
+    before = built(days[2])
+    path = verdicts.path_of("tiny", "events", days[1])
+    failed = {**(verdicts.read(path) or {}), "allowed": ""}
+    verdicts.write(path, failed)
+    with pytest.raises(NotPassedError, match=f"events of {days[1]} did not pass their gate"):
+        build_days(spark, TINY, days[1])
+    assert (before, built(days[2])) == ((2, 2, 1), (1, 1, 1))
+    commit = last_commit(locations.table("tiny", "samples"), f"ds={days[2]}")
+    assert commit is not None
+    assert commit.metadata["inputs"]["left_out"] == [days[1]]
+    assert commit.metadata["allowed"] == {days[0]: "a test", days[2]: "a test"}
+    path.unlink()
+    with pytest.raises(NotPassedError, match=f"judged events of {days[1]} as they are now"):
+        build_days(spark, TINY, days[2])
+    assert built(days[0])[0] == 0  # what comes after the day of the run is not known yet, and not asked for
+    verdicts.write(path, {**failed, "success": True})
+    assert build_days(spark, TINY, days[1])["stale"] == [days[2]]
+    assert built(days[2]) == before
 
 
 @pytest.mark.slow

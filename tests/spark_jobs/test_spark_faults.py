@@ -90,7 +90,8 @@ def test_a_machine_in_another_time_zone_makes_the_same_tables(
 def test_failed_tasks_lost_executors_and_speculative_copies_change_no_sample(
     spark: Any, local: Path, tmp_path: Path, fault: str
 ) -> None:
-    shutil.copytree(local / "lake", tmp_path / "lake")
+    for folder in ("lake", "gates"):
+        shutil.copytree(local / folder, tmp_path / folder)
     shutil.rmtree(tmp_path / "lake" / "foodlog" / "samples")
     evaluations, work = tmp_path / "evaluations", tmp_path / "work"
     evaluations.mkdir()
