@@ -472,7 +472,7 @@ def test_a_delivery_that_failed_its_gate_is_neither_history_nor_statistics_nor_a
         shown = event(f"{ds}", TINY.day_start_ms(ds) + HOUR)
         clicked = {**shown, "event_id": f"{ds}-c", "event_type": "click", "action": 1}
         clicked["time_ms"] += 5
-        deliver(ds, [shown, clicked], users=[{"user_id": 1, "city": n + 1}])
+        deliver(ds, [shown, clicked], users=[{"user_id": 1, "city": n + 1}] if n < 2 else [])
 
     def built(ds: str) -> Any:
         build_days(spark, TINY, ds)
