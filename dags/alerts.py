@@ -45,6 +45,12 @@ def run_failed(context: Any) -> None:
     send("failed", f"{run.dag_id} of {run.partition_key or 'no day'} ({run.run_id}): {context.get('reason')}")
 
 
+def task_failed(context: Any) -> None:
+    """Callback of a step that failed and will not be tried again: says why, as the step does."""
+    run, task = context["dag_run"], context["ti"]
+    send("failed", f"{run.dag_id}.{task.task_id} of {run.partition_key}: {context.get('exception')}")
+
+
 def task_retried(context: Any) -> None:
     """Callback of a step that failed and will be tried again."""
     run, task = context["dag_run"], context["ti"]

@@ -1,11 +1,12 @@
-"""`retraining_daily`: the model learns the days before a day, and is promoted if it ranks that day better.
+"""`retraining_daily`: models learn the days before a day; the best is promoted if it ranks that day better.
 
-    has_history -> first_champion -> train -> evaluate -> gate_evaluation -> register -> promote
+    has_history -> train -> evaluate -> gate_evaluation -> register -> promote
 
 Started by the asset `samples`, whose partition key is the day; a backlog is worked off first in, first out.
 The first day of all has nothing before it to train on: `has_history` skips the rest. One run at a time,
-training and scoring in the pool `training`; a day that was trained before, or comes twice, changes nothing. A
-failed `gate_evaluation` fails the run before anything is registered.
+training and scoring in the pool `training`; a day that was trained before, or comes twice, changes nothing.
+Every step takes all presets of the day: those of `MTGR_CHALLENGERS` and the champion's own, which `train`
+finds out and hands on. A failed `gate_evaluation` fails the run before anything is registered.
 """
 
 from datetime import timedelta
@@ -15,7 +16,7 @@ from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
 from dags.alerts import deadline_missed, run_failed
-from dags.settings import DATASET, PRESET, TRAIN_LAUNCHER
+from dags.settings import CHALLENGERS, DATASET, TRAIN_LAUNCHER
 from dags.steps import (
     DAY_ARGUMENT,
     DEFAULT_ARGUMENTS,
@@ -23,10 +24,12 @@ from dags.steps import (
     TRAINING_POOL,
     StepOperator,
     day,
+    result_of,
 )
 
 DEADLINE_HOURS = 12
-OF_PRESET = f"{DAY_ARGUMENT} --preset {PRESET}"
+TRAINED = f"{DAY_ARGUMENT} --preset {' '.join(CHALLENGERS)} champion"
+OF_DAY = DAY_ARGUMENT + " --preset {{ ti.xcom_pull(task_ids='train')['presets'] | join(' ') }}"
 
 with DAG(
     "retraining_daily",
@@ -57,16 +60,11 @@ with DAG(
         stands = standings(DATASET, "samples", [ds for ds in built if ds < today])
         return len(stands.failed) < len(stands.of)
 
-    first_champion = StepOperator(
-        task_id="first_champion",
-        module="scripts.first_champion",
-        pool=TRAINING_POOL,
-        execution_timeout=timedelta(hours=6),
-    )
     train = StepOperator(
         task_id="train",
         module="model.train",
-        arguments=OF_PRESET,
+        arguments=TRAINED,
+        output_processor=result_of,
         launcher=TRAIN_LAUNCHER,
         pool=TRAINING_POOL,
         execution_timeout=timedelta(hours=12),
@@ -74,27 +72,27 @@ with DAG(
     evaluate = StepOperator(
         task_id="evaluate",
         module="model.evaluate",
-        arguments=OF_PRESET,
+        arguments=OF_DAY,
         pool=TRAINING_POOL,
         execution_timeout=timedelta(hours=3),
     )
     gate_evaluation = StepOperator(
         task_id="gate_evaluation",
         module="expectations.gate",
-        arguments=f"--suite evaluation {OF_PRESET}",
+        arguments=f"--suite evaluation {OF_DAY}",
         retries=0,  # a failed gate is a failed run; the same scores would fail again
         execution_timeout=timedelta(hours=1),
     )
     register = StepOperator(
         task_id="register",
         module="model.register",
-        arguments=OF_PRESET,
+        arguments=OF_DAY,
         execution_timeout=timedelta(hours=1),
     )
     promote = StepOperator(
         task_id="promote",
         module="model.promote",
-        arguments=OF_PRESET,
+        arguments=OF_DAY,
         execution_timeout=timedelta(hours=1),
     )
-    has_history() >> first_champion >> train >> evaluate >> gate_evaluation >> register >> promote
+    has_history() >> train >> evaluate >> gate_evaluation >> register >> promote

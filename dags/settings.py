@@ -3,7 +3,8 @@
 | variable | what | default |
 |---|---|---|
 | `MTGR_DATASET` | the dataset of this deployment | `foodlog` |
-| `MTGR_PRESET` | the model's preset | `tiny` |
+| `MTGR_CHALLENGERS` | presets that are trained every day beside the champion's own | `tiny user_tower` |
+| `MTGR_PRESET` | the same for one preset | |
 | `MTGR_SCHEDULE` | cron of `samples_daily`, UTC | 30 minutes after the day's attribution window |
 | `MTGR_SCHEDULED` | 0: no scheduled runs, only triggered ones and backfills | 1 |
 | `MTGR_PYTHON` | the interpreter that runs steps | the one that parses this file |
@@ -15,13 +16,33 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import timedelta
 
+from spark_jobs.contract.command import UsageError
 from spark_jobs.contract.environment import flag, real, text, whole
 
+
+def presets(challengers: str, preset: str) -> tuple[str, ...]:
+    """The presets of a day, each once.
+
+    Raises:
+        UsageError: Both settings are given, or a word is no name.
+    """
+    if challengers and preset:
+        raise UsageError(f"MTGR_CHALLENGERS={challengers} and MTGR_PRESET={preset}: give one of the two")
+    names = tuple(dict.fromkeys((challengers or preset or "tiny user_tower").split()))
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9_]+", name):
+            raise UsageError(
+                f"MTGR_CHALLENGERS: {name!r} is no preset: lower case letters, digits, underscores"
+            )
+    return names
+
+
 DATASET = text("MTGR_DATASET", "foodlog")
-PRESET = text("MTGR_PRESET", "tiny")
+CHALLENGERS = presets(text("MTGR_CHALLENGERS"), text("MTGR_PRESET"))
 SCHEDULE = text("MTGR_SCHEDULE")
 IS_SCHEDULED = flag("MTGR_SCHEDULED", True)
 PYTHON = text("MTGR_PYTHON", sys.executable)

@@ -8,6 +8,7 @@ Needs the repository on `PYTHONPATH`. Nothing heavy is imported: Airflow reads t
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 from collections.abc import Iterable, Iterator
@@ -15,11 +16,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from airflow.providers.standard.hooks.subprocess import SubprocessHook, SubprocessResult
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from dags.alerts import task_retried
+from dags.alerts import task_failed, task_retried
 from dags.settings import DATASET, IS_SCHEDULED, LAUNCHER, PYTHON, RETRIES, RETRY_DELAY, SCHEDULE
 from spark_jobs.contract.clock import parse_day
 from spark_jobs.contract.datasets import dataset_named
@@ -37,6 +39,7 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "retry_exponential_backoff": 2,
     "max_retry_delay": timedelta(minutes=10),
     "on_retry_callback": task_retried,
+    "on_failure_callback": task_failed,
 }
 
 
@@ -88,6 +91,14 @@ def result_of(line: str) -> Any:
     return result
 
 
+def refusal(line: str) -> str | None:
+    """Why a step was refused, as its last line of output says; None where it says nothing of the kind."""
+    try:
+        return str(result_of(line)["refused"])
+    except (AirflowException, KeyError):
+        return None
+
+
 def command(launcher: str, module: str, *arguments: str) -> str:
     """Shell command of a step over the run's day; `arguments` may hold templates."""
     return f"exec {launcher} -m {module} --dataset {shlex.quote(DATASET)} {' '.join(arguments)}"
@@ -96,8 +107,21 @@ def command(launcher: str, module: str, *arguments: str) -> str:
 DAY_ARGUMENT = "--ds {{ day(partition_key) }}"
 
 
+class _Step(SubprocessHook):  # type: ignore[misc]
+    """Keeps how a step ended."""
+
+    ended: SubprocessResult | None = None
+
+    def run_command(self, *args: Any, **kwargs: Any) -> SubprocessResult:
+        """Runs the step."""
+        self.ended = super().run_command(*args, **kwargs)
+        return self.ended
+
+
 class StepOperator(BashOperator):  # type: ignore[misc]
     """Runs one step as a command in the repository, in the environment of the worker.
+
+    A step that was refused, such as a promotion with an alarm, has answered: it fails at once and says why.
 
     Args:
         module: Module to run, e.g. `model.train`.
@@ -118,6 +142,27 @@ class StepOperator(BashOperator):  # type: ignore[misc]
             skip_on_exit_code=None,  # the default takes 99 for "skipped": a failing gate could pass
             **kwargs,
         )
+
+    @functools.cached_property
+    def subprocess_hook(self) -> _Step:
+        """What runs the step."""
+        return _Step()
+
+    def execute(self, context: Any) -> Any:
+        """Runs the step and returns what it printed last.
+
+        Raises:
+            AirflowFailException: It was refused; a retry would be, too.
+            AirflowException: It failed.
+        """
+        try:
+            return super().execute(context)
+        except AirflowException as error:
+            ended = self.subprocess_hook.ended
+            why = refusal(ended.output) if ended is not None and ended.exit_code == 1 else None
+            if why is None:
+                raise
+            raise AirflowFailException(f"{self.module} refused: {why}") from error
 
 
 class SparkStepOperator(StepOperator):

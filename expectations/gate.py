@@ -2,7 +2,7 @@
 
     python -m expectations.gate --dataset foodlog --suite events --ds 2026-03-01
     python -m expectations.gate --dataset foodlog --suite samples --ds 2026-03-01 2026-03-02
-    python -m expectations.gate --dataset foodlog --suite evaluation --preset tiny --ds 2026-03-02
+    python -m expectations.gate --dataset foodlog --suite evaluation --preset tiny user_tower --ds 2026-03-02
     python -m expectations.gate --dataset foodlog --suite samples --ds 2026-03-01 --allow "a holiday"
     python -m expectations.gate --list
 
@@ -20,8 +20,8 @@ wrong usage.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
-import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -89,9 +89,9 @@ def gate_lake(dataset: Dataset, suite: Suite, days: Sequence[str], allow: str | 
 
 
 def gate_evaluations(
-    dataset: Dataset, suite: Suite, days: Sequence[str], preset: str, allow: str | None = None
+    dataset: Dataset, suite: Suite, days: Sequence[str], presets: Sequence[str], allow: str | None = None
 ) -> list[Verdict]:
-    """Checks the evaluations of a preset's runs and writes their verdicts; `allow` as in `gate_lake`.
+    """Checks the evaluations of the presets' runs and writes their verdicts; `allow` as in `gate_lake`.
 
     Raises:
         EvaluationUnavailableError: An evaluation is missing or damaged.
@@ -100,7 +100,7 @@ def gate_evaluations(
     from expectations.measuring.evaluations import inspect_evaluation
 
     verdicts = []
-    for ds in sorted(set(days)):
+    for ds, preset in itertools.product(sorted(set(days)), presets):
         facts, details, there, version, digest = inspect_evaluation(dataset, preset, ds)
         verdict = judge(
             suite, ds, facts, details=details, there=there, table=digest, version=version, preset=preset
@@ -186,14 +186,17 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
         return None
     if not (arguments.dataset and arguments.suite and arguments.ds):
         raise UsageError("give --dataset, --suite and --ds: without them nothing would be validated")
-    if not re.fullmatch(r"[a-z0-9_]+", arguments.preset):
-        raise UsageError(f"{arguments.preset!r} is no preset: lower case letters, digits and underscores")
     suite = suite_of(arguments.dataset, arguments.suite)
     if suite.name == "evaluation":
         verdicts = gate_evaluations(arguments.dataset, suite, arguments.ds, arguments.preset, arguments.allow)
     else:
         verdicts = gate_lake(arguments.dataset, suite, arguments.ds, arguments.allow)
-    failed = [f"{verdict.ds}/{rule}" for verdict in verdicts for rule in verdict.failed]
+    several = len(verdicts) > len({verdict.ds for verdict in verdicts})
+    failed = [
+        "/".join((verdict.ds, *([str(verdict.preset)] if several else []), rule))
+        for verdict in verdicts
+        for rule in verdict.failed
+    ]
     success = bool(verdicts) and all(verdict.is_usable for verdict in verdicts)
     result = {
         "success": success,
@@ -201,7 +204,10 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
         "suite": suite.name,
         "failed": failed,
         "allowed": {verdict.ds: verdict.allowed for verdict in verdicts if verdict.allowed},
-        "verdicts": {verdict.ds: verdict.success for verdict in verdicts},
+        "verdicts": {
+            ds: all(verdict.success for verdict in verdicts if verdict.ds == ds)
+            for ds in dict.fromkeys(verdict.ds for verdict in verdicts)
+        },
         "data_docs": str(locations.var() / "data_docs" / "index.html"),
     }
     if not success:
@@ -215,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_dataset(parser, required=False)
     parser.add_argument("--suite", choices=sorted(SUITES))
     command.add_day(parser, required=False, nargs="+", default=[], help="days, YYYY-MM-DD")
-    parser.add_argument("--preset", default="tiny", help="of the run whose evaluation is checked")
+    command.add_presets(parser, help="of the runs whose evaluations are checked")
     parser.add_argument("--allow", metavar="WHY", help="why days that fail may be used as they are")
     parser.add_argument("--list", action="store_true", help="print the rules of all suites and end")
     return command.run(parser, _run, argv)

@@ -1,7 +1,11 @@
-"""Evaluates a day's candidate and the champion: `python -m model.evaluate --dataset foodlog --ds D`.
+"""Evaluates a day's candidates beside the champion.
 
-Both score the same rows, day `ds` of one version of the samples table, which neither was trained on. The
-run's folder gets `evaluation.json` and `scores_candidate.parquet`, `scores_champion.parquet`.
+    python -m model.evaluate --dataset foodlog --ds 2026-03-03 --preset tiny user_tower
+
+All score the same rows, day `ds` of one version of the samples table, which none was trained on: the runs of
+the presets given, the champion, and the best version of the last days. Each run's folder gets
+`evaluation.json`, `scores_candidate.parquet` and `scores_champion.parquet`, once: run again, nothing changes,
+and where the day's rows or what it is measured against have changed, a further record is written beside.
 
 No candidate of a group that GAUC compares may know a label that another does not: `*_gauc` compares frozen
 scores within a user's window of the day, `*_gauc_request` live ones within a request; AUC, log loss and
@@ -17,30 +21,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.config.environment import device
-from model.data.reader import SamplesUnavailableError
-from model.judging.evaluation import EVALUATION, evaluate, without_nan
-from model.registry import versions
-from model.registry.store import TrackingError
-from model.registry.versions import RegistryError
-from model.runs.files import RunError
+from model.judging.contest import Judged, evaluate
+from model.registry.measures import contests_of
+from model.registry.record import HEADLINES
 from model.runs.store import load_run
 from spark_jobs.contract import command
 
 logger = logging.getLogger(__name__)
 
-_FAILURES = (RunError, SamplesUnavailableError, RegistryError, TrackingError, ValueError, OSError)
-
 
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     dataset = arguments.dataset
-    run = load_run(dataset.name, arguments.preset, arguments.ds)
-    evaluation = without_nan(evaluate(dataset, run, versions.champion(dataset.name), str(device())))
-    names = ("ctr_auc", "ctr_gauc", "ctcvr_auc", "ctcvr_gauc")
-    result = {name: evaluation["candidate"][name] for name in names}
+    runs = [load_run(dataset.name, preset, arguments.ds) for preset in arguments.preset]
+    judged = evaluate(dataset, contests_of(dataset.name, runs), str(device()))
+    return command.by_preset({preset: _result(one) for preset, one in judged.items()})
+
+
+def _result(judged: Judged) -> dict[str, Any]:
+    evaluation = judged.evaluation
+    result = {name: evaluation["candidate"][name] for name in HEADLINES}
     result |= {key: evaluation[key] for key in ("dataset", "preset", "ds", "samples_version", "seconds")}
-    if evaluation["champion"] is not None:
-        result["champion"] = {name: evaluation["champion"][name] for name in ("version", *names)}
-    return result | {"evaluation": str(run.path / EVALUATION)}
+    for who in ("champion", "best"):
+        if evaluation[who] is not None:
+            result[who] = {name: evaluation[who][name] for name in ("version", *HEADLINES)}
+    if evaluation["note"]:
+        logger.warning("%s: %s", evaluation["preset"], evaluation["note"])
+    return result | {"evaluation": str(judged.path), "changed": judged.changed}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser("model.evaluate", __doc__)
     command.add_dataset(parser)
     command.add_day(parser, help="the day to score, YYYY-MM-DD")
-    parser.add_argument("--preset", default="tiny")
+    command.add_presets(parser)
     return command.run(parser, _run, argv)
 
 

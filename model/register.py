@@ -1,6 +1,6 @@
-"""Registers an evaluated run: `python -m model.register --dataset foodlog --ds D --preset tiny`.
+"""Registers evaluated runs: `python -m model.register --dataset foodlog --ds D --preset tiny user_tower`.
 
-The run becomes one version of `mtgr-<dataset>`, however often and wherever the command was interrupted: a
+Each run becomes one version of `mtgr-<dataset>`, however often and wherever the command was interrupted: a
 version exists only once its files are uploaded and give the run's digest, and carries that digest as a tag
 from its first moment, by which a retry finds it. The alias `candidate` then names the newest version.
 """
@@ -101,7 +101,11 @@ def _create(dataset: Dataset, run: Run, evaluation: Mapping[str, Any], run_id: s
 
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     dataset = arguments.dataset
-    version, is_new = register(dataset, load_run(dataset.name, arguments.preset, arguments.ds))
+    runs = {preset: load_run(dataset.name, preset, arguments.ds) for preset in arguments.preset}
+    return command.by_preset({preset: _result(*register(dataset, run)) for preset, run in runs.items()})
+
+
+def _result(version: Version, is_new: bool) -> dict[str, Any]:
     return {
         "model": version.model,
         "version": version.version,
@@ -119,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser("model.register", __doc__)
     command.add_dataset(parser)
     command.add_day(parser, help="day of the run, YYYY-MM-DD")
-    parser.add_argument("--preset", default="tiny")
+    command.add_presets(parser)
     return command.run(parser, _run, argv)
 
 

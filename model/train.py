@@ -1,8 +1,14 @@
-"""Trains on the days not yet seen before a day: `python -m model.train --dataset foodlog --ds 2026-03-05`.
+"""Trains the presets of a day on the days before it that each has not seen yet.
+
+    python -m model.train --dataset foodlog --ds 2026-03-05 --preset tiny user_tower champion
+
+`champion` stands for the preset of the champion, where there is one: it is trained beside its challengers, on
+the same version of the samples, so that nobody wins by being a day newer. The result's `presets` are those
+that were trained.
 
 Continues from the newest fitting run (see `model.runs.store`), reads the unseen days in order from one pinned
-version of the samples table, and writes a new run whole or not at all. Run again, it changes nothing;
-killed and run again, it goes on from its last checkpoint with the same losses, bit for bit. `torchrun
+version of the samples table, and writes a new run whole or not at all. Run again, it changes nothing; killed
+and run again, it goes on from its last checkpoint with the same losses, bit for bit. `torchrun
 --nproc-per-node N -m model.train ...` trains on N ranks. `MTGR_DEVICE` (`auto`, `cpu`, `cuda`) says where.
 """
 
@@ -14,19 +20,58 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch.distributed as dist
+
 from model.config import environment
 from model.config.environment import device
 from model.config.presets import preset_named
+from model.data.reader import SamplesTable
 from model.registry import record
+from model.registry import versions as registry
 from model.training.loop import train
+from model.training.step import process_group
 from spark_jobs.contract import command
+from spark_jobs.contract.command import UsageError
 
 logger = logging.getLogger(__name__)
 
 
+CHAMPIONS = "champion"
+
+
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
-    result = train(arguments.dataset, arguments.preset, arguments.ds, device(), record.log_training)
-    return result if environment.rank() == 0 else None
+    dataset, results = arguments.dataset, {}
+    with process_group(device()):
+        shared: list[Any] = [None]
+        if environment.rank() == 0:
+            shared = [(presets_of(dataset.name, arguments.preset), SamplesTable(dataset).version)]
+        dist.broadcast_object_list(shared)
+        presets, version = shared[0]
+        for preset in presets:
+            config = preset_named(preset)
+            results[preset] = train(
+                dataset, config, arguments.ds, device(), record.log_training, version=version
+            )
+    return command.by_preset(results) if environment.rank() == 0 else None
+
+
+def presets_of(dataset: str, names: Sequence[str]) -> list[str]:
+    """The presets to train: those named, each once, and for `champion` the champion's own.
+
+    Raises:
+        UsageError: There is no champion yet, and no other preset is named.
+        RegistryError: The champion's alias has vanished.
+    """
+    champion = registry.aliased(dataset, registry.CHAMPION) if CHAMPIONS in names else None
+    of_champion = [] if champion is None else [champion.preset]
+    presets = [preset for name in names for preset in (of_champion if name == CHAMPIONS else [name])]
+    if not presets:
+        raise UsageError(f"mtgr-{dataset} has no champion yet: name a preset to train")
+    return list(dict.fromkeys(presets))
+
+
+def _preset(name: str) -> str:
+    return name if name == CHAMPIONS else preset_named(name).preset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser("model.train", __doc__)
     command.add_dataset(parser)
     command.add_day(parser, help="train on the unseen days before this day, YYYY-MM-DD")
-    parser.add_argument("--preset", type=command.checked(preset_named), default="tiny")
+    command.add_presets(parser, _preset, help="presets to train; `champion` is that of the champion")
     return command.run(parser, _run, argv)
 
 

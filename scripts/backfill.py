@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if wish not in REPROCESS:
             raise UsageError(f"REPROCESS={wish} is none of {', '.join(REPROCESS)}")
         seconds, watch = backfill(settings, days, wish)
-        report_on(settings, seconds, since)
+        report_on(settings, seconds, watch.outcomes, since)
         watch.require_success()
 
     return guarded(body)

@@ -3,7 +3,8 @@
 Starts the embedded components, simulates foodlog's raw logs of the days, triggers `samples_daily` for each
 day through Airflow's API, waits until the runs of `retraining_daily` that follow are through, prints the
 table of days, and stops everything. Run again it does the same days again, which changes nothing: same
-tables, same versions. `FROM`, `TO` or `DAYS`, `DATASET` and `DATA`, `PRESET`, `USERS` say what to run.
+tables, same versions. `FROM`, `TO` or `DAYS`, `DATASET` and `DATA`, `CHALLENGERS`, `USERS` say what to
+run.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def run(settings: EmbeddedSettings, days: list[str]) -> tuple[Mapping[str, float
         EmbeddedRunError: A component did not come up or ended.
     """
     meanwhile = simulation(settings, days)
-    print_line(f"{settings.dataset}, preset {settings.preset}, {days[0]} to {days[-1]}: starting components")
+    print_line(
+        f"{settings.dataset}, {' and '.join(settings.presets)}, {days[0]} to {days[-1]}: starting components"
+    )
     with embedded(settings, "make run", afresh=True, meanwhile=meanwhile) as (processes, api):
         for name, command in seed(settings).items():
             print_line(f"ingesting the {name}")
@@ -51,10 +54,12 @@ def run(settings: EmbeddedSettings, days: list[str]) -> tuple[Mapping[str, float
         return watch.wait(), watch
 
 
-def report_on(settings: EmbeddedSettings, seconds: Mapping[str, float], since: float) -> None:
+def report_on(
+    settings: EmbeddedSettings, seconds: Mapping[str, float], outcomes: Mapping[str, str], since: float
+) -> None:
     """Prints the table of days, where to look, and the time it took."""
     print_line("")
-    print_line(report.table(report.HEADINGS, report.rows(settings, seconds)))
+    print_line(report.table(report.HEADINGS, report.rows(settings, seconds, outcomes)))
     print_line("")
     print_line(report.where(settings))
     print_line(f"{'total':<10} {time.monotonic() - since:.0f} s")
@@ -90,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = settings_from_environment()
         days = days_from_environment(settings.dataset)
         seconds, watch = run(settings, days)
-        report_on(settings, seconds, since)
+        report_on(settings, seconds, watch.outcomes, since)
         watch.require_success()
 
     return guarded(body)

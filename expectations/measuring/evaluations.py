@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from expectations.rules.evaluation import DEFINED, LABELS, METRICS, RANKERS, SCORES
 from expectations.rules.sql import LEVELS
 from model.judging.metrics import auc
+from model.judging.records import EVALUATION, newest, scores_of
 from model.runs.store import run_path
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.features import Dataset
@@ -45,12 +46,12 @@ def inspect_evaluation(
         EvaluationUnavailableError: The evaluation or a score file is missing or damaged.
     """
     folder = run_path(dataset.name, preset, ds)
-    path = folder / "evaluation.json"
+    path = newest(folder, EVALUATION)
     evaluation = _read_json(path, f"--dataset {dataset.name} --preset {preset} --ds {ds}")
     champion = evaluation["champion"] is not None
     oracle = evaluation["baselines"].get("oracle")
     frames = {
-        ranker: _read_scores(folder / f"scores_{ranker}.parquet")
+        ranker: _read_scores(scores_of(path, ranker))
         for ranker in RANKERS
         if ranker == "candidate" or champion
     }

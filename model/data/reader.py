@@ -110,6 +110,11 @@ class SamplesTable:
                 f"gone, e.g. {lost[0]}; vacuumed or deleted: use a newer version, or build the days again"
             )
 
+    def written_at(self, ds: str) -> int:
+        """Version in which a day's rows were last written; this one, where no commit names the day."""
+        written = (c for c in commits(self.uri) if c.metadata.get("partition") == f"ds={ds}")
+        return next((commit.version for commit in written if commit.version <= self.version), self.version)
+
     def code_versions(self, days: Sequence[str]) -> dict[str, str]:
         """Which code built each of the days, as the newest commit of its partition says."""
         found: dict[str, str] = {}

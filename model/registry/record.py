@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from model.config.run import Config
 from model.data.reader import SamplesTable
+from model.judging.records import EVALUATION, newest, scores_of
 from model.registry import plots, tracking
 from model.registry.lineage import LINEAGE, as_ranges
 from model.registry.versions import DIGEST, Version
@@ -31,19 +32,18 @@ from spark_jobs.lake import verdicts
 
 logger = logging.getLogger(__name__)
 
-EVALUATION = "evaluation.json"
 HEADLINES = tuple(f"{task}_{kind}" for task in ("ctr", "ctcvr") for kind in ("auc", "gauc"))
 _MEAN_STEPS = 20  # steps that one point of the loss curve is the mean of
 _LENGTHS = {"static": "static_time_ms", "realtime": "realtime_time_ms", "candidate": "candidate_time_ms"}
 
 
 def read_evaluation(run: Run) -> dict[str, Any]:
-    """What `model.evaluate` wrote beside the run.
+    """What `model.evaluate` wrote beside the run, last.
 
     Raises:
         RunError: It is missing, no JSON, or of another model than the run holds now.
     """
-    path = run.path / EVALUATION
+    path = newest(run.path, EVALUATION)
     again = (
         f"evaluate it: python -m model.evaluate --dataset {run.record['dataset']} "
         f"--preset {run.record['preset']} --ds {run.ds}"
@@ -67,7 +67,7 @@ def require_passed(dataset: Dataset, run: Run) -> None:
         NotPassedError: It failed or was not judged.
     """
     preset = str(run.record["preset"])
-    allowed = verdicts.require_evaluation(dataset.name, preset, run.ds, run.path / EVALUATION)
+    allowed = verdicts.require_evaluation(dataset.name, preset, run.ds, newest(run.path, EVALUATION))
     if allowed:
         logger.warning("the evaluation of %s did not pass its gate and is used: %s", run.path, allowed)
 
@@ -154,7 +154,7 @@ def figures(
 ) -> dict[str, Any]:
     """The figures by name."""
     title = f"{dataset.name}, {run.record['preset']} of {run.ds}"
-    scores = pq.read_table(run.path / "scores_candidate.parquet")
+    scores = pq.read_table(scores_of(newest(run.path, EVALUATION), "candidate"))
     columns = {name: scores.column(name).to_numpy() for name in
                ("label_click", "label_conversion", "ctr_live", "ctcvr_live")}  # fmt: skip
     champion = (evaluation.get("champion") or {}).get("version")

@@ -52,7 +52,13 @@ Log = Callable[[Config, dict[str, Any], str], str]
 
 
 def train(
-    dataset: Dataset, config: Config, ds: str, device: torch.device, log: Log, plan: Plan | None = None
+    dataset: Dataset,
+    config: Config,
+    ds: str,
+    device: torch.device,
+    log: Log,
+    plan: Plan | None = None,
+    version: int | None = None,
 ) -> dict[str, Any]:
     """Makes the run of day `ds`, or finds it made.
 
@@ -63,6 +69,7 @@ def train(
         device: Where to train.
         log: Logs the finished training.
         plan: What to train on; by default the days before `ds` that the newest fitting run has not seen.
+        version: Of the samples table that is planned from; by default the newest.
 
     Returns:
         What happened: run, days trained, base, loss, digest, whether anything changed.
@@ -77,7 +84,7 @@ def train(
     with process_group(device):
         is_first = dist.get_rank() == 0
         with _exclusively(path) if is_first else _nothing():
-            done = _done_or_plan(dataset, config, ds, path, plan) if is_first else None
+            done = _done_or_plan(dataset, config, ds, path, plan, version) if is_first else None
             shared = [done]
             dist.broadcast_object_list(shared)
             if isinstance(shared[0], Exception):
@@ -93,12 +100,12 @@ def train(
 
 
 def _done_or_plan(
-    dataset: Dataset, config: Config, ds: str, path: Path, plan: Plan | None
+    dataset: Dataset, config: Config, ds: str, path: Path, plan: Plan | None, version: int | None
 ) -> Run | Plan | Exception:
     """The run if it is made, else the plan; an error is returned, so that every rank can raise it."""
     try:
         partial = partial_path(path)
-        plan = plan or plan_of(dataset, config, ds)
+        plan = plan or plan_of(dataset, config, ds, version)
         wanted = {*plan.days, *plan.seen_days}
         existing = [run for run in complete_runs(dataset.name, config.preset) if run.path == path]
         for run in existing:

@@ -48,8 +48,10 @@ class Plan:
         return json.dumps([list(self.days), base, asdict(config), declared], sort_keys=True)
 
 
-def plan_of(dataset: Dataset, config: Config, ds: str) -> Plan:
+def plan_of(dataset: Dataset, config: Config, ds: str, version: int | None = None) -> Plan:
     """Plans the run of day `ds`: on days that their gate has passed, or that an operator has allowed.
+
+    It reads one version of the samples table, by default the newest.
 
     A day that failed is as good as not there. One that no gate has judged is refused if it would be trained
     on; a base that has seen it as it was before stands.
@@ -58,7 +60,7 @@ def plan_of(dataset: Dataset, config: Config, ds: str) -> Plan:
         RunError: There are no samples before `ds` that may be used, or the base has another model.
         NotPassedError: A day that would be trained on was not judged.
     """
-    table = SamplesTable(dataset)
+    table = SamplesTable(dataset, version)
     stands = table.standings([day for day in table.days() if day < ds])
     days = stands.days(Standing.PASSED, Standing.ALLOWED, Standing.UNJUDGED)
     runs = complete_runs(dataset.name, config.preset)

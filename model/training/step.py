@@ -47,7 +47,10 @@ class NonFiniteLossError(CommandError):
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """The process group of torchrun's environment, or one of this process alone."""
+    """The process group of torchrun's environment, or one of this process alone; within one, that one."""
+    if dist.is_initialized():
+        yield
+        return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if is_launched():
         dist.init_process_group(backend)

@@ -2,7 +2,8 @@
 
 | variable | what | default |
 |---|---|---|
-| `DATASET`, `PRESET` | what to run | `foodlog`, `tiny` |
+| `DATASET` | what to run | `foodlog` |
+| `CHALLENGERS` | presets that are trained every day; `PRESET` for one | `tiny user_tower` |
 | `DATA` | folder with the dataset's raw logs | `MTGR_<DATASET>`, else in the lake |
 | `AIRFLOW_PORT`, `MLFLOW_PORT`, `SPARK_PORT`, `DOCS_PORT` | loopback ports | 8080, 5000, 15002, 8090 |
 | `MTGR_VAR` | everything that is written | `<repo>/var` |
@@ -22,6 +23,7 @@ from spark_jobs.contract import locations
 from spark_jobs.contract.command import CommandError, UsageError
 from spark_jobs.contract.datasets import dataset_named, require_source
 from spark_jobs.contract.environment import flag, raw_logs, text, whole
+from spark_jobs.contract.features import Dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A server that lives for minutes does not earn back what the second compiler costs: without it a first ingest
@@ -47,7 +49,7 @@ class EmbeddedSettings:
 
     Args:
         dataset: Name of the dataset.
-        preset: Preset of the model.
+        presets: Presets that are trained every day, beside the champion's own.
         data: Folder with the dataset's raw logs, or None.
         airflow_port: Port of Airflow's API and UI.
         mlflow_port: Port of MLflow's UI.
@@ -56,7 +58,7 @@ class EmbeddedSettings:
     """
 
     dataset: str = "foodlog"
-    preset: str = "tiny"
+    presets: tuple[str, ...] = ("tiny", "user_tower")
     data: Path | None = None
     airflow_port: int = 8080
     mlflow_port: int = 5000
@@ -94,7 +96,8 @@ class EmbeddedSettings:
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}?timeout=60",
             "MTGR_VAR": str(locations.var()),
             "MTGR_DATASET": self.dataset,
-            "MTGR_PRESET": self.preset,
+            "MTGR_CHALLENGERS": " ".join(self.presets),
+            "MTGR_PRESET": "",  # of the caller: set to nothing counts as not set
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": str(os.cpu_count() or 1),
             "SPARK_CONF": ";".join(
@@ -161,11 +164,7 @@ def settings_from_environment() -> EmbeddedSettings:
         require_source(dataset)
     except ValueError as error:
         raise UsageError(f"DATASET: {error}") from error
-    preset = text("PRESET", "tiny")
-    try:
-        preset_named(preset).sized(dataset)
-    except ValueError as error:
-        raise UsageError(f"PRESET: {error}") from error
+    presets = _presets(dataset)
     folder = text("DATA") or raw_logs(name)
     data = Path(folder).absolute() if folder else None
     if name == "kuairand" and data is None:
@@ -177,13 +176,29 @@ def settings_from_environment() -> EmbeddedSettings:
         raise UsageError(f"two of the ports are equal: {ports}")
     return EmbeddedSettings(
         dataset=name,
-        preset=preset,
+        presets=presets,
         data=data,
         airflow_port=ports["AIRFLOW_PORT"],
         mlflow_port=ports["MLFLOW_PORT"],
         spark_port=ports["SPARK_PORT"],
         docs_port=ports["DOCS_PORT"],
     )
+
+
+def _presets(dataset: Dataset) -> tuple[str, ...]:
+    """`CHALLENGERS`, or `PRESET`, which is a list of one."""
+    name = "PRESET" if text("PRESET") else "CHALLENGERS"
+    if text("PRESET") and text("CHALLENGERS"):
+        raise UsageError(
+            f"CHALLENGERS={text('CHALLENGERS')} and PRESET={text('PRESET')}: give one of the two"
+        )
+    presets = tuple(dict.fromkeys(text(name, "tiny user_tower").split()))
+    for preset in presets:
+        try:
+            preset_named(preset).sized(dataset)
+        except ValueError as error:
+            raise UsageError(f"{name}: {error}") from error
+    return presets
 
 
 _PORTS = {"AIRFLOW_PORT": 8080, "MLFLOW_PORT": 5000, "SPARK_PORT": 15002, "DOCS_PORT": 8090}

@@ -23,6 +23,7 @@ from scripts.embedded.settings import EmbeddedRunError, EmbeddedSettings
 logger = logging.getLogger(__name__)
 PRODUCER, CONSUMER = DAGS
 PUBLISHES = "gate_samples"  # the task of the producer that publishes the asset
+EMPTY, NO_HISTORY = "no impressions", "no model: nothing to learn from yet"
 _ENDED = ("success", "failed")
 _POLL_S = 2.0  # an answer costs Airflow tens of milliseconds of a core that steps could use
 _HANDOVER_S = 120.0  # how long the asset may take to start its run
@@ -42,6 +43,10 @@ class Watch:
         settings: EmbeddedSettings of the run.
         producers: Run ids of `samples_daily` by day, in the order in which they are to be reported.
         since: When they were started: earlier runs are not the ones to wait for.
+
+    Attributes:
+        failed: Tasks that failed, in words.
+        outcomes: By day, which task failed, or why there was nothing to do; a day that went well has none.
     """
 
     api: AirflowApi
@@ -53,6 +58,7 @@ class Watch:
     _published: dict[str, bool] = field(default_factory=dict)
     _published_at: dict[str, float] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
+    outcomes: dict[str, str] = field(default_factory=dict)
 
     def wait(self) -> dict[str, float]:
         """Waits until all days are through.
@@ -119,9 +125,11 @@ class Watch:
                 print_line(f"{day}  {dag_id:<17} {task['task_id']:<16} {task['state']:<12} {seconds}")
                 if task["state"] == "failed":
                     self.failed.append(f"{dag_id}.{task['task_id']} of {day}")
+                    self.outcomes[day] = f"{task['task_id']} failed"
                     print_line(self._failure(day, dag_id, run_id, task))
         skipped = [task["task_id"] for task in tasks if task["state"] == "skipped"]
         if skipped and run["state"] in _ENDED:
+            self.outcomes.setdefault(day, EMPTY if PUBLISHES in skipped else NO_HISTORY)
             print_line(f"{day}  {dag_id:<17} skipped: {', '.join(skipped)}")
         return tasks
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO, TypeVar
@@ -38,6 +39,8 @@ class UsageError(ValueError):
 
 class RefusedError(CommandError):
     """A command has done its work and the answer is no: it prints its result and ends with 1.
+
+    The result's `refused` says why; whoever runs commands knows by it that another try would end the same.
 
     Args:
         message: Why.
@@ -94,6 +97,37 @@ def add_day(
     parser.add_argument(name, required=required, type=day, metavar="DAY", help=help, **more)
 
 
+def add_presets(
+    parser: argparse.ArgumentParser,
+    read: Callable[[str], str] | None = None,
+    *,
+    help: str = "the presets of the runs",
+) -> None:
+    """Adds `--preset`, one or several names, each once; `read` refuses what is no preset."""
+    kind = checked(read or _name)
+    parser.add_argument(
+        "--preset", nargs="+", default=["tiny"], type=kind, action=_Once, metavar="NAME", help=help
+    )
+
+
+class _Once(argparse.Action):
+    """Keeps each of several values once, in order."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, list(dict.fromkeys(values)))
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]+", text):
+        raise ValueError(f"{text!r} is no preset: lower case letters, digits and underscores")
+    return text
+
+
+def by_preset(results: Mapping[str, Mapping[str, Any]], first: str | None = None) -> dict[str, Any]:
+    """The result of a command over several presets: that of the first, and under `presets` those of all."""
+    return {**results[first or next(iter(results))], "presets": dict(results)}
+
+
 def configure_logging(*, for_people: bool = False) -> None:
     """Logs to stderr: of our packages everything from INFO on, of libraries what they warn of.
 
@@ -142,7 +176,7 @@ def run(
         return 2
     except RefusedError as error:
         logger.error("%s", error)
-        write_result(error.result)
+        write_result({**error.result, "refused": str(error)})
         return 1
     except (CommandError, ValueError, OSError) as error:
         logger.error("%s", error)

@@ -16,8 +16,7 @@ EDGES = {
         ("build_samples", "gate_samples"),
     ],
     "retraining_daily": [
-        ("has_history", "first_champion"),
-        ("first_champion", "train"),
+        ("has_history", "train"),
         ("train", "evaluate"),
         ("evaluate", "gate_evaluation"),
         ("gate_evaluation", "register"),
@@ -77,11 +76,37 @@ def test_the_gate_of_samples_publishes_the_asset_that_retraining_waits_for(dags)
 
 def test_what_uses_the_device_has_a_pool_of_its_own(dags):
     pools = {task.task_id: task.pool for task in dags["retraining_daily"].tasks}
-    assert {name for name, pool in pools.items() if pool == "training"} == {
-        "first_champion",
-        "train",
-        "evaluate",
+    assert {name for name, pool in pools.items() if pool == "training"} == {"train", "evaluate"}
+
+
+def test_every_step_of_a_day_takes_the_presets_that_were_trained(dags):
+    commands = {
+        t.task_id: t.bash_command for t in dags["retraining_daily"].tasks if t.task_id != "has_history"
     }
+    assert commands.pop("train").endswith("--preset tiny user_tower champion")
+    trained = "--preset {{ ti.xcom_pull(task_ids='train')['presets'] | join(' ') }}"
+    assert {name for name, command in commands.items() if command.endswith(trained)} == set(commands)
+
+
+@pytest.mark.parametrize(
+    ("challengers", "preset", "expected"),
+    [
+        ("", "", ("tiny", "user_tower")),
+        ("", "small", ("small",)),
+        ("small tiny small", "", ("small", "tiny")),
+        ("small", "tiny", "give one of the two"),
+        ("tiny;rm", "", "'tiny;rm' is no preset"),
+    ],
+)
+def test_challengers_are_a_list_and_a_preset_is_one_of_one(airflow_home, challengers, preset, expected):
+    from dags.settings import presets
+    from spark_jobs.contract.command import UsageError
+
+    if isinstance(expected, tuple):
+        assert presets(challengers, preset) == expected
+    else:
+        with pytest.raises(UsageError, match=expected):
+            presets(challengers, preset)
 
 
 def _infos(timetable, first: datetime, last: datetime):

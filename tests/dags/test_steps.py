@@ -63,6 +63,44 @@ def test_any_exit_code_but_0_fails_the_task(tmp_path, code):
         _operator(tmp_path, f"exit {code}").execute({})
 
 
+@pytest.mark.parametrize(
+    ("script", "is_retried"),
+    [
+        (
+            """echo refused; echo '{"alarm": true, "refused": "ctr_auc 0.83, the oracle 0.80"}'; exit 1""",
+            False,
+        ),
+        ("""echo '{"alarm": true}'; exit 1""", True),
+        ("""echo '{"refused": "killed on the way out"}'; exit 137""", True),
+        ("echo MLflow does not answer; exit 1", True),
+    ],
+)
+def test_a_step_that_was_refused_is_not_tried_again_and_says_why(tmp_path, script, is_retried):
+    from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+    with pytest.raises(AirflowException) as raised:
+        _operator(tmp_path, script).execute({})
+    assert isinstance(raised.value, AirflowFailException) is not is_retried
+    if not is_retried:
+        assert str(raised.value) == "a.module refused: ctr_auc 0.83, the oracle 0.80"
+
+
+def test_the_alert_of_a_step_says_why(tmp_path, monkeypatch):
+    from dags import alerts
+    from dags.steps import DEFAULT_ARGUMENTS
+
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path))
+    run = SimpleNamespace(dag_id="retraining_daily", partition_key="2026-03-01", run_id="manual__1")
+    error = RuntimeError("model.promote refused: a leak")
+    DEFAULT_ARGUMENTS["on_failure_callback"](
+        {"dag_run": run, "ti": SimpleNamespace(task_id="promote"), "exception": error}
+    )
+    kept = json.loads((tmp_path / "alerts.jsonl").read_text())
+    expected = "retraining_daily.promote of 2026-03-01: model.promote refused: a leak"
+    assert (kept["kind"], kept["text"]) == ("failed", expected)
+    assert alerts.task_failed is DEFAULT_ARGUMENTS["on_failure_callback"]
+
+
 def test_a_result_is_one_json_object():
     from airflow.sdk.exceptions import AirflowException
 

@@ -68,9 +68,9 @@ def data_steps(ds: str, earlier: tuple[str, ...] = ()) -> list[Step]:
     ]
 
 
-def training_steps(ds: str, preset: str) -> list[Step]:
-    """The tasks of `retraining_daily` for a preset."""
-    of_preset = ("--ds", ds, "--preset", preset)
+def training_steps(ds: str, *presets: str) -> list[Step]:
+    """The tasks of `retraining_daily` for the presets of a day."""
+    of_preset = ("--ds", ds, "--preset", *presets)
     return [
         _step("train", ds, "model.train", *of_preset),
         _step("evaluate", ds, "model.evaluate", *of_preset),
@@ -211,7 +211,7 @@ def state_of(var: Path, cleaned: Callable[[str], str] = str) -> dict[str, Any]:
 
 def without_table_versions(text: str) -> str:
     """JSON without the versions of tables: a day that is run again is a further version of its rows."""
-    text = re.sub(r"(samples[ _]version\W*)\d+", r"\1-", text)
+    text = re.sub(r"((?:samples|day)[ _]version\W*)\d+", r"\1-", text)
     text = re.sub(r'(\d{4}-\d\d-\d\d\\?": )\d+(?![\d.])', r"\1-", text)  # seen_days
     return re.sub(r"(evaluation_digest\W*)[0-9a-f]+", r"\1-", text)
 

@@ -9,7 +9,7 @@ times (a late day and the day, one table and the next) has a point for the first
 point holds when the rerun succeeds and the state is the undisturbed one: see `chain.state_of`.
 
 Stages of the data are killed on the second day, whose late records make the first again; those of the model
-on the third, when the baseline is champion and MTGR is promoted over it. `--options` go to the simulator.
+on the third, when there is a champion and two presets are judged. `--options` go to the simulator.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def steps_until(stages: set[str], options: Sequence[str]) -> list[tuple[Step, bo
         (simulation(first, third, *options), "simulate" in stages),
         *((step, False) for step in data_steps(first)),
         *((step, step.stage in stages) for step in data_steps(second, (first,))),
-        *((step, False) for step in training_steps(second, BASELINE)),
+        *((step, False) for step in training_steps(second, PRESET, BASELINE)),
         *((step, False) for step in data_steps(third, (first, second))),
-        *((step, step.stage in stages) for step in training_steps(third, PRESET)),
+        *((step, step.stage in stages) for step in training_steps(third, PRESET, BASELINE)),
     ]
     last = max(number for number, (_, is_target) in enumerate(chain) if is_target)
     return [(step, is_target) for step, is_target in chain[: last + 1] if STAGES.index(step.stage) <= most]
@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(Path(folder, "steps.log"), kept)
             sys.stdout.write(f"the output of all steps is kept in {kept}\n")
-    record = {"dataset": DATASET, "days": DAYS, "preset": PRESET, "points": points}
+    record = {"dataset": DATASET, "days": DAYS, "presets": [PRESET, BASELINE], "points": points}
     sys.stdout.write(f"{table(record)}\n{time.monotonic() - started:.0f} s\n")
     if arguments.out:
         record["points"] = merged(arguments.out, points)

@@ -196,7 +196,7 @@ def test_an_interrupted_run_ends_in_the_state_of_an_undisturbed_backfill(environ
                 second = _python(environment, "scripts.run", FROM=DAYS[0], TO=DAYS[1])
                 assert second.returncode == 1
                 assert f"already runs on {var}/airflow: wait for it, stop it" in second.stderr
-            time.sleep(3)  # into the step that follows: build_samples, then first_champion
+            time.sleep(3)  # into the step that follows: build_samples, then train
             os.killpg(run.pid, signal.SIGINT)
             assert run.wait(timeout=600) != 0
         assert "interrupted: all components are stopped; run it again to go on" in path.read_text()

@@ -46,7 +46,7 @@ if module.endswith("build_samples") and not empty:
     from deltalake import write_deltalake
     table = os.environ["MTGR_VAR"] + "/lake/foodlog/samples"
     write_deltalake(table, pyarrow.table({{"user_id": [1], "ds": [ds]}}), partition_by=["ds"], mode="append")
-print(json.dumps({{"ds": ds, "rebuilt": [], "empty": empty}}))
+print(json.dumps({{"ds": ds, "rebuilt": [], "empty": empty, "presets": {{"tiny": {{}}}}}}))
 """
 
 
@@ -101,7 +101,6 @@ def _samples_of(ds):
 
 def _training_of(ds):
     return [
-        f"first_champion.{ds}",
         *(f"{name}.{ds}" for name in ("train", "evaluate")),
         f"gate.evaluation.{ds}",
         *(f"{name}.{ds}" for name in ("register", "promote")),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from model.judging.records import EVALUATION, newest
 from spark_jobs.lake import verdicts
 
 CODE = "0123456789abcdef0123456789abcdef01234567"
@@ -33,8 +34,9 @@ def evaluation_of(
     ds: str,
     candidate: Mapping[str, Any],
     champion: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """What `model.evaluate` writes: metrics that `candidate` changes, and those of the champion."""
+    """What `model.evaluate` writes: metrics that `candidate` changes, those of the champion, and `more`."""
     return {
         "dataset": "foodlog",
         "preset": "tiny",
@@ -47,13 +49,17 @@ def evaluation_of(
         "champion": None if champion is None else {**METRICS, **champion},
         "baselines": {"oracle": {"ctr_auc": 0.8, "ctcvr_auc": 0.85}},
         "segments": {"candidate": {}},
+        "best": None,
+        "beside": {},
+        "note": "",
         "seconds": 1.0,
+        **more,
     }
 
 
 def pass_gate(run: Any) -> None:
     """The verdict of a gate that has passed the run's evaluation as it is now."""
-    verdict = {"success": True, "table": verdicts.file_digest(run.path / "evaluation.json")}
+    verdict = {"success": True, "table": verdicts.file_digest(newest(run.path, EVALUATION))}
     verdicts.write(verdicts.path_of("foodlog", "evaluation", run.ds, run.record["preset"]), verdict)
 
 
@@ -119,6 +125,7 @@ def make_version(make_run: Callable[..., Any]) -> Callable[..., Any]:
         preset: str = "tiny",
         candidate: Mapping[str, Any] | None = None,
         champion: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> tuple[Any, Any]:
         from model.registry import record as run_record
         from model.registry import tracking
@@ -127,7 +134,7 @@ def make_version(make_run: Callable[..., Any]) -> Callable[..., Any]:
         from model.runs.store import CONFIG, WEIGHTS
 
         run = make_run(ds, seen, preset)
-        evaluation = evaluation_of(run.digest, ds, candidate or {}, champion)
+        evaluation = evaluation_of(run.digest, ds, candidate or {}, champion, preset=preset, **more)
         (run.path / "evaluation.json").write_text(json.dumps(evaluation))
         pass_gate(run)
         run_id = run_record.start(run)

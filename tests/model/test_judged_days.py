@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model.judging.evaluation import evaluate
+from model.judging.contest import Contest, evaluate
 from model.runs.files import RunError
 from model.runs.store import load_run
 from model.training import loop as training
@@ -114,11 +114,11 @@ def test_a_day_is_scored_once_its_gate_has_passed_it() -> None:
     run = load_run(base.DATASET.name, "tiny", D2)
     judge(D2, success=False)
     with pytest.raises(NotPassedError, match=rf"samples of {D2} did not pass their gate.*--allow"):
-        evaluate(base.DATASET, run, None)
+        evaluate(base.DATASET, [Contest(run=run)])
     build(D2, 7)
     with pytest.raises(NotPassedError, match="no gate has judged samples"):
-        evaluate(base.DATASET, run, None)
+        evaluate(base.DATASET, [Contest(run=run)])
     judge(D2, success=False, allowed="a holiday")
-    assert evaluate(base.DATASET, run, None)["samples_allowed"] == "a holiday"
+    assert evaluate(base.DATASET, [Contest(run=run)])["tiny"].evaluation["samples_allowed"] == "a holiday"
     judge(D2, success=True)
-    assert evaluate(base.DATASET, run, None)["samples_allowed"] == ""
+    assert evaluate(base.DATASET, [Contest(run=run)])["tiny"].evaluation["samples_allowed"] == ""

@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from model import evaluate, promote, register, train
 from model.config.presets import preset_named
 from model.data.synthetic import random_samples
+from model.judging.contest import Contest
 from model.rankers.protocol import build_ranker
 from model.registry import record
 from model.registry import versions as registry
@@ -61,7 +62,7 @@ def evaluated(var: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     verdicts.allow("foodlog", "samples", DAYS, "a test")
     train.train(FOODLOG, preset_named("tiny"), DS, torch.device("cpu"), record.log_training)
     run = load_run("foodlog", "tiny", DS)
-    evaluate.evaluate(FOODLOG, run, None)
+    evaluate.evaluate(FOODLOG, [Contest(run=run)])
     pass_gate(run)
     return run
 

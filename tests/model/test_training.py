@@ -18,7 +18,7 @@ from model.data.reader import SamplesTable, SamplesUnavailableError, Step, steps
 from model.data.synthetic import random_batch, random_samples
 from model.embeddings.numbers import NumberScaler
 from model.embeddings.sizes import TableSize, table_sizes
-from model.judging.evaluation import evaluate
+from model.judging.contest import Contest, evaluate
 from model.judging.scoring import SCORES, Scorer
 from model.rankers.protocol import build_ranker
 from model.runs.files import RunError
@@ -178,7 +178,7 @@ def test_base_of_the_canonical_chain(tmp_path, seen, days, expected):
 def test_evaluation_stands_beside_the_run(lake):
     training.train(DATASET, config(), DAYS[2], CPU, unlogged)
     run = load_run(DATASET.name, "tiny", DAYS[2])
-    evaluate(DATASET, run, None)
+    evaluate(DATASET, [Contest(run=run)])
     written = json.loads((run.path / "evaluation.json").read_text())
     assert written["candidate"]["digest"] == run.digest
     assert written["champion"] is None

@@ -16,6 +16,7 @@ from spark_jobs.contract.foodlog import FOODLOG
 VARIABLES = (
     "DATASET",
     "DATA",
+    "CHALLENGERS",
     "PRESET",
     "FROM",
     "TO",
@@ -41,6 +42,8 @@ def _no_settings(monkeypatch):
         ({"DATASET": "kuairand"}, "needs DATA=<folder"),
         ({"DATASET": "kuairand", "DATA": "/nowhere"}, "DATA=/nowhere is not a folder"),
         ({"PRESET": "huge"}, "PRESET: .*huge"),
+        ({"CHALLENGERS": "tiny huge"}, "CHALLENGERS: .*huge"),
+        ({"CHALLENGERS": "tiny", "PRESET": "tiny"}, "give one of the two"),
         ({"AIRFLOW_PORT": "80"}, "AIRFLOW_PORT=80 is not a port"),
         ({"AIRFLOW_PORT": "http"}, "AIRFLOW_PORT=http is not a port"),
         ({"AIRFLOW_PORT": "15002"}, "two of the ports are equal"),
