@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from model.data.batch import JaggedBatch
 from model.data.encoder import SampleEncoder, arrow_schema
+from spark_jobs.contract.clock import DAY_MS
 from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind
 
 
@@ -45,7 +46,7 @@ def _row(
 ) -> dict[str, Any]:
     num_static, num_realtime = (int(rng.integers(0, limit + 1)) for limit in limits[:2])
     num_candidates = int(rng.integers(1, limits[2] + 1))
-    end = start + 24 * 3_600_000
+    end = start + DAY_MS
     realtime_ms = np.sort(rng.integers(start, end, num_realtime))
     candidate_ms = np.sort(rng.integers(start, end, num_candidates))
     row: dict[str, Any] = {
@@ -53,7 +54,7 @@ def _row(
         "ds": ds,
         "window_start_ms": start,
         "window_end_ms": end,
-        "static_time_ms": np.sort(rng.integers(start - 30 * 24 * 3_600_000, start, num_static)),
+        "static_time_ms": np.sort(rng.integers(start - 30 * DAY_MS, start, num_static)),
         "realtime_time_ms": realtime_ms,
         "realtime_visible": np.searchsorted(realtime_ms, realtime_ms, "left"),
         "candidate_time_ms": candidate_ms,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from datetime import date, timedelta
 
-DAY_MS = 24 * 60 * 60 * 1000
+HOUR_MS = 60 * 60 * 1000
+DAY_MS = 24 * HOUR_MS
 HISTORY_DS = (
     "0001-01-01"  # the delivery of what happened before the log: earlier than any day that knows of it
 )

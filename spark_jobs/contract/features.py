@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from spark_jobs.contract import checks
-from spark_jobs.contract.clock import DAY_MS, parse_day
+from spark_jobs.contract.clock import DAY_MS, HOUR_MS, parse_day
 from spark_jobs.contract.limits import Limits
 
 MAX_STATIC = 1000  # paper: |S| <= 1000
@@ -230,7 +230,7 @@ class Dataset:
     actions: tuple[str, ...]
     conversion: str
     utc_offset_hours: int = 0
-    attribution_ms: int = 2 * 60 * 60 * 1000
+    attribution_ms: int = 2 * HOUR_MS
     history_days: int = 90
     late_days: int = 3
     max_impressions_a_day: int = 2000
@@ -260,10 +260,15 @@ class Dataset:
         """Features carried by a token group, in declared order."""
         return tuple(feature for feature in self.features if group in feature.owner.groups)
 
+    @property
+    def utc_offset_ms(self) -> int:
+        """What its clock is ahead of UTC, milliseconds."""
+        return self.utc_offset_hours * HOUR_MS
+
     def day_start_ms(self, ds: str) -> int:
         """First millisecond of day `ds` (inclusive), UTC epoch milliseconds."""
         midnight = datetime.combine(parse_day(ds), datetime.min.time(), tzinfo=UTC)
-        return int(midnight.timestamp()) * 1000 - self.utc_offset_hours * 3_600_000
+        return int(midnight.timestamp()) * 1000 - self.utc_offset_ms
 
     def day_end_ms(self, ds: str) -> int:
         """First millisecond after day `ds`: every day has exactly 24 hours, as offsets are fixed."""

@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract.clock import DAY_MS, HISTORY_DS, shift_day
+from spark_jobs.contract.clock import DAY_MS, HISTORY_DS, HOUR_MS, shift_day
 from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Owner, Snapshot
 from spark_jobs.contract.tables import SCALAR_TYPES
 
-REQUEST_MS = 3_600_000  # a request goes on for at most an hour after midnight
+REQUEST_MS = HOUR_MS  # a request goes on for at most an hour after midnight
 _EVENT = ["event_type", "event_id", "ds"]
-_HOUR_MS = 3_600_000
 _THURSDAY = 3  # 1970-01-01, with Monday 0
 
 
@@ -119,7 +118,7 @@ def at_requests(events_df: DataFrame, dataset: Dataset) -> DataFrame:
     if not dataset.has_requests:
         return events_df
     shown_ms = F.when(is_event(EventType.IMPRESSION), F.col("time_ms"))
-    local = F.col("time_ms") + F.lit(dataset.utc_offset_hours * _HOUR_MS)
+    local = F.col("time_ms") + F.lit(dataset.utc_offset_ms)
     is_evening = F.floor((local + REQUEST_MS) / DAY_MS) > F.floor(local / DAY_MS)
     night = Window.partitionBy("user_id", "request_id", F.floor((local + REQUEST_MS) / DAY_MS))
     began_ms = F.min(F.when(is_evening, shown_ms)).over(night)
@@ -145,10 +144,10 @@ def snapshot_ds(held: Iterable[str], dataset: Dataset, ds: str) -> str | None:
 
 def with_context(events_df: DataFrame, dataset: Dataset) -> DataFrame:
     """Adds `hour` and `weekday` in the dataset's clock and gives absent context its "unknown" value."""
-    local = F.col("time_ms") + F.lit(dataset.utc_offset_hours * _HOUR_MS)
+    local = F.col("time_ms") + F.lit(dataset.utc_offset_ms)
     day = F.floor(local / F.lit(DAY_MS))
     clock = {
-        "hour": F.floor(local / F.lit(_HOUR_MS)) % 24,
+        "hour": F.floor(local / F.lit(HOUR_MS)) % 24,
         "weekday": (day + _THURSDAY) % 7,
     }
     columns = {name: value.cast("int") for name, value in clock.items()}
