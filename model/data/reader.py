@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 import torch
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -25,14 +24,12 @@ from spark_jobs.contract import locations
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.features import Dataset
 from spark_jobs.lake.log import commits
+from spark_jobs.lake.rows import Rows
 from spark_jobs.lake.verdicts import Standings, standings
 
 logger = logging.getLogger(__name__)
 
 CHUNK_ROWS = 32_768
-_RECORD_ROWS = 8_192
-# A bit that flipped on disk is an error, not a feature: Spark writes a checksum for every page.
-_CHECKED = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
 
 
 class SamplesUnavailableError(CommandError):
@@ -65,6 +62,7 @@ class SamplesTable:
                 f"version {version} of {self.uri} is no longer readable ({error}); was it vacuumed?"
             ) from error
         self.version = int(self._table.version())
+        self._rows = Rows(self._table)
 
     @property
     def identity(self) -> str:
@@ -99,11 +97,7 @@ class SamplesTable:
         Raises:
             SamplesUnavailableError: A file of this version is gone.
         """
-        if not days:
-            return
-        files_ds = self._table.to_pyarrow_dataset(partitions=[("ds", "in", list(days))])
-        found = files_ds.filesystem.get_file_info(files_ds.files)
-        lost = [info.path for info in found if not info.is_file]
+        lost = self._rows.lost(days)
         if lost:
             raise SamplesUnavailableError(
                 f"version {self.version} of {self.uri} is no longer readable: {len(lost)} of its files are "
@@ -135,10 +129,7 @@ class SamplesTable:
         self.require_days([ds])
         held: list[pa.RecordBatch] = []
         try:
-            scanner = self._table.to_pyarrow_dataset(partitions=[("ds", "=", ds)]).scanner(
-                columns=columns, batch_size=_RECORD_ROWS, fragment_scan_options=_CHECKED
-            )
-            for record_batch in scanner.to_batches():
+            for record_batch in self._rows.batches(ds, columns):
                 held.append(record_batch)
                 if sum(part.num_rows for part in held) >= CHUNK_ROWS:
                     yield pa.Table.from_batches(held)

@@ -16,6 +16,7 @@ from deltalake.exceptions import TableNotFoundError
 
 from spark_jobs.contract import locations
 from spark_jobs.contract.features import Dataset, Measure, Owner
+from spark_jobs.lake.rows import Rows
 
 Array = npt.NDArray[Any]
 _TASK = {Measure.CTR: "ctr", Measure.CTCVR: "ctcvr"}
@@ -57,9 +58,10 @@ def oracle(dataset: Dataset, ds: str, impression_id: Array) -> dict[str, Array] 
         table = DeltaTable(locations.table(dataset.name, "oracle"))
     except TableNotFoundError:
         return None
-    truth = table.to_pyarrow_dataset(partitions=[("ds", "=", ds)]).to_table()
-    if not truth.num_rows:
+    parts = list(Rows(table).batches(ds))
+    if not parts:
         return None
+    truth = pa.Table.from_batches(parts)
     known = truth.column("impression_id").to_numpy()
     order = np.argsort(known)
     place = np.searchsorted(known, impression_id, sorter=order).clip(max=len(known) - 1)
