@@ -49,7 +49,7 @@ PYTHON = text("MTGR_PYTHON", sys.executable)
 LAUNCHER = text("MTGR_LAUNCHER", PYTHON)
 TRAIN_LAUNCHER = text("MTGR_TRAIN_LAUNCHER", LAUNCHER)
 RETRIES = whole("MTGR_RETRIES", 2, high=100)
-RETRY_DELAY = timedelta(seconds=real("MTGR_RETRY_SECONDS", 60.0))
+RETRY_DELAY = timedelta(seconds=real("MTGR_RETRY_SECONDS", 60.0, high=86_400.0))
 
 
 def alert_webhook() -> str:

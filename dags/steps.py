@@ -190,8 +190,10 @@ class SparkStepOperator(StepOperator):
     def _submit(self) -> Any:
         from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 
-        from spark_jobs.lake.session import settings
+        from spark_jobs.contract import environment
+        from spark_jobs.lake.session import settings, spark_home
 
+        environment.override({"SPARK_HOME": str(spark_home())})
         last: list[str] = [""]
 
         class Submit(SparkSubmitHook):  # type: ignore[misc]

@@ -1,8 +1,9 @@
 """Checks a machine and prints the fix for whatever is wrong: `make doctor`.
 
-Looks at Python and the locked versions, Java, memory, disk, the folder that is written to, ports, secrets,
-the Spark and MLflow that settings name, and the GPU. Exit code 1 when something would stop `make run`. Needs
-nothing but the standard library and this repository, so it also runs before `make setup`.
+Looks at Python and the locked versions, Java, the user, proxies, memory, disk, the folder that is written
+to, ports, secrets, the Spark and MLflow that settings name, and the GPU. Exit code 1 when something would
+stop `make run`. Needs nothing but the standard library and this repository, so it also runs before `make
+setup`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from scripts.embedded.settings import (
     settings_from_environment,
     spark_connection,
 )
-from spark_jobs.contract import environment, locations
+from spark_jobs.contract import environment, locations, machine
 from spark_jobs.contract.command import UsageError
 
 MEMORY_GB = 6.0
@@ -78,11 +79,9 @@ def check_python() -> Iterator[Diagnosis]:
         yield Diagnosis(Level.BLOCKS, "python", version, "install Python 3.11 or 3.12, then: make setup")
         return
     yield Diagnosis(Level.OK, "python", f"{version} at {sys.executable}")
-    lock = (REPOSITORY / "requirements.txt").read_text()
     wrong = []
     for name in _DIRECT:
-        match = re.search(rf"^{re.escape(name)}==([^ ;\n]+)", lock, re.MULTILINE)
-        wanted = match.group(1) if match else "?"
+        wanted = _locked(name)
         try:
             found = importlib.metadata.version(name).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
@@ -97,24 +96,51 @@ def check_python() -> Iterator[Diagnosis]:
         yield Diagnosis(Level.OK, "packages", f"{len(_DIRECT)} direct dependencies as locked, hstu_ops built")
 
 
+def _locked(name: str) -> str:
+    """Version of a package in the lock."""
+    lock = (REPOSITORY / "requirements.txt").read_text()
+    match = re.search(rf"^{re.escape(name)}(?:\[\w+\])?==([^ ;\n]+)", lock, re.MULTILINE)
+    return match.group(1) if match else "?"
+
+
 def check_java() -> Iterator[Diagnosis]:
     """The Java that Spark will use."""
-    home = environment.java_home()
-    java = str(Path(home, "bin", "java")) if home else "java"
-    fix = "install Java 17 or 21 (Debian: apt-get install openjdk-17-jre-headless), or set JAVA_HOME to one"
     try:
-        text = subprocess.run(
-            [java, "-version"], capture_output=True, text=True, timeout=30, check=True
-        ).stderr
-    except (OSError, subprocess.SubprocessError) as error:
-        yield Diagnosis(Level.BLOCKS, "java", f"{java} does not run: {error}", fix)
-        return
-    match = re.search(r'version "(\d+)', text)
-    version = match.group(1) if match else "unknown"
-    if version in ("17", "21"):
-        yield Diagnosis(Level.OK, "java", version)
+        java = machine.java()
+    except machine.MachineError as error:
+        text, _, fix = str(error).rpartition(": ")
+        yield Diagnosis(Level.BLOCKS, "java", text, fix)
     else:
-        yield Diagnosis(Level.BLOCKS, "java", f"version {version}", fix)
+        yield Diagnosis(Level.OK, "java", f"{java.version} at {java.path}")
+
+
+def check_user() -> Iterator[Diagnosis]:
+    """The user's name, without which Spark does not start."""
+    try:
+        machine.require_user()
+    except machine.MachineError as error:
+        text, _, fix = str(error).partition(": ")
+        yield Diagnosis(Level.BLOCKS, "user", text, fix)
+
+
+def check_spark_home() -> Iterator[Diagnosis]:
+    """Another Spark that the environment names: it is not the one that runs."""
+    home = environment.spark_home()
+    locked = _locked("pyspark")
+    if home and not any(Path(home, "jars").glob(f"spark-core_*-{locked}.jar")):
+        text = f"SPARK_HOME={home} holds no Spark {locked}: PySpark's own is used"
+        yield Diagnosis(Level.WARNING, "spark", text, "unset SPARK_HOME, or install that version there")
+
+
+def check_proxies() -> Iterator[Diagnosis]:
+    """The proxies that the environment names."""
+    proxies = environment.proxies()
+    names = ", ".join(proxies)
+    if any(proxy.lower().startswith("socks") for proxy in proxies.values()):
+        fix = f"unset {names}, or name an HTTP proxy"
+        yield Diagnosis(Level.BLOCKS, "proxy", f"{names}: Airflow's clients do not speak SOCKS", fix)
+    elif proxies:
+        yield Diagnosis(Level.OK, "proxy", f"{names} for other hosts; loopback is spared")
 
 
 def check_memory() -> Iterator[Diagnosis]:
@@ -254,6 +280,9 @@ def findings(settings: EmbeddedSettings) -> list[Diagnosis]:
     checks: list[Callable[[], Iterator[Diagnosis]]] = [
         check_python,
         check_java,
+        check_user,
+        check_spark_home,
+        check_proxies,
         check_memory,
         lambda: check_disk(locations.var()),
         lambda: check_ports(settings),
@@ -265,10 +294,10 @@ def findings(settings: EmbeddedSettings) -> list[Diagnosis]:
 
 
 def blocking(settings: EmbeddedSettings) -> list[str]:
-    """What would stop a run that is about to start, each with its fix: disk, services, Java; soon checked."""
-    checks = [check_disk(locations.var()), check_services(settings)]
+    """What would stop a run that is about to start, each with its fix; soon checked."""
+    checks = [check_disk(locations.var()), check_proxies(), check_services(settings)]
     if settings.has_own_spark:
-        checks.append(check_java())
+        checks += [check_java(), check_user()]
     found = [finding for check in checks for finding in check]
     return [f"{f.subject}: {f.text}; {f.fix}" for f in found if f.level is Level.BLOCKS]
 

@@ -35,20 +35,16 @@ install_package() {  # name of the Debian package, what it is for
   fi
 }
 
-java_version() {
-  local java="${JAVA_HOME:+$JAVA_HOME/bin/}java"
-  "$java" -version 2>&1 | sed -n '1s/.*version "\([0-9]*\).*/\1/p' || true
-}
+# One way to find Java, for setup, doctor and Spark: spark_jobs/contract/machine.py, given an interpreter.
+find_java() { "$1" -m spark_jobs.contract.machine; }
 
 require_java() {
   local package
-  case "$(java_version)" in 17 | 21) return ;; esac
+  find_java "$1" >/dev/null 2>&1 && return
   for package in openjdk-17-jre-headless openjdk-21-jre-headless; do
-    if install_package "$package" "Spark needs Java 17 or 21"; then
-      case "$(java_version)" in 17 | 21) return ;; esac
-    fi
+    if install_package "$package" "Spark needs Java 17 or 21" && find_java "$1" >/dev/null 2>&1; then return; fi
   done
-  fail "Spark needs Java 17 or 21, found '$(java_version)': install openjdk-17-jre-headless or set JAVA_HOME to one"
+  fail "$(find_java "$1" 2>&1)"
 }
 
 require_compiler() {
@@ -75,7 +71,11 @@ if [ "${1:-}" = --find-python ]; then find_python; exit; fi
 
 lock=requirements.txt
 export HSTU_OPS_CUDA="${HSTU_OPS_CUDA:-0}"
-if [ "${GPU:-0}" = 1 ]; then lock=requirements-gpu.txt HSTU_OPS_CUDA=auto; fi
+case "${GPU:-0}" in
+  0) ;;
+  1) lock=requirements-gpu.txt HSTU_OPS_CUDA=auto ;;
+  *) fail "GPU=$GPU is neither 0 nor 1" ;;
+esac
 [ -f "$lock" ] || fail "$lock is missing: make lock"
 
 sources() { find cuda_ext -type f \( -name '*.py' -o -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' \
@@ -86,12 +86,12 @@ environment="$(hash_of "$lock")"
 wanted="$environment $operators"
 stamp=.venv/.mtgr-setup
 if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
-  case "$(java_version)" in 17 | 21) exit 0 ;; esac
+  find_java .venv/bin/python >/dev/null 2>&1 && exit 0
 fi
 
-require_java
-require_compiler
 interpreter=$(find_python)
+require_java "$interpreter"
+require_compiler
 if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
   say "making .venv with $interpreter"
   "$interpreter" -m venv --without-pip .venv || fail "cannot make .venv: apt-get install $(basename "$interpreter")-venv"

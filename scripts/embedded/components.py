@@ -60,6 +60,7 @@ def embedded(
         _require_free_ports(settings, ui=ui)
         secrets_store.generate(settings.home)
         started = time.monotonic()
+        logger.info("starting %s; each logs to %s", _names(settings, ui=ui), logs)
         if settings.has_own_spark:
             processes.start(
                 "spark", python("spark_jobs.session", "serve", "--port", str(settings.spark_port))
@@ -80,6 +81,15 @@ def embedded(
         logger.info("components are up after %.0f s", time.monotonic() - started)
         yield processes, api
         logger.info("stopping")
+
+
+def _names(settings: EmbeddedSettings, *, ui: bool) -> str:
+    """What is started, for a person who waits."""
+    return ", ".join(
+        name
+        for name, is_started in (("Spark", settings.has_own_spark), ("Airflow", True), ("MLflow", ui))
+        if is_started
+    )
 
 
 def _migrate(settings: EmbeddedSettings, processes: Processes) -> None:
@@ -134,10 +144,10 @@ def _wait(processes: Processes, name: str, is_ready: Callable[[], bool]) -> None
     Raises:
         EmbeddedRunError: It, or another, has ended, or it takes too long.
     """
-    end = time.monotonic() + _READY_S
+    waiting = processes.waiting(name)
     while not is_ready():
         processes.check()
-        if time.monotonic() > end:
+        if waiting() > _READY_S:
             raise EmbeddedRunError(f"{name} is not ready after {_READY_S:.0f} s:\n{processes.tail(name)}")
         time.sleep(0.2)
 

@@ -73,8 +73,6 @@ def simulation(settings: EmbeddedSettings, days: list[str]) -> dict[str, list[st
     for variable, option in (("USERS", "--users"), ("IMPRESSIONS", "--impressions-a-day")):
         value = sizes[variable]
         if value:
-            if not value.isdecimal():
-                raise UsageError(f"{variable}={value} is not a number")
             options += [option, value]
     command = python(
         "spark_jobs.simulate", "--dataset", "foodlog", "--from", days[0], "--to", days[-1], *options

@@ -12,10 +12,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-from spark_jobs.contract import environment
-from spark_jobs.lake.session import SparkUnavailableError, delta_jars, require_java
+from spark_jobs.lake.session import SparkUnavailableError, delta_jars, require_machine, spark_home
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +27,9 @@ def fetch() -> bool:
     packages = delta_jars().get("spark.jars.packages")
     if packages is None:
         return False
-    require_java()
-    import pyspark
-
+    require_machine()
     logger.info("fetching %s from Maven Central", packages)
-    home = Path(pyspark.__file__).parent
+    home = spark_home()
     with tempfile.NamedTemporaryFile("w", suffix=".py") as nothing:
         nothing.write("# resolves the packages and ends\n")
         nothing.flush()
@@ -45,9 +41,8 @@ def fetch() -> bool:
             "local[1]",
             nothing.name,
         ]
-        variables = environment.child({"SPARK_HOME": str(home)})
         done = subprocess.run(
-            command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
     if done.returncode or "spark.jars.packages" in delta_jars():
         tail = "\n".join(done.stdout.splitlines()[-15:])

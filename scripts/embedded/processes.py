@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_S = 20.0
+_POLL_S = 0.1
+_TELL_S = 10.0  # how long a silence may last for somebody who waits
 # Found before a fork: between fork and exec nothing may be imported.
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 
@@ -65,7 +67,7 @@ class Processes:
 
     def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Starts a component, its output going to its log."""
-        with (self.logs / f"{name}.log").open("wb") as log:
+        with self.log_of(name).open("wb") as log:
             process = subprocess.Popen(
                 command,
                 env=self.environment,
@@ -93,10 +95,33 @@ class Processes:
         Raises:
             EmbeddedRunError: It failed.
         """
-        code = process.wait()
+        waiting = self.waiting(name)
+        while process.poll() is None:
+            waiting()
+            time.sleep(_POLL_S)
+        code = process.returncode
         self.started.pop(name, None)
         if code:
             raise EmbeddedRunError(f"{name} failed with exit code {code}:\n{self.tail(name)}")
+
+    def waiting(self, name: str) -> Callable[[], float]:
+        """A clock for waiting: seconds so far; now and then it says for what, and where to look."""
+        since = time.monotonic()
+        told = 0.0
+
+        def seconds() -> float:
+            nonlocal told
+            waited = time.monotonic() - since
+            if waited - told > _TELL_S:
+                told = waited
+                logger.info("waiting for %s, %.0f s so far (log: %s)", name, waited, self.log_of(name))
+            return waited
+
+        return seconds
+
+    def log_of(self, name: str) -> Path:
+        """A component's log."""
+        return self.logs / f"{name}.log"
 
     def check(self) -> None:
         """Raises `EmbeddedRunError` when a component has ended by itself."""
@@ -108,7 +133,7 @@ class Processes:
 
     def tail(self, name: str, lines: int = 15) -> str:
         """The end of a component's log and where it lies."""
-        path = self.logs / f"{name}.log"
+        path = self.log_of(name)
         text = path.read_text(errors="replace").splitlines()[-lines:]
         return "\n".join([*(f"  {line}" for line in text), f"  (log: {path})"])
 

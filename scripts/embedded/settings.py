@@ -12,18 +12,20 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shlex
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.config.presets import preset_named
+from model.config.names import plain_presets
 from spark_jobs.contract import locations
 from spark_jobs.contract.command import CommandError, UsageError
 from spark_jobs.contract.datasets import dataset_named, require_source
 from spark_jobs.contract.environment import flag, raw_logs, text, whole
 from spark_jobs.contract.features import Dataset
+from spark_jobs.contract.machine import spare_loopback
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A server that lives for minutes does not earn back what the second compiler costs: without it a first ingest
@@ -124,7 +126,7 @@ class EmbeddedSettings:
                 self.step_socket,
             )
             defaults["MTGR_LAUNCHER"] = shlex.join(str(word) for word in words)
-        return {**defaults, **os.environ, **given}
+        return {**defaults, **os.environ, **given, **spare_loopback(os.environ)}
 
     @property
     def step_socket(self) -> Path:
@@ -153,11 +155,14 @@ class EmbeddedSettings:
 
 
 def settings_from_environment() -> EmbeddedSettings:
-    """Reads and checks the settings.
+    """Reads and checks the settings, those of the DAGs and of training, too: before anything starts.
 
     Raises:
         UsageError: One of them is wrong.
     """
+    locations.check()
+    runpy.run_path(str(REPOSITORY / "dags" / "settings.py"))
+    whole("MTGR_THREADS", 1, low=1)
     name = text("DATASET", "foodlog")
     try:
         dataset = dataset_named(name)
@@ -171,6 +176,8 @@ def settings_from_environment() -> EmbeddedSettings:
         raise UsageError("DATASET=kuairand needs DATA=<folder with the official KuaiRand-Pure files>")
     if data is not None and not data.is_dir():
         raise UsageError(f"DATA={data} is not a folder")
+    if data is not None:
+        locations.check_name("DATA", str(data))
     ports = {key: _port(key, default) for key, default in _PORTS.items()}
     if len(set(ports.values())) < len(ports):
         raise UsageError(f"two of the ports are equal: {ports}")
@@ -193,7 +200,9 @@ def _presets(dataset: Dataset) -> tuple[str, ...]:
             f"CHALLENGERS={text('CHALLENGERS')} and PRESET={text('PRESET')}: give one of the two"
         )
     presets = tuple(dict.fromkeys(text(name, "tiny user_tower").split()))
-    for preset in presets:
+    for preset in set(presets) - set(plain_presets()):  # for a plain one, PyTorch would be loaded for nothing
+        from model.config.presets import preset_named
+
         try:
             preset_named(preset).sized(dataset)
         except ValueError as error:
@@ -219,7 +228,8 @@ def days_asked_for() -> dict[str, str]:
 def simulation_asked_for() -> tuple[bool | None, dict[str, str]]:
     """`SIMULATE` (None where not given), and the size of the simulated app: `USERS`, `IMPRESSIONS`."""
     simulate = flag("SIMULATE", False) if text("SIMULATE") else None
-    return simulate, {name: text(name) for name in ("USERS", "IMPRESSIONS")}
+    sizes = {name: text(name) and str(whole(name, 1, low=1)) for name in ("USERS", "IMPRESSIONS")}
+    return simulate, sizes
 
 
 def reprocess() -> str:

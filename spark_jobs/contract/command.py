@@ -7,7 +7,8 @@
         return command.run(parser, body, argv)
 
 `body` takes the parsed arguments and returns the result, which is printed as one line of JSON, the last on
-stdout; logs go to stderr. Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.
+stdout; logs go to stderr. Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted. Before the
+body runs, locations are checked (`locations.check`) and loopback is taken out of what proxies get.
 """
 
 from __future__ import annotations
@@ -169,7 +170,11 @@ def run(
         arguments = parser.parse_args(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
+    from spark_jobs.contract import environment, locations, machine
+
+    environment.override(machine.spare_loopback(environment.everything()))
     try:
+        locations.check()
         result = body(arguments)
     except UsageError as error:
         logger.error("%s", error)

@@ -7,7 +7,9 @@
 | `MTGR_KILL_AT`, `MTGR_TRACE_PHASES` | for tests: `contract/phases.py` | none |
 | `SPARK_REMOTE`, `SPARK_MASTER` | the Spark to work on: `spark_jobs/session.py` | `local[2]` |
 | `SPARK_CONF`, `SPARK_JARS` | Spark properties `key=value;...`, Delta's jars | none |
-| `JAVA_HOME` | the Java that Spark runs on | the one on the path |
+| `JAVA_HOME` | the Java that Spark runs on: `contract/machine.py` | the one on the path |
+| `SPARK_HOME` | another installation of the same Spark | PySpark's own |
+| `http_proxy`, `no_proxy`, ... | as every program reads them; loopback is always spared | none |
 
 A variable that is set to nothing counts as not set. The linter forbids `os.environ` everywhere else.
 """
@@ -19,6 +21,9 @@ import os
 from collections.abc import Mapping
 
 from spark_jobs.contract.command import UsageError
+
+JAVA_OPTIONS = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
 def text(name: str, default: str = "") -> str:
@@ -50,7 +55,7 @@ def real(name: str, default: float, low: float = 0.0, high: float = math.inf) ->
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and low <= number <= high):
-        raise UsageError(f"{name}={value} is not a number of at least {low:g}")
+        raise UsageError(f"{name}={value} is not a number from {low:g} to {high:g}")
     return number
 
 
@@ -117,3 +122,19 @@ def spark_jars() -> str:
 def java_home() -> str:
     """Java's home; empty where the one on the path serves."""
     return text("JAVA_HOME")
+
+
+def spark_home() -> str:
+    """An installation of Spark that the environment names; empty where PySpark's own is used."""
+    return text("SPARK_HOME")
+
+
+def proxies() -> dict[str, str]:
+    """The proxies that programs will use, by variable; each may be written in capitals, too."""
+    names = (*PROXIES, *(name.upper() for name in PROXIES))
+    return {name: text(name) for name in names if text(name)}
+
+
+def everything() -> dict[str, str]:
+    """All variables, for a child process or a rule over several."""
+    return dict(os.environ)

@@ -7,13 +7,21 @@
 | `MTGR_RUNS` | training and evaluation runs | `$MTGR_VAR/runs` |
 | `MTGR_<DATASET>` | folder with a dataset's raw logs | `<lake>/<dataset>/raw` |
 | `MLFLOW_TRACKING_URI` | MLflow's tracking server or store | `sqlite:///$MTGR_VAR/mlflow/mlflow.db` |
+
+A folder's name may hold letters and digits of any language, spaces and most signs. Those that Spark takes for
+a pattern, a URI for its own or a shell for a line are refused at once by every command (`check`): half of the
+libraries would write to another folder than the other half reads.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from spark_jobs.contract.environment import text
+from spark_jobs.contract.command import UsageError
+from spark_jobs.contract.environment import raw_logs, text
+
+_SIGNS = re.compile(r"[#?*\[\]{}\\\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
 
 
 def var() -> Path:
@@ -44,3 +52,27 @@ def runs() -> Path:
 def tracking_uri() -> str:
     """MLflow's tracking and registry URI."""
     return text("MLFLOW_TRACKING_URI") or f"sqlite:///{var()}/mlflow/mlflow.db"
+
+
+def check() -> None:
+    """Checks the names of the folders.
+
+    Raises:
+        UsageError: One of them has a sign that not every library takes as it stands; names it and the sign.
+    """
+    from spark_jobs.contract.datasets import DATASETS
+
+    named = {"MTGR_VAR": str(var()), "MTGR_LAKE": lake(), "MTGR_RUNS": str(runs())}
+    named |= {f"MTGR_{name.upper()}": raw_logs(name) for name in DATASETS}
+    for setting, place in named.items():
+        check_name(setting, place)
+
+
+def check_name(setting: str, place: str) -> None:
+    """Checks the name of one folder or URI; see `check`."""
+    sign = _SIGNS.search(place)
+    if sign:
+        raise UsageError(
+            f"{setting}={place}: a folder's name may not have {sign.group()!r} "
+            f"(nor # ? * [ ] {{ }} \\ or %XX): move the folder, or set {setting} to another one"
+        )

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from spark_jobs.contract import environment
+from spark_jobs.contract import environment, machine
 from spark_jobs.contract.command import CommandError
 
 logger = logging.getLogger(__name__)
@@ -127,7 +126,7 @@ def _remote_session(remote: str) -> Any:
     from pyspark.sql import SparkSession
 
     host, _, port = remote.removeprefix("sc://").split("/")[0].partition(":")
-    _require_port("SPARK_REMOTE", remote, host, int(port or 15002), "`python -m spark_jobs.session serve`")
+    _require_port("SPARK_REMOTE", remote, host, port or "15002", "`python -m spark_jobs.session serve`")
     # PySpark's default keeps the session of a step that has ended in the server's memory for an hour.
     environment.set_defaults({"SPARK_CONNECT_RELEASE_SESSION_ON_EXIT": "true"})
     return SparkSession.builder.remote(remote).getOrCreate()
@@ -136,11 +135,11 @@ def _remote_session(remote: str) -> Any:
 def _classic_session(name: str) -> Any:
     from pyspark.sql import SparkSession
 
-    require_java()
+    require_machine()
     master = environment.spark_master()
     if master.startswith("spark://"):
         host, _, port = master.removeprefix("spark://").split(",")[0].partition(":")
-        _require_port("SPARK_MASTER", master, host, int(port or 7077), "the cluster's master")
+        _require_port("SPARK_MASTER", master, host, port or "7077", "the cluster's master")
     if master.startswith("local"):
         # Our log settings: Spark's own print the stacks of an error before the command says what it is.
         environment.set_defaults({"SPARK_CONF_DIR": str(DEFAULTS.parent)})
@@ -153,23 +152,53 @@ def _classic_session(name: str) -> Any:
         raise SparkUnavailableError(f"Spark did not start on SPARK_MASTER={master}: {error}") from error
 
 
-def require_java() -> None:
-    """Checks that there is a Java to run Spark with.
+def require_machine() -> None:
+    """Checks that Spark can start here: a Java of the right version, a user with a name, the lock's PySpark.
+
+    Also sets `SPARK_HOME` to an installation of this PySpark's version, for this process and its children.
 
     Raises:
-        SparkUnavailableError: There is none.
+        SparkUnavailableError: Something of it is missing; the message names it and the remedy.
     """
-    home = environment.java_home()
-    if not (home and Path(home, "bin", "java").exists()) and not shutil.which("java"):
-        raise SparkUnavailableError(
-            "no Java found: install Java 17 or 21 (Debian: `apt-get install openjdk-17-jre-headless`) "
-            "or set JAVA_HOME"
-        )
-
-
-def _require_port(setting: str, value: str, host: str, port: int, remedy: str) -> None:
     try:
-        with socket.create_connection((host, port), timeout=5):
+        machine.java()
+        machine.require_user()
+    except machine.MachineError as error:
+        raise SparkUnavailableError(str(error)) from error
+    environment.override({"SPARK_HOME": str(spark_home())})
+
+
+def spark_home() -> Path:
+    """The Spark to start: PySpark's own, or `SPARK_HOME` where that is the same version.
+
+    Raises:
+        SparkUnavailableError: The PySpark that is imported is not the installed one.
+    """
+    from importlib.metadata import version
+
+    import pyspark
+
+    locked, home = version("pyspark"), Path(pyspark.__file__).parent
+    if pyspark.__version__ != locked:
+        raise SparkUnavailableError(
+            f"PySpark {pyspark.__version__} at {home} hides the installed {locked}: take it out of PYTHONPATH"
+        )
+    named = environment.spark_home()
+    if not named or Path(named).resolve() == home.resolve():
+        return home
+    if any(Path(named, "jars").glob(f"spark-core_*-{locked}.jar")):
+        return Path(named)
+    logger.warning("SPARK_HOME=%s holds no Spark %s: %s is used", named, locked, home)
+    return home
+
+
+def _require_port(setting: str, value: str, host: str, port: str, remedy: str) -> None:
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise SparkUnavailableError(
+            f"{setting}={value}: {host}:{port} is no host and port; correct {setting}"
+        )
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
             pass
     except OSError as error:
         raise SparkUnavailableError(
@@ -187,7 +216,7 @@ def serve(port: int, master: str) -> int:
     Returns:
         0 when it was told to stop; 1 when it ended by itself.
     """
-    require_java()
+    require_machine()
     conf = settings(local=master.startswith("local")) | {
         "spark.connect.grpc.binding.address": "127.0.0.1",
         "spark.connect.grpc.binding.port": str(port),
@@ -200,9 +229,7 @@ def serve(port: int, master: str) -> int:
             raise SparkUnavailableError(
                 f"port {port} is taken ({error}); choose another with --port"
             ) from error
-    import pyspark
-
-    home = Path(pyspark.__file__).parent
+    home = spark_home()
     command = [str(home / "bin" / "spark-submit"), "--master", master]
     for key, value in conf.items():
         command += ["--conf", f"{key}={value}"]
@@ -213,9 +240,7 @@ def serve(port: int, master: str) -> int:
         "mtgr-connect",
     ]
     command += ["spark-internal"]
-    variables = environment.child(
-        {"SPARK_HOME": str(home), "TZ": "UTC"}, without=("SPARK_REMOTE", "PYTHONPATH")
-    )
+    variables = environment.child({"TZ": "UTC"}, without=("SPARK_REMOTE", "PYTHONPATH"))
     server = subprocess.Popen(command, env=variables, stdout=sys.stderr, start_new_session=True)
     stopped: list[int] = []
 

@@ -27,18 +27,6 @@ def test_no_java_blocks(monkeypatch, tmp_path):
     assert "openjdk-17-jre-headless" in finding.fix
 
 
-@pytest.mark.parametrize(
-    ("version", "level"), [("1.8.0_402", Level.BLOCKS), ("17.0.2", Level.OK), ("21", Level.OK)]
-)
-def test_java_has_to_be_17_or_21(monkeypatch, tmp_path, version, level):
-    java = tmp_path / "bin" / "java"
-    java.parent.mkdir()
-    java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\" 2024-01-16' >&2\n")
-    java.chmod(0o755)
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    assert _only(doctor.check_java()).level is level
-
-
 def test_a_full_disk_blocks(tmp_path):
     finding = _only(doctor.check_disk(tmp_path / "var", need_gb=1e9))
     assert finding.level is Level.BLOCKS

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scripts.embedded import processes as processes_module
 from scripts.embedded import secrets_store
 from scripts.embedded.processes import Processes, exclusive
 from scripts.embedded.settings import EmbeddedRunError
@@ -114,3 +115,18 @@ def test_what_ran_before_the_components_is_left_alone(tmp_path):
     finally:
         other.kill()
         other.wait()
+
+
+def test_who_waits_is_told_for_what_and_where_to_look(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(processes_module, "_TELL_S", 0.2)
+    caplog.set_level("INFO")
+    with Processes(dict(os.environ), tmp_path) as processes:
+        processes.run("airflow-database", [sys.executable, "-c", "import time; time.sleep(1)"])
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) >= 2
+    assert all(line.startswith("waiting for airflow-database, ") for line in told)
+    assert all(line.endswith(f"s so far (log: {tmp_path}/airflow-database.log)") for line in told)
+    caplog.clear()
+    with Processes(dict(os.environ), tmp_path) as processes:
+        processes.run("quick", ["true"])
+    assert caplog.records == []

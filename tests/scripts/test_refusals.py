@@ -13,6 +13,7 @@ from scripts.embedded.processes import exclusive
 from tests.spark_servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTHON = f'exec {sys.executable} "$@"'
 
 
 def _call(module, var, **settings):
@@ -97,16 +98,18 @@ def _set_up(environment):
 
 
 def test_a_machine_without_java_is_told_what_to_install(tmp_path):
-    done = _set_up(_machine(tmp_path))
+    done = _set_up(_machine(tmp_path, python3=PYTHON))
     assert done.returncode == 1
-    wanted = "Spark needs Java 17 or 21, found '': install openjdk-17-jre-headless or set JAVA_HOME to one"
-    assert done.stderr == f"setup: {wanted}\n"
+    wanted = (
+        "Spark needs Java 17 or 21, found none (the path): install Java 17 or 21 (Debian: apt-get install "
+    )
+    assert done.stderr.startswith(f"setup: {wanted}openjdk-17-jre-headless)")
 
 
 def test_a_java_that_is_too_old_is_named(tmp_path):
-    done = _set_up(_machine(tmp_path, java="echo 'openjdk version \"11.0.2\"' >&2"))
+    done = _set_up(_machine(tmp_path, python3=PYTHON, java="echo 'openjdk version \"11.0.2\"' >&2"))
     assert done.returncode == 1
-    assert "Spark needs Java 17 or 21, found '11'" in done.stderr
+    assert "Spark needs Java 17 or 21, found 11 at " in done.stderr
 
 
 def test_a_machine_without_compiler_or_python_is_told_what_to_install(tmp_path):
@@ -114,9 +117,17 @@ def test_a_machine_without_compiler_or_python_is_told_what_to_install(tmp_path):
     environment = {**_machine(tmp_path, java=java), "HSTU_OPS_CUDA": "other than the stamp's"}
     done = _set_up(environment)
     assert done.returncode == 1
+    assert "no Python 3.11 or 3.12 found: install one" in done.stderr
+    python = tmp_path / "bin" / "python3"
+    python.write_text(f"#!/bin/bash\n{PYTHON}\n")
+    python.chmod(0o755)
+    done = _set_up(environment)
+    assert done.returncode == 1
     assert done.stderr == (
         "setup: no C++ compiler found: install g++ (Debian: apt-get install g++) or set CXX\n"
     )
-    done = _set_up({**environment, "CXX": "bash"})
-    assert done.returncode == 1
-    assert "no Python 3.11 or 3.12 found: install one" in done.stderr
+
+
+def test_a_gpu_that_is_neither_wanted_nor_unwanted_is_named(tmp_path):
+    done = _set_up({**_machine(tmp_path), "GPU": "yes"})
+    assert (done.returncode, done.stderr) == (1, "setup: GPU=yes is neither 0 nor 1\n")

@@ -9,7 +9,12 @@ import pytest
 from model.config.presets import PRESETS, tiny
 from model.embeddings.sizes import TableSize
 from scripts.embedded.days import days_from_environment, simulation
-from scripts.embedded.settings import REPOSITORY, UsageError, settings_from_environment
+from scripts.embedded.settings import (
+    REPOSITORY,
+    UsageError,
+    settings_from_environment,
+    simulation_asked_for,
+)
 from spark_jobs.contract import datasets
 from spark_jobs.contract.foodlog import FOODLOG
 
@@ -47,6 +52,13 @@ def _no_settings(monkeypatch):
         ({"AIRFLOW_PORT": "80"}, "AIRFLOW_PORT=80 is not a port"),
         ({"AIRFLOW_PORT": "http"}, "AIRFLOW_PORT=http is not a port"),
         ({"AIRFLOW_PORT": "15002"}, "two of the ports are equal"),
+        ({"MTGR_RETRIES": "two"}, "MTGR_RETRIES=two is not a whole number from 0 to 100"),
+        ({"MTGR_RETRIES": "1.5"}, "MTGR_RETRIES=1.5 is not a whole number"),
+        ({"MTGR_RETRY_SECONDS": "soon"}, "MTGR_RETRY_SECONDS=soon is not a number from 0 to 86400"),
+        ({"MTGR_RETRY_SECONDS": "1e300"}, r"MTGR_RETRY_SECONDS=1e300 is not a number"),
+        ({"MTGR_RETRY_SECONDS": "nan"}, "MTGR_RETRY_SECONDS=nan is not a number"),
+        ({"MTGR_SCHEDULED": "yes"}, "MTGR_SCHEDULED=yes is not a whole number from 0 to 1"),
+        ({"MTGR_THREADS": "0"}, "MTGR_THREADS=0 is not a whole number from 1"),
     ],
 )
 def test_a_wrong_setting_is_named(monkeypatch, given, message):
@@ -54,6 +66,17 @@ def test_a_wrong_setting_is_named(monkeypatch, given, message):
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=message):
         settings_from_environment()
+
+
+@pytest.mark.parametrize("name", ["USERS", "IMPRESSIONS"])
+@pytest.mark.parametrize("value", ["many", "0", "-1", "1e3", "2.0"])
+def test_a_size_that_is_no_number_is_named(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"{name}={value} is not a whole number from 1"):
+        simulation_asked_for()
+    monkeypatch.setenv("SIMULATE", "no")
+    with pytest.raises(UsageError, match="SIMULATE=no is not a whole number from 0 to 1"):
+        simulation_asked_for()
 
 
 @pytest.mark.parametrize(

@@ -66,13 +66,17 @@ def test_an_unreachable_remote_or_master_is_named(monkeypatch: pytest.MonkeyPatc
         SparkUnavailableError, match=re.escape(f"SPARK_REMOTE=sc://127.0.0.1:{port}: no answer")
     ):
         session.spark_session("x")
+    monkeypatch.setenv("SPARK_REMOTE", "sc://host:fifteen")
+    with pytest.raises(SparkUnavailableError, match="host:fifteen is no host and port; correct SPARK_REMOTE"):
+        session.spark_session("x")
+    monkeypatch.delenv("SPARK_REMOTE")
 
 
 def test_no_java_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    with pytest.raises(SparkUnavailableError, match="no Java found: install Java 17 or 21"):
-        session.require_java()
+    with pytest.raises(SparkUnavailableError, match=r"found none \(the path\): install Java"):
+        session.require_machine()
 
 
 def test_settings_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
