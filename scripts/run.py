@@ -14,21 +14,26 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from scripts.embedded import report
+from scripts.embedded.airflow_api import AirflowApi
 from scripts.embedded.components import DAGS, embedded
+from scripts.embedded.costs import FORKS, Costs, own_total, write
 from scripts.embedded.days import days_from_environment, seed, simulation
-from scripts.embedded.processes import stop_on_signals
+from scripts.embedded.processes import Processes, stop_on_signals
 from scripts.embedded.settings import (
     EmbeddedRunError,
     EmbeddedSettings,
     settings_from_environment,
 )
 from scripts.embedded.watch import Watch, print_line
+from spark_jobs.contract import locations
 from spark_jobs.contract.command import UsageError
 
 logger = logging.getLogger(__name__)
-PRODUCER = DAGS[0]
+PRODUCER, CONSUMER = DAGS
 
 
 def run(settings: EmbeddedSettings, days: list[str]) -> tuple[Mapping[str, float], Watch]:
@@ -51,7 +56,34 @@ def run(settings: EmbeddedSettings, days: list[str]) -> tuple[Mapping[str, float
         since = datetime.now(UTC)
         started = {day: api.trigger(PRODUCER, day) for day in days}
         watch = Watch(api, processes, settings, started, since)
-        return watch.wait(), watch
+        with Costs(processes) as costs:
+            seconds = watch.wait()
+            tasks = _tasks(api, started, since)
+        logger.info("what it cost, by component and step: %s", _keep(costs, tasks, processes))
+        return seconds, watch
+
+
+def _tasks(api: AirflowApi, started: Mapping[str, str], since: datetime) -> list[dict[str, Any]]:
+    """The days' tasks that have run, with their day, in the order of their ends."""
+    runs = [(day, PRODUCER, run_id) for day, run_id in started.items()]
+    runs += [(run["partition_key"], CONSUMER, run["dag_run_id"]) for run in api.runs(CONSUMER, since)]
+    tasks = [{**task, "day": day} for day, dag_id, run_id in runs for task in api.tasks(dag_id, run_id)]
+    ended = [task for task in tasks if task["start_date"] and task["end_date"]]
+    return sorted(ended, key=lambda task: str(task["end_date"]))
+
+
+def _keep(costs: Costs, tasks: Sequence[Mapping[str, Any]], processes: Processes) -> Path:
+    """Writes what the run has cost so far to `$MTGR_VAR/bench/make_run.json`."""
+    path = locations.var() / "bench" / "make_run.json"
+    components = {name: round(spent, 1) for name, spent in costs.components().items()}
+    record = {
+        "cpu_seconds": round(own_total() + sum(costs.components().values()), 1),
+        "start_cpu_seconds": round(costs.start, 1),
+        "components": components,
+        "steps": costs.steps(tasks, processes.log_of(FORKS)),
+    }
+    write(path, record)
+    return path
 
 
 def report_on(

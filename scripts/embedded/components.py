@@ -8,17 +8,20 @@ Used by `scripts.run`, `scripts.backfill` and `scripts.ui`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from scripts import doctor
 from scripts.embedded import ports, secrets_store
 from scripts.embedded.airflow_api import AirflowApi
 from scripts.embedded.processes import Processes, exclusive
 from scripts.embedded.settings import EmbeddedRunError, EmbeddedSettings
+from spark_jobs.contract import locations
 
 logger = logging.getLogger(__name__)
 DAGS = ("samples_daily", "retraining_daily")
@@ -65,15 +68,16 @@ def embedded(
             processes.start(
                 "spark", python("spark_jobs.session", "serve", "--port", str(settings.spark_port))
             )
-        commands = {"mlflow-store": python("model.tracking", "prepare"), **(meanwhile or {})}
+        commands = {**_store_commands(), **(meanwhile or {})}
         running = {name: processes.start(name, command) for name, command in commands.items()}
         _migrate(settings, processes)
-        processes.finish("mlflow-store", running.pop("mlflow-store"))
-        if ui:
-            _start_servers(settings, processes)
         api = _start_airflow(settings, processes, afresh=afresh)
         for name, process in running.items():
             processes.finish(name, process)
+        _store_stamp().parent.mkdir(parents=True, exist_ok=True)
+        _store_stamp().write_text(_store_version())
+        if ui:
+            _start_servers(settings, processes)
         if settings.has_own_spark:
             _wait(processes, "spark", lambda: ports.listens(settings.spark_port))
         if settings.forks_steps:  # last: what it loads, the first steps do not wait for
@@ -90,6 +94,25 @@ def _names(settings: EmbeddedSettings, *, ui: bool) -> str:
         for name, is_started in (("Spark", settings.has_own_spark), ("Airflow", True), ("MLflow", ui))
         if is_started
     )
+
+
+def _store_stamp() -> Path:
+    """Says for which store and version of MLflow the store was prepared."""
+    return locations.var() / "mlflow" / "prepared"
+
+
+def _store_version() -> str:
+    store = hashlib.sha256(locations.tracking_uri().encode()).hexdigest()
+    return f"{importlib.metadata.version('mlflow')} {store}"
+
+
+def _store_commands() -> dict[str, list[str]]:
+    """Prepares MLflow's store, once for a version of MLflow: asking costs ten seconds of a core."""
+    database = Path(locations.tracking_uri().removeprefix("sqlite:///"))
+    stamp = _store_stamp()
+    if database.is_file() and stamp.exists() and stamp.read_text() == _store_version():
+        return {}
+    return {"mlflow-store": python("model.tracking", "prepare")}
 
 
 def _migrate(settings: EmbeddedSettings, processes: Processes) -> None:
@@ -128,8 +151,6 @@ def _has_dags(api: AirflowApi) -> bool:
 
 def _start_servers(settings: EmbeddedSettings, processes: Processes) -> None:
     processes.start("mlflow", python("model.tracking", "serve", "--port", str(settings.mlflow_port)))
-    from spark_jobs.contract import locations
-
     docs = locations.var() / "data_docs"
     docs.mkdir(parents=True, exist_ok=True)
     address = ("--bind", "127.0.0.1", "--directory", str(docs), str(settings.docs_port))

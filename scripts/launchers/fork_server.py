@@ -24,6 +24,7 @@ import selectors
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -74,6 +75,7 @@ class _Steps:
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._pids: dict[socket.socket, int] = {}
+        self._words: dict[int, Sequence[str]] = {}
 
     def serve(self) -> Mapping[str, Any]:
         """Serves requests; returns only in a fork, with the request that it is to run."""
@@ -115,6 +117,7 @@ class _Steps:
                 return request
             os.setpgid(pid, pid)  # also here: a signal may come before the fork has done it
             self._pids[caller] = pid
+            self._words[pid] = request["argv"]
             self._selector.register(caller, selectors.EVENT_READ)
             self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, caller)
             return None
@@ -153,13 +156,21 @@ class _Steps:
         os.close(pid_file)
         pid = self._pids.pop(caller)
         _kill(pid, signal.SIGKILL)  # before the wait, which gives the number of its group free
-        _, status = os.waitpid(pid, 0)
+        _, status, used = os.wait4(pid, 0)
         code = os.waitstatus_to_exitcode(status)
+        _tell({"step": self._words.pop(pid), "code": code, "ended": time.time(),
+               "cpu_seconds": round(used.ru_utime + used.ru_stime, 2)})  # fmt: skip
         with contextlib.suppress(OSError):  # the caller was killed
             caller.sendall(bytes([code if code >= 0 else _KILLED - code]))
         with contextlib.suppress(KeyError):
             self._selector.unregister(caller)
         caller.close()
+
+
+def _tell(record: Mapping[str, Any]) -> None:
+    """Writes a line to the server's log: what a step has cost (`scripts/embedded/costs.py` reads it)."""
+    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.flush()
 
 
 def _kill(pid: int, number: int) -> None:

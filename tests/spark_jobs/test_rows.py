@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import sqlalchemy
 from deltalake import DeltaTable, write_deltalake
 from deltalake.fs import DeltaStorageHandler
 
@@ -21,6 +22,7 @@ from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.lake import rows
 from spark_jobs.lake.log import LakeError
 from spark_jobs.lake.rows import Rows
+from spark_jobs.lake.writer import replace_partition, table_at
 
 DAYS = ("2026-03-01", "2026-03-02")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -91,6 +93,36 @@ def test_no_thread_of_a_library_reads_through_python(
     assert {ds: table.num_rows for ds, table in found.items()} == dict.fromkeys(DAYS, 60)
     assert Rows(DeltaTable(samples)).lost(DAYS) == []
     assert set(readers) == (set() if is_local else {threading.current_thread().name})
+
+
+def test_a_folder_with_any_other_sign_works(
+    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path / "a !\"$%&'()+,;:<=>@^`|~é-100% b"))
+    monkeypatch.delenv("MTGR_LAKE", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    locations.check()
+    uri = locations.table("foodlog", "samples")
+    replace_partition(
+        spark.createDataFrame([(DAYS[0], 7)], "ds string, x bigint"),
+        uri,
+        {"ds": DAYS[0]},
+        columns=[("ds", "string"), ("x", "bigint")],
+        partition_by=["ds"],
+        stage="test",
+    )
+    assert [batch["x"].to_pylist() for batch in Rows(DeltaTable(uri)).batches(DAYS[0])] == [[7]]
+    assert table_at(spark, uri).count() == 1
+    raw = Path(locations.raw("foodlog")) / f"ds={DAYS[0]}"
+    raw.mkdir(parents=True)
+    (raw / "part.json").write_text('{"x": 1}\n')
+    assert spark.read.option("pathGlobFilter", "*.json").json(str(raw)).count() == 1
+    store = locations.var() / "mlflow" / "mlflow.db"
+    store.parent.mkdir()
+    with sqlalchemy.create_engine(locations.tracking_uri()).connect() as connection:
+        connection.exec_driver_sql("create table t (x int)")
+    assert store.is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [locations.var().name]
 
 
 _READ = """
