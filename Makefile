@@ -42,10 +42,12 @@ check: setup  ## lint, format and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs .venv/bin/clang-format --dry-run --Werror
 
-format: setup  ## format the Python code
+format: setup  ## format Python, C++ and CUDA code
 	@$(PY) -m ruff check --fix-only -q .
 	@$(PY) -m ruff format .
+	@git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs .venv/bin/clang-format -i
 
 kill-points: setup  ## kill every stage at every phase, run it again, compare; JSON in var/bench
 	@mkdir -p var/bench
