@@ -44,8 +44,8 @@ template <typename T>
 void multiply_matrices(Matrix<T> a, Transpose transpose_a, Matrix<T> b, Transpose transpose_b, Matrix<T> c, int64_t m,
                        int64_t n, int64_t k, T beta) {
   if (m == 0 || n == 0 || k == 0) return;
-  blas_gemm(transpose_b == Transpose::kYes ? 'T' : 'N', transpose_a == Transpose::kYes ? 'T' : 'N',
-            static_cast<int>(n), static_cast<int>(m), static_cast<int>(k), b.data, static_cast<int>(b.stride), a.data,
+  blas_gemm(transpose_b == Transpose::kYes ? 'T' : 'N', transpose_a == Transpose::kYes ? 'T' : 'N', static_cast<int>(n),
+            static_cast<int>(m), static_cast<int>(k), b.data, static_cast<int>(b.stride), a.data,
             static_cast<int>(a.stride), beta, c.data, static_cast<int>(c.stride));
 }
 

@@ -12,8 +12,8 @@
 namespace hstu_ops {
 namespace {
 
-// Tokens whose weight gradients are summed together. A constant, so that the order of sums, and with it every bit of the
-// result, does not depend on the number of threads.
+// Tokens whose weight gradients are summed together. A constant, so that the order of sums, and with it every bit of
+// the result, does not depend on the number of threads.
 constexpr int64_t kChunk = 512;
 
 template <typename scalar_t>
@@ -117,9 +117,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_layer_norm_cpu(const at::Te
   const at::Tensor groups = checked_groups(group, weight.size(0));
   const at::Tensor weights = weight.to(statistics).contiguous();
   const at::Tensor biases = bias.to(statistics).contiguous();
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "group_layer_norm_cpu", [&] {
-    forward<scalar_t>(x, groups, weights, biases, eps, gate, y, mean, rstd);
-  });
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "group_layer_norm_cpu",
+                                  [&] { forward<scalar_t>(x, groups, weights, biases, eps, gate, y, mean, rstd); });
   return {y, mean, rstd};
 }
 

@@ -108,8 +108,9 @@ void write_head(Matrix<acc_type<scalar_t>> sums, const Heads<scalar_t>& heads, i
   }
 }
 
-// Checks the offsets (which costs nothing here), runs `make_worker()` once a thread, and the worker it gives once for every (row, head), longest rows first, each thread
-// taking the next one when it is free. A worker holds its thread's scratch.
+// Checks the offsets (which costs nothing here), runs `make_worker()` once a thread, and the worker it gives once for
+// every (row, head), longest rows first, each thread taking the next one when it is free. A worker holds its thread's
+// scratch.
 template <typename MakeWorker>
 void for_each_head(const at::Tensor& offsets, int64_t num_tokens, int64_t num_heads, const MakeWorker& make_worker) {
   const int32_t* bounds = offsets.const_data_ptr<int32_t>();

@@ -6,7 +6,8 @@
 #include <cstring>
 
 #if defined(__GNUC__) && !defined(__clang__)
-// Lets the clamps below become minimum and maximum instructions. NaN still spreads: each result has its input as a factor.
+// Lets the clamps below become minimum and maximum instructions. NaN still spreads: each result has its input as a
+// factor.
 #pragma GCC optimize("finite-math-only", "no-signed-zeros")
 #endif
 
@@ -130,9 +131,7 @@ INLINE void norm_backward_loop(const T* __restrict grad_y, const T* __restrict z
 
 }  // namespace
 
-MULTIVERSION void silu_forward(float* s, int64_t n, float alpha, float inv_n) {
-  silu_forward_loop(s, n, alpha, inv_n);
-}
+MULTIVERSION void silu_forward(float* s, int64_t n, float alpha, float inv_n) { silu_forward_loop(s, n, alpha, inv_n); }
 void silu_forward(double* s, int64_t n, double alpha, double inv_n) { silu_forward_loop(s, n, alpha, inv_n); }
 
 MULTIVERSION void silu_backward(float* s, float* grad, int64_t n, float alpha, float inv_n) {
