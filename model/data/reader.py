@@ -161,6 +161,28 @@ class SamplesTable:
         return _least_hashed(pa.concat_tables(kept), rows, f"sample/{ds}")
 
 
+def judged_day(dataset: Dataset, ds: str) -> tuple[SamplesTable, str]:
+    """The samples table at a version at which a day may be used.
+
+    The newest; or, when the day was built again and its gate has not judged it yet, the one that passed.
+
+    Returns:
+        The table, and why an operator allowed the day where its gate did not pass it.
+
+    Raises:
+        SamplesUnavailableError: The day has no samples.
+        NotPassedError: It failed, or no gate has judged it.
+    """
+    table = SamplesTable(dataset)
+    table.require_days([ds])
+    stands = table.standings([ds])
+    if ds in stands.earlier:
+        table = SamplesTable(dataset, stands.earlier[ds])
+    else:
+        stands.require_usable(ds)
+    return table, stands.reasons.get(ds, "")
+
+
 def _least_hashed(table: pa.Table, rows: int, salt: str) -> pa.Table:
     keys = (table["window_start_ms"].to_numpy(), table["user_id"].to_numpy(), order_hash(table, salt))
     return table.take(np.lexsort(keys)[:rows])

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from model.data.reader import SamplesTable
+from model.data.reader import SamplesTable, judged_day
 from model.judging.baselines import oracle
 from model.judging.evaluation import (
     LABELS,
@@ -136,12 +136,8 @@ def evaluate(dataset: Dataset, contests: Sequence[Contest], device: str = "cpu")
     for contest in contests:
         contest.check()
     (ds,) = {contest.run.ds for contest in contests}
-    samples = SamplesTable(dataset)
-    samples.require_days([ds])
-    stands = samples.standings([ds])
-    stands.require_usable(ds)
+    samples, allowed = judged_day(dataset, ds)
     day_version = samples.written_at(ds)
-    allowed = stands.reasons.get(ds, "")
     wanted = {c.preset: {**_inputs(c, contests, day_version), "samples_allowed": allowed} for c in contests}
     judged = {contest.preset: _standing(contest, wanted[contest.preset]) for contest in contests}
     if any(one is None for one in judged.values()):

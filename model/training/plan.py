@@ -53,8 +53,8 @@ def plan_of(dataset: Dataset, config: Config, ds: str, version: int | None = Non
 
     It reads one version of the samples table, by default the newest.
 
-    A day that failed is as good as not there. One that no gate has judged is refused if it would be trained
-    on; a base that has seen it as it was before stands.
+    A day that failed is as good as not there. One that was built again, and that the gate has not judged yet,
+    is read as it passed; one that no gate has judged at all is refused if it would be trained on.
 
     Raises:
         RunError: There are no samples before `ds` that may be used, or the base has another model.
@@ -79,10 +79,11 @@ def plan_of(dataset: Dataset, config: Config, ds: str, version: int | None = Non
         start = f"training goes on from {base.path}" if base else "a new lineage begins from scratch"
         logger.warning("%s does not continue (%s): %s", newest, why, start)
     unseen = [day for day in days if base is None or day not in base.seen_days]
-    stands.require_judged(unseen)
+    stands.require_judged([day for day in unseen if day not in stands.earlier])
+    versions = {day: stands.earlier.get(day, table.version) for day in unseen}
     allowed = {day: why for day, why in stands.reasons.items() if day in unseen}
     if base is None:
-        return Plan(days=dict.fromkeys(unseen, table.version), version=table.version, allowed=allowed)
+        return Plan(days=versions, version=table.version, allowed=allowed)
     if base.config()[1].model != config.model:
         raise RunError(
             f"{base.path} has another model than preset {config.preset} has now; move it away to start over"
@@ -93,7 +94,7 @@ def plan_of(dataset: Dataset, config: Config, ds: str, version: int | None = Non
             "%s has seen %s, of which the samples table has nothing any more", base.path, ", ".join(lost)
         )
     return Plan(
-        days=dict.fromkeys(unseen, table.version),
+        days=versions,
         version=table.version,
         base=str(base.path),
         base_digest=base.digest,

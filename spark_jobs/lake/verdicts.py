@@ -13,7 +13,7 @@ partitions), and deletions (retention, privacy), leave the verdict as it is.
 | passed | every rule holds | take it |
 | allowed | a rule does not hold, and an operator said why it may be used | take it, and record why |
 | failed | a rule does not hold | leave it out |
-| unjudged | no verdict, or one of other rows | refuse, and name the gate to run |
+| unjudged | no verdict, or one of other rows | refuse, or read the version that passed |
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class Standings:
         dataset: Name of the dataset.
         suite: `events` or `samples`.
         of: Day to standing, ascending.
-        reasons: Day to why an operator allowed it; days that are allowed only.
+        reasons: Day to why an operator allowed it; days that are, or were in `earlier`, allowed only.
         failed: Day to the commit that failed; days that failed only.
+        earlier: Day to the commit whose rows may be used; days written again since and not judged yet.
         table: Delta's id of the table; empty when there is none.
     """
 
@@ -70,6 +71,7 @@ class Standings:
     of: Mapping[str, Standing]
     reasons: Mapping[str, str]
     failed: Mapping[str, int]
+    earlier: Mapping[str, int]
     table: str
 
     def days(self, *standings: Standing) -> list[str]:
@@ -175,12 +177,19 @@ def standings(dataset: str, suite: str, days: Iterable[str], version: int | None
     """
     uri = locations.table(dataset, suite)
     log = written(uri, version) if exists(uri) else None
-    of, reasons, failed = {}, {}, {}
+    of: dict[str, Standing] = {}
+    reasons: dict[str, str] = {}
+    failed: dict[str, int] = {}
+    earlier: dict[str, int] = {}
     for day in sorted(set(days)):
         verdict = read(path_of(dataset, suite, day))
         standing = _standing(verdict, log, partition_of(suite, day))
         of[day] = standing
-        if verdict is not None and standing is Standing.ALLOWED:
+        if verdict is not None and standing is Standing.UNJUDGED and _was_usable(verdict, log):
+            earlier[day] = int(verdict["version"])
+        if verdict is not None and (
+            standing is Standing.ALLOWED or (day in earlier and not verdict["success"])
+        ):
             reasons[day] = str(verdict["allowed"])
         if verdict is not None and standing is Standing.FAILED:
             failed[day] = int(verdict["version"])
@@ -190,8 +199,17 @@ def standings(dataset: str, suite: str, days: Iterable[str], version: int | None
         of=of,
         reasons=reasons,
         failed=failed,
+        earlier=earlier,
         table="" if log is None else log.table,
     )
+
+
+def _was_usable(verdict: Mapping[str, Any], log: Written | None) -> bool:
+    """Whether a verdict of rows that are not the newest let these be used."""
+    version = verdict.get("version")
+    if log is None or verdict.get("table") != log.table or not isinstance(version, int):
+        return False
+    return version <= log.newest and bool(verdict["success"] or verdict.get("allowed"))
 
 
 def _standing(verdict: Mapping[str, Any] | None, log: Written | None, partition: str) -> Standing:

@@ -27,13 +27,20 @@ def judge(ds: str, success: bool, allowed: str = "") -> None:
     verdicts.write(path, {**(verdicts.read(path) or {}), "success": success})
 
 
-def build(ds: str, seed: int) -> None:
-    """Builds a day again; what the others were judged for stands, as with every build of ours."""
+def build(ds: str, seed: int, *, keep: bool = False) -> None:
+    """Builds a day again; what the others were judged for stands, as with every build of ours.
+
+    Its own verdict is of the rows before it, with `keep`, or gone.
+    """
+    path = verdicts.path_of("foodlog", "samples", ds)
+    own = verdicts.read(path)
     before = {day: verdicts.standings("foodlog", "samples", [day]) for day in base.DAYS}
     base.add_day(ds, seed)
     for day, stands in before.items():
         judge(day, success=day not in stands.failed, allowed=stands.reasons.get(day, ""))
-    verdicts.path_of("foodlog", "samples", ds).unlink()
+    path.unlink()
+    if keep:
+        verdicts.write(path, own or {})
 
 
 def train(ds: str) -> dict[str, Any]:
@@ -63,6 +70,20 @@ def test_a_day_that_no_gate_has_judged_is_refused_by_the_gate_to_run() -> None:
     with pytest.raises(NotPassedError, match=f"samples of {D2} as they are now.*--suite samples --ds {D2}"):
         train(D3)
     assert train(D2)["trained_days"] == [D1]  # it is not among the days of this one
+
+
+def test_a_day_that_is_built_again_is_read_as_it_passed_until_its_gate_has_seen_it() -> None:
+    judged = verdicts.read(verdicts.path_of("foodlog", "samples", D2)) or {}
+    build(D2, 7, keep=True)
+    train(D2)
+    scored = evaluate(base.DATASET, load_run(base.DATASET.name, "tiny", D2), None)
+    assert scored["samples_version"] == judged["version"]
+    train(D3)
+    run = load_run(base.DATASET.name, "tiny", D3)
+    assert run.seen_days[D2] == judged["version"]
+    judge(D2, success=True)
+    newest = evaluate(base.DATASET, load_run(base.DATASET.name, "tiny", D2), None)
+    assert newest["samples_version"] > judged["version"]
 
 
 def test_a_day_that_is_mended_is_learned_in_its_place() -> None:
