@@ -148,15 +148,17 @@ def _conclude(verdict: Verdict, suite: Suite, allow: str | None) -> Verdict:
     path = keep(verdict)
     reach("gate:verdict")
     for finding in verdict.findings:
-        if not finding.success:
-            logger.error("%s", finding.message(verdict.dataset, suite.table, verdict.ds))
+        if not finding.success and not finding.follows:
+            following = verdict.following(finding.rule)
+            more = f"; with it do not hold: {', '.join(following)}" if following else ""
+            logger.error("%s%s", finding.message(verdict.dataset, suite.table, verdict.ds), more)
     logger.info(
         "%s %s: suite %s %s: %d of %d rules hold, %d left out; %s",
         verdict.dataset,
         verdict.ds,
         suite.name,
         "passed" if verdict.success else "FAILED",
-        len(verdict.findings) - len(verdict.failed),
+        sum(finding.success for finding in verdict.findings),
         len(verdict.findings),
         len(verdict.left_out),
         path,

@@ -17,6 +17,8 @@ from expectations.rules.rule import Rule, Trailing
 from spark_jobs.lake import verdicts
 
 DAYS = 7
+_MEDIAN = 1.2533  # standard error of a median, in those of a mean
+_OF_QUANTILES = 0.5  # see `standard_error`
 
 
 def trailing_facts(
@@ -59,12 +61,56 @@ def compared(rule: Rule, value: Any, trailing: Sequence[Any]) -> float | None:
     if rule.trailing in (Trailing.SHIFT, Trailing.SCORES):
         own = value[-1] - value[0] if rule.trailing is Trailing.SCORES else 0.0
         return quantile_shift(value, trailing, least_spread=own)
+    if rule.trailing is Trailing.NAMES:
+        return float(len(set(value) - set.intersection(*(set(names) for names in trailing))))
     usual = float(statistics.median(float(one) for one in trailing))
     if rule.trailing is Trailing.INCREASE:
         return float(value) - usual
     if usual == 0:
         return 1.0 if value == 0 else math.inf
     return float(value) / usual
+
+
+def standard_error(rule: Rule, facts: Mapping[str, Any], trailing: Sequence[Mapping[str, Any]]) -> float:
+    """Standard error of what a rule compares, the day's and the trailing days' together.
+
+    By users: what one user does is one draw, however many rows it has. A share is taken as if all rows of a
+    user were alike, and a mean distance of quantiles has a standard error of about half a spread over the
+    root of the number of users. The usual value is a median over days, whose error falls with their number.
+
+    Args:
+        rule: A rule with `trailing`.
+        facts: The day's facts.
+        trailing: Those of the trailing days that have the rule's fact; at least one.
+
+    Returns:
+        In units of what `compared` returns; 0 where the numbers of users are unknown.
+    """
+    errors = [_own_error(rule, day) for day in (facts, *trailing)]
+    known = [error for error in errors[1:] if error is not None] or errors[:1]
+    if errors[0] is None or known[0] is None:
+        return 0.0
+    usual_error = statistics.median(error for error in known if error is not None)
+    usual_error *= min(1.0, _MEDIAN / math.sqrt(len(trailing)))
+    error = math.hypot(errors[0], usual_error)
+    if rule.trailing is not Trailing.RATIO:
+        return error
+    usual = float(statistics.median(float(day[rule.fact]) for day in trailing))
+    return error / usual if usual else 0.0
+
+
+def _own_error(rule: Rule, facts: Mapping[str, Any]) -> float | None:
+    """Standard error of one day's fact; None when it is unknown."""
+    if rule.trailing is Trailing.RATIO:
+        error = facts.get(f"{rule.fact}_error")
+        return None if error is None else float(error)
+    users, value = facts.get(rule.users), facts.get(rule.fact)
+    if not users or value is None:
+        return None
+    if rule.trailing is Trailing.INCREASE:
+        share = min(max(float(value), 0.0), 1.0)
+        return math.sqrt(share * (1 - share) / float(users))
+    return _OF_QUANTILES / math.sqrt(float(users))
 
 
 def quantile_shift(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expectations.judging.baseline import compared, trailing_facts
+from expectations.judging.baseline import compared, standard_error, trailing_facts
+from expectations.judging.causes import causes
 from expectations.judging.validation import validate
 from expectations.judging.verdict import Finding, Verdict
-from expectations.rules.rule import Rule, Suite
+from expectations.rules.rule import Rule, Suite, widened
 
 _PRESENCE = ("schema_missing", "schema_retyped", "schema_unexpected", "rows_present")
 
@@ -57,16 +58,25 @@ def judge(
         elif rule.trailing is not None and not trailing:
             left_out[rule.name] = "no trailing day has this fact"
         else:
-            rules.append(rule)
             values[rule.name] = _value(rule, facts, trailing)
+            rules.append(_bounded(rule, facts, baseline))
     run = "-".join(part for part in (preset, ds) if part)
     judgements = validate(suite, tuple(rules), values, run)
+    follows = causes([rule for rule in rules if not judgements[rule.name].success], values)
     findings = []
     for rule in rules:
         words = (details or {}).get(rule.fact) or judgements[rule.name].error
         if not is_present and rule.name == "rows_present":
             words = f"upstream day {ds} absent, or it is empty: there is nothing to check"
-        findings.append(Finding.of(rule, values[rule.name], judgements[rule.name].success, words))
+        findings.append(
+            Finding.of(
+                rule,
+                values[rule.name],
+                judgements[rule.name].success,
+                detail=words,
+                follows=follows.get(rule.name, ""),
+            )
+        )
     return Verdict(
         dataset=suite.dataset,
         suite=suite.name,
@@ -80,6 +90,14 @@ def judge(
         facts=facts,
         findings=tuple(findings),
     )
+
+
+def _bounded(rule: Rule, facts: Mapping[str, Any], baseline: Mapping[str, Mapping[str, Any]]) -> Rule:
+    """The rule with the bounds that hold for so many users."""
+    if not rule.errors:
+        return rule
+    trailing = [day for day in baseline.values() if day.get(rule.fact) is not None]
+    return widened(rule, standard_error(rule, facts, trailing))
 
 
 def _value(rule: Rule, facts: Mapping[str, Any], trailing: list[Any]) -> float | None:

@@ -28,6 +28,8 @@ class Finding:
         observed: The value found; None when it could not be measured.
         success: Whether the rule holds.
         detail: More, in words.
+        limit: Field of `Limits` that the bounds are of; empty when they are no choice.
+        follows: The rule that it follows from, see `judging/causes.py`; empty for a cause.
     """
 
     rule: str
@@ -37,9 +39,13 @@ class Finding:
     observed: float | None
     success: bool
     detail: str = ""
+    limit: str = ""
+    follows: str = ""
 
     @classmethod
-    def of(cls, rule: Rule, observed: float | None, success: bool, detail: str = "") -> Finding:
+    def of(
+        cls, rule: Rule, observed: float | None, success: bool, *, detail: str = "", follows: str = ""
+    ) -> Finding:
         """A finding about a rule."""
         return cls(
             rule=rule.name,
@@ -49,14 +55,17 @@ class Finding:
             observed=observed,
             success=success,
             detail=detail,
+            limit=rule.limit,
+            follows=follows,
         )
 
     def message(self, dataset: str, table: str, ds: str) -> str:
-        """One line for the operator: day, table, column, value, limit."""
+        """One line for the operator: day, table, column, value, bounds, and the limit that says them."""
         observed = "not measured" if self.observed is None else f"{self.observed:g}"
         detail = f" ({self.detail})" if self.detail else ""
+        limit = f" (Limits.{self.limit})" if self.limit else ""
         return (
-            f"{dataset} {ds}: table {table}, column {self.column}: {observed}, allowed: {self.bounds}"
+            f"{dataset} {ds}: table {table}, column {self.column}: {observed}, allowed: {self.bounds}{limit}"
             f" [{self.rule}: {self.description}]{detail}"
         )
 
@@ -100,8 +109,12 @@ class Verdict:
 
     @property
     def failed(self) -> list[str]:
-        """Names of the rules that do not hold."""
-        return [finding.rule for finding in self.findings if not finding.success]
+        """Names of the rules that do not hold and do not follow from others."""
+        return [finding.rule for finding in self.findings if not (finding.success or finding.follows)]
+
+    def following(self, rule: str) -> list[str]:
+        """Names of the rules that do not hold because this one does not."""
+        return [finding.rule for finding in self.findings if finding.follows == rule]
 
 
 def keep(verdict: Verdict) -> Path:

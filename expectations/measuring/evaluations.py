@@ -70,6 +70,8 @@ def inspect_evaluation(
         facts[f"candidate_{task}_gauc_users"] = evaluation["candidate"].get(f"{task}_gauc_users")
         if oracle:
             facts[f"{task}_auc_over_oracle"] = _difference(evaluation["candidate"], oracle, f"{task}_auc")
+    _, rows_of_users = np.unique(frames["candidate"]["user_id"], return_counts=True)
+    facts["effective_users"] = float(rows_of_users.sum() ** 2 / max((rows_of_users**2).sum(), 1))
     if champion:
         facts["different_rows"] = _different_rows(frames["candidate"], frames["champion"])
     there = frozenset(name for name, is_there in (("champion", champion), ("oracle", oracle)) if is_there)
@@ -89,7 +91,9 @@ def _score_facts(ranker: str, frame: dict[str, Array], metrics: dict[str, Any]) 
         # NaN compares false with everything: what is not inside is outside.
         inside = score[(score > 0) & (score < 1)]
         facts[f"{ranker}_{name}_outside"] = len(score) - len(inside)
-        facts[f"{ranker}_{name}_spread"] = float(inside.std()) if len(inside) else None
+        # Between quantiles: a single score apart from all others is no spread.
+        ends = np.quantile(inside, (LEVELS[0], LEVELS[-1])) if len(inside) else None
+        facts[f"{ranker}_{name}_spread"] = None if ends is None else float(ends[1] - ends[0])
     undefined = [name for name in DEFINED if not _is_number(metrics.get(name))]
     facts[f"{ranker}_undefined"] = len(undefined)
     for metric in METRICS:

@@ -70,10 +70,11 @@ def event_joins(
         known: What the delivery refers to.
         dataset: Declares the attribution window.
         ds: The delivery.
-        last_time_ms: Time of its last event: what had become known when it closed.
+        last_time_ms: Until when it reaches: what had become known when it closed.
 
     Returns:
-        duplicate_events, known_users, known_items, labelled_impressions, immature_share, quarantined_share.
+        duplicate_events, known_users, known_items, labelled_impressions, immature_share, quarantined_share,
+        and those of `_of_users`: users, users_error, impressions_error, effective_users.
     """
     is_impression = F.col("event_type") == str(EventType.IMPRESSION)
     impressions_df = delivery_df.where(is_impression & (F.col("ds") == ds))
@@ -85,7 +86,9 @@ def event_joins(
         .crossJoin(delivery_df.agg(F.count("*").alias("rows")))
         .select((F.col("broken").cast("double") / (F.col("broken") + F.col("rows"))).alias("value"))
     )
+    by_user_df = impressions_df.groupBy("user_id").agg(F.count("*").alias("impressions"))
     return _collected(
+        _of_users(by_user_df, "impressions"),
         duplicate_events=_surplus(delivery_df.where("event_id IS NOT NULL"), "event_type", "event_id"),
         known_users=_known_share(impressions_df, known.users_df, "user_id"),
         known_items=_known_share(impressions_df, known.items_df, "item_id"),
@@ -95,39 +98,52 @@ def event_joins(
     )
 
 
-def sample_joins(samples_df: DataFrame, impressions_df: DataFrame, dataset: Dataset) -> Facts:
+def sample_joins(
+    samples_df: DataFrame, impressions_df: DataFrame, quarantined_df: DataFrame, dataset: Dataset
+) -> Facts:
     """Facts of one day of samples that need keys or the day's events.
 
     Args:
         samples_df: The day's samples.
         impressions_df: The day's impressions in events, whatever delivery brought them, see `at_requests`.
+        quarantined_df: What ingest could not take of the day's delivery, and is an impression or may be one.
         dataset: Declares from how many impressions on a user is taken for a bot.
 
     Returns:
-        window_overlaps, duplicate_candidates, built_share, outrun_share.
+        window_overlaps, duplicate_candidates, built_share, left_out_share, outrun_share, and what `_of_users`
+        makes of rows, candidates, clicks and conversions.
     """
     by_user = Window.partitionBy("user_id").orderBy("window_start_ms", "window_end_ms")
     overlaps_df = samples_df.select(
         (F.lead("window_start_ms").over(by_user) < F.col("window_end_ms")).alias("overlaps")
     )
     candidates_df = samples_df.select(F.explode("candidate_impression_id").alias("impression_id"))
-    expected_df = (
+    is_person = F.col("count") <= dataset.max_impressions_a_day
+    shown_df = (
         impressions_df.groupBy("impression_id")
         .agg(F.min("user_id").alias("user_id"))
         .groupBy("user_id")
         .count()
-        .where(F.col("count") <= dataset.max_impressions_a_day)
-        .agg(F.sum("count").alias("expected"))
+        .agg(
+            F.sum(F.when(is_person, F.col("count")).otherwise(0)).alias("expected"),
+            F.sum("count").alias("all"),
+        )
+        .crossJoin(quarantined_df.agg(F.count("*").alias("broken")))
+        .crossJoin(samples_df.agg(F.sum(F.size("candidate_impression_id")).alias("built")))
     )
-    built_df = (
-        samples_df.agg(F.sum(F.size("candidate_impression_id")).alias("built"))
-        .crossJoin(expected_df)
-        .select(F.expr("built / nullif(expected, 0)").alias("value"))
+    sizes = {"rows": "1", "candidates": "size(candidate_time_ms)"} | {
+        name: f"aggregate({label}, 0, (total, one) -> total + coalesce(CAST(one AS INT), 0))"
+        for name, label in (("ctr", "label_click"), ("ctcvr", "label_conversion"))
+    }
+    by_user_df = samples_df.groupBy("user_id").agg(
+        *(F.expr(f"sum({size})").alias(name) for name, size in sizes.items())
     )
     return _collected(
+        _of_users(by_user_df, "rows", "candidates", rates=("ctr", "ctcvr")),
         window_overlaps=overlaps_df.agg(F.count_if("overlaps").alias("value")),
         duplicate_candidates=_surplus(candidates_df, "impression_id"),
-        built_share=built_df,
+        built_share=shown_df.select(F.expr("built / nullif(expected, 0)").alias("value")),
+        left_out_share=shown_df.select(F.expr("1 - built / nullif(`all` + broken, 0)").alias("value")),
         outrun_share=_outrun_share(samples_df, impressions_df),
     )
 
@@ -193,9 +209,43 @@ def _surplus(df: DataFrame, *key: str) -> DataFrame:
     )
 
 
-def _collected(**values: DataFrame) -> Facts:
-    """Name to the value of a frame with one row and the column `value`; one job for all."""
-    named_dfs = [
+def _of_users(by_user_df: DataFrame, *sizes: str, rates: Sequence[str] = ()) -> DataFrame:
+    """Users, exactly, and standard errors of sums and rates over users who come and go independently.
+
+    What one user does is one draw, however many rows it has: of a sum over users n the variance is the sum of
+    n^2; of a rate r = sum(x) / sum(n) it is the sum of (x - r n)^2, over sum(n)^2.
+
+    Args:
+        by_user_df: One row a user.
+        sizes: Columns whose sums are facts; rates are of the last one.
+        rates: Columns of what is counted for the rates.
+
+    Returns:
+        (fact, value): users, users_error, `<size>_error`, `<rate>_error`, and effective_users: as many users
+        of equal size would say as much (Kish).
+    """
+    n = f"`{sizes[-1]}`"
+    values = {
+        "users": "count(*)",
+        "users_error": "sqrt(count(*))",
+        "effective_users": f"pow(sum(`{sizes[0]}`), 2) / sum(pow(`{sizes[0]}`, 2))",
+        **{f"{size}_error": f"sqrt(sum(pow(`{size}`, 2)))" for size in sizes},
+        **{
+            f"{x}_error": f"sqrt(greatest(sum(pow(`{x}`, 2)) - 2 * sum(`{x}`) / sum({n}) * sum(`{x}` * {n})"
+            f" + pow(sum(`{x}`) / sum({n}), 2) * sum(pow({n}, 2)), 0)) / sum({n})"
+            for x in rates
+        },
+    }
+    wide_df = by_user_df.agg(
+        *(F.expr(f"CAST({value} AS DOUBLE)").alias(name) for name, value in values.items())
+    )
+    pairs = ", ".join(f"'{name}', {name}" for name in values)
+    return wide_df.select(F.expr(f"stack({len(values)}, {pairs}) AS (fact, value)"))
+
+
+def _collected(facts_df: DataFrame, **values: DataFrame) -> Facts:
+    """Facts of frames with one row and the column `value`, beside those of `facts_df`; one job for all."""
+    named_dfs = [facts_df] + [
         value_df.select(F.lit(name).alias("fact"), F.col("value").cast("double").alias("value"))
         for name, value_df in values.items()
     ]

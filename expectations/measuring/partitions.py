@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from pyspark.sql import DataFrame, SparkSession
 
+from expectations.measuring.alike import look_alikes
 from expectations.measuring.facts import Facts, KnownTables, event_joins, measure, sample_joins
 from expectations.rules.rule import Suite, schema_differences
 from spark_jobs.contract import locations
-from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.clock import parse_day, shift_day
 from spark_jobs.contract.features import Dataset, EventType
 from spark_jobs.contract.tables import event_columns, sample_columns
 from spark_jobs.lake.log import exists, last_commit, partition_values, written
@@ -80,23 +81,38 @@ def inspect_samples(
     schema, details = _schema(samples_df, sample_columns(dataset))
     measured = measure(samples_df.where(_among("ds", days)), suite, "ds")
     events_uri = locations.table(dataset.name, "events")
+    log_days = partition_values(uri, "ds", log.newest)
     inspections = {}
     for ds in days:
+        details_of_day: dict[str, str] = {}
         facts = {**schema, "rows": 0, **measured.get(ds, {})}
         partition_df = samples_df.where(_among("ds", [ds]))
         if facts["rows"] and not schema["schema_missing"] and exists(events_uri):
             known_df = table_at(spark, events_uri).where(_not_among("delivery_ds", _left_out(uri, ds)))
             events_df = around(known_df, dataset, ds).where(is_event(EventType.IMPRESSION))
             placed_df = events_df.transform(by_user).transform(at_requests, dataset).where(_among("ds", [ds]))
-            facts |= sample_joins(partition_df, placed_df, dataset)
+            facts |= sample_joins(partition_df, placed_df, _lost(spark, dataset, ds), dataset)
+        if facts["rows"]:
+            age = (parse_day(ds) - parse_day(min(log_days, default=ds))).days
+            details_of_day = look_alikes(dataset, facts, age)
         inspections[ds] = Inspection(
             facts=facts,
-            details=details,
+            details=details | details_of_day,
             table=log.table,
             version=log.version_of(partition_of("samples", ds)),
             partition_df=partition_df,
         )
     return inspections
+
+
+def _lost(spark: SparkSession, dataset: Dataset, ds: str) -> DataFrame:
+    """Records of the day's delivery in quarantine that are impressions, or may have been."""
+    uri = locations.table(dataset.name, "quarantine")
+    if not exists(uri):
+        return spark.createDataFrame([], "log string")
+    kind = "coalesce(get_json_object(record, '$.event_type'), 'impression') = 'impression'"
+    others = "log NOT IN ('users', 'items', 'clicks', 'orders')"
+    return table_at(spark, uri).where(f"ds = '{ds}' AND stage = 'ingest' AND {others} AND {kind}")
 
 
 def _left_out(uri: str, ds: str) -> list[str]:

@@ -52,7 +52,9 @@ def evaluation_suite(dataset: Dataset, limits: Limits) -> Suite:
         name="evaluation",
         dataset=dataset.name,
         table="evaluation",
-        facts=tuple(Fact(name=name) for name in dict.fromkeys(rule.fact for rule in rules)),
+        facts=tuple(
+            Fact(name=name) for name in dict.fromkeys((*(rule.fact for rule in rules), "effective_users"))
+        ),
         rules=rules,
     )
 
@@ -76,7 +78,7 @@ def _score_rules(limits: Limits) -> list[Rule]:
                 Rule(
                     name=f"{ranker}_{score}_spread",
                     column=f"{ranker} {score}",
-                    description="the scores are not constant: standard deviation",
+                    description="the scores are not constant: from their 5 % to their 95 % quantile",
                     fact=f"{ranker}_{score}_spread",
                     low=_LEAST_SPREAD,
                     requires=requires,
@@ -91,6 +93,7 @@ def _score_rules(limits: Limits) -> list[Rule]:
                 fact=f"candidate_{task}_copc",
                 low=limits.copc[0],
                 high=limits.copc[1],
+                limit="copc",
             )
         )
         rules.append(
@@ -101,6 +104,9 @@ def _score_rules(limits: Limits) -> list[Rule]:
                 fact=f"candidate_{task}_quantiles",
                 trailing=Trailing.SCORES,
                 high=limits.score_shift,
+                limit="score_shift",
+                errors=limits.standard_errors,
+                users="effective_users",
             )
         )
     return rules
@@ -126,6 +132,7 @@ def _metric_rules(limits: Limits) -> list[Rule]:
                 description="the AUC is the one that the score file gives: difference",
                 fact=f"{ranker}_{task}_auc_difference",
                 high=_RECOUNT,
+                explained_by=(f"{ranker}_{task}_live_values", f"{ranker}_{task}_live_spread"),
                 requires="champion" if ranker == "champion" else "",
             )
             for ranker in RANKERS
@@ -137,6 +144,7 @@ def _metric_rules(limits: Limits) -> list[Rule]:
                 description=f"users that {task}_gauc counts: below, it says nothing",
                 fact=f"candidate_{task}_gauc_users",
                 low=limits.min_users,
+                limit="min_users",
             )
         )
         for metric in (f"{task}_auc", f"{task}_gauc"):
@@ -147,6 +155,7 @@ def _metric_rules(limits: Limits) -> list[Rule]:
                     description=f"{metric} is not too good to be true: beyond, it is a leak",
                     fact=f"candidate_{metric}",
                     high=limits.ceilings[metric],
+                    limit="ceilings",
                 )
             )
             rules.append(
@@ -156,6 +165,7 @@ def _metric_rules(limits: Limits) -> list[Rule]:
                     description=f"gain of {metric} over the champion: a jump is a leak until shown otherwise",
                     fact=f"{metric}_gain",
                     high=limits.max_auc_gain,
+                    limit="max_auc_gain",
                     requires="champion",
                 )
             )
@@ -166,6 +176,7 @@ def _metric_rules(limits: Limits) -> list[Rule]:
                 description="no model beats the oracle that drew the labels but by chance: difference",
                 fact=f"{task}_auc_over_oracle",
                 high=limits.max_over_oracle,
+                limit="max_over_oracle",
                 requires="oracle",
             )
         )

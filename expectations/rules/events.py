@@ -16,6 +16,9 @@ from spark_jobs.contract.clock import CLOCK_FEATURES, DAY_MS
 from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner
 from spark_jobs.contract.limits import Limits
 
+# An hour has impressions when it has two, and one in 500 of the day's; a delivery reaches to the last hour
+# that has three events, and one in 2,000 of all: a single record with a wrong clock makes neither.
+_LEAST_OF_HOUR, _OF_HOUR, _LEAST_AT_END, _OF_END = 2, 500, 3, 2_000
 _IMPRESSION = f"event_type = '{EventType.IMPRESSION}' AND ds = delivery_ds"
 
 
@@ -42,16 +45,13 @@ def _facts(dataset: Dataset, context: list[FeatureSpec]) -> tuple[Fact, ...]:
     """What one pass over the delivery measures."""
     kind, day = ("event_type",), ("event_type", "ds", "delivery_ds")
     start = sql.day_start_ms("delivery_ds", dataset)
-    hour = sql.hour_of("time_ms", dataset)
-    last = f"max(CASE WHEN {_IMPRESSION} THEN time_ms END)"
+    start_ms = f"({start})"
+    shown, all_ = sql.Hours(_IMPRESSION, start_ms, 24), sql.Hours("true", start_ms, 48)
+    most = f"greatest({_LEAST_AT_END}, {all_.total} DIV {_OF_END})"
+    enough = f"greatest({_LEAST_OF_HOUR}, {shown.total} DIV {_OF_HOUR})"
     facts = [
         Fact(name="rows", sql="count(*)"),
         Fact(name="impressions", sql=f"count_if({_IMPRESSION})", needs=day),
-        Fact(
-            name="users",
-            sql=f"approx_count_distinct(CASE WHEN {_IMPRESSION} THEN user_id END)",
-            needs=(*day, "user_id"),
-        ),
         *(
             Fact(name=f"{event}s", sql=f"count_if(event_type = '{event}')", needs=kind)
             for event in (EventType.CLICK, EventType.CONVERSION)
@@ -59,15 +59,19 @@ def _facts(dataset: Dataset, context: list[FeatureSpec]) -> tuple[Fact, ...]:
         Fact(name="late_rows", sql="count_if(ds < delivery_ds)", needs=("ds", "delivery_ds")),
         Fact(
             name="hours",
-            sql=f"size(collect_set(CASE WHEN {_IMPRESSION} THEN {hour} END))",
+            sql=shown.filled(enough),
             needs=(*day, "time_ms"),
         ),
         Fact(
             name="idle_hours",
-            sql=f"(max({start}) + {DAY_MS} - {last}) / {sql.HOUR_MS}D",
+            sql=f"(max({start}) + {DAY_MS} - {shown.last(enough)}) / {sql.HOUR_MS}D",
             needs=(*day, "time_ms"),
         ),
-        Fact(name="last_time_ms", sql="max(time_ms)", needs=("time_ms",)),
+        Fact(
+            name="last_time_ms",
+            sql=f"coalesce({all_.last(most)}, max(time_ms))",
+            needs=(*day, "time_ms"),
+        ),
     ]
     for feature in context:
         needs = (*day, feature.name)
@@ -87,6 +91,7 @@ def _facts(dataset: Dataset, context: list[FeatureSpec]) -> tuple[Fact, ...]:
 def _joined_facts(limits: Limits) -> tuple[Fact, ...]:
     """What needs a second look: joins with other tables, keys, and the delivery's last event."""
     names = ["duplicate_events", "known_users", "known_items", "labelled_impressions", "quarantined_share"]
+    names += ["users", "users_error", "impressions_error", "effective_users"]
     if limits.immature_share is not None:
         names.append("immature_share")
     return tuple(Fact(name=name) for name in names)
@@ -118,8 +123,11 @@ def _volume_rules(limits: Limits) -> tuple[Rule, ...]:
                 trailing=Trailing.RATIO,
                 low=low,
                 high=high,
+                limit="volume_ratio",
+                errors=limits.standard_errors,
+                explained_by=("hours_covered", "fresh", *before),
             )
-            for what in ("impressions", "users")
+            for what, before in (("impressions", ()), ("users", ("impressions_volume",)))
         ),
         Rule(
             name="hours_covered",
@@ -127,14 +135,17 @@ def _volume_rules(limits: Limits) -> tuple[Rule, ...]:
             description="impressions in nearly every hour of the day: the delivery is whole",
             fact="hours",
             low=limits.hours,
+            limit="hours",
         ),
         Rule(
             name="fresh",
             column="time_ms",
-            description="the last impression lies close to the end of the day, in hours",
+            description="the last hour with impressions lies close to the end of the day, in hours",
             fact="idle_hours",
             low=0,
             high=limits.idle_hours,
+            limit="idle_hours",
+            explained_by=("hours_covered",),
         ),
         Rule(
             name="quarantined",
@@ -142,6 +153,7 @@ def _volume_rules(limits: Limits) -> tuple[Rule, ...]:
             description="share of the delivery's records that ingest had to put into quarantine",
             fact="quarantined_share",
             high=limits.quarantined_share,
+            limit="quarantined_share",
         ),
     )
 
@@ -161,6 +173,7 @@ def _reference_rules(limits: Limits) -> tuple[Rule, ...]:
             description="share of impressions whose user is in the users table on the day",
             fact="known_users",
             low=limits.known_users,
+            limit="known_users",
         ),
         Rule(
             name="item_known",
@@ -168,6 +181,7 @@ def _reference_rules(limits: Limits) -> tuple[Rule, ...]:
             description="share of impressions whose item is in the items table on the day",
             fact="known_items",
             low=limits.known_items,
+            limit="known_items",
         ),
         Rule(
             name="label_has_impression",
@@ -175,6 +189,7 @@ def _reference_rules(limits: Limits) -> tuple[Rule, ...]:
             description="share of clicks and conversions on time whose impression is in events",
             fact="labelled_impressions",
             low=limits.labelled_impressions,
+            limit="labelled_impressions",
         ),
     ]
     if limits.immature_share is not None:
@@ -185,6 +200,7 @@ def _reference_rules(limits: Limits) -> tuple[Rule, ...]:
                 description="share of impressions whose attribution window outlasts the delivery",
                 fact="immature_share",
                 high=limits.immature_share,
+                limit="immature_share",
             )
         )
     return tuple(rules)
@@ -199,6 +215,9 @@ def _null_rules(context: list[FeatureSpec], limits: Limits) -> list[Rule]:
             fact=f"{feature.name}_null_share",
             trailing=Trailing.INCREASE,
             high=limits.null_increase,
+            limit="null_increase",
+            errors=limits.standard_errors,
+            users="effective_users",
         )
         for feature in context
     ]
@@ -213,6 +232,9 @@ def _shift_rules(context: list[FeatureSpec], limits: Limits) -> list[Rule]:
             fact=f"{feature.name}_quantiles",
             trailing=Trailing.SHIFT,
             high=limits.quantile_shift,
+            limit="quantile_shift",
+            errors=limits.standard_errors,
+            users="effective_users",
         )
         for feature in context
         if feature.kind is Kind.NUMBER

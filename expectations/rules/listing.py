@@ -22,5 +22,6 @@ def rule_tables() -> str:
 
 def _line(rule: Rule) -> str:
     only = f" (with {rule.requires})" if rule.requires else ""
-    cells = (f"`{rule.name}`", f"`{rule.column}`", rule.description, rule.bounds + only)
+    limit = f" (`{rule.limit}`)" if rule.limit else ""
+    cells = (f"`{rule.name}`", f"`{rule.column}`", rule.description, rule.bounds + limit + only)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

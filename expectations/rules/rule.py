@@ -13,7 +13,7 @@ Unknown means broken: a fact that is null, NaN or was not measured fails its rul
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -24,6 +24,7 @@ class Trailing(StrEnum):
     INCREASE = "increase"  # value - median of the trailing values
     SHIFT = "shift"  # distance of quantiles, see baseline.quantile_shift
     SCORES = "scores"  # the same for scores, in the wider of both spreads: a young model's are narrow
+    NAMES = "names"  # how many names are new: not on the list of every trailing day
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,11 @@ class Rule:
         fact: Other rules: name of the fact that is bounded.
         trailing: How the fact is compared with the trailing days; None bounds the fact itself.
         requires: What must be there for the rule to mean anything, e.g. `champion`; else it is left out.
+        limit: Field of `Limits` that the bounds are, which messages name.
+        errors: Rules with `trailing`: how many standard errors the bounds are widened by.
+        error: The standard error that the bounds have been widened by, see `widened`.
+        users: Rules with `trailing`: fact with the number of users whose values are independent.
+        explained_by: Rules that, when they do not hold, say why this one does not.
 
     Raises:
         ValueError: The rule bounds nothing, or is both or neither of the two kinds.
@@ -72,6 +78,11 @@ class Rule:
     fact: str = ""
     trailing: Trailing | None = None
     requires: str = ""
+    limit: str = ""
+    errors: float = 0.0
+    error: float = 0.0
+    users: str = ""
+    explained_by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if bool(self.broken) == bool(self.fact):
@@ -92,6 +103,9 @@ class Rule:
         unit = {None: "", Trailing.RATIO: " x the trailing days"}.get(
             self.trailing, " beyond the trailing days"
         )
+        if self.errors:
+            errors = f"{self.errors:g} standard errors"
+            unit += f", {errors} of {self.error:.2g} included" if self.error else f", and {errors}"
         if self.low is not None and self.low == self.high:
             return f"{self.low:g}{unit}"
         low = "" if self.low is None else f"at least {self.low:g}"
@@ -151,6 +165,22 @@ class Suite:
             for rule in self.row_rules
         )
         return (*(fact for fact in self.facts if fact.sql), *counts)
+
+
+def widened(rule: Rule, error: float) -> Rule:
+    """The rule with bounds that allow for what so many users show by chance.
+
+    Args:
+        rule: A rule with `trailing`.
+        error: Standard error of what it compares.
+    """
+    more = rule.errors * error
+    return replace(
+        rule,
+        low=None if rule.low is None else rule.low - more,
+        high=None if rule.high is None else rule.high + more,
+        error=error,
+    )
 
 
 def row_rule(name: str, column: str, description: str, broken: str, *needs: str) -> Rule:

@@ -13,6 +13,7 @@ from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind
 from spark_jobs.contract.limits import Limits
 
 _KEY = ("user_id", "window_start_ms")
+LEAST, MOST, HASH = "_least", "_most", "_hash"
 
 
 def samples_suite(dataset: Dataset, limits: Limits) -> Suite:
@@ -28,6 +29,7 @@ def samples_suite(dataset: Dataset, limits: Limits) -> Suite:
             *_label_rate_rules(limits),
             *jagged_rules(dataset),
             *_drift_rules(dataset, limits),
+            *_alike_rules(),
         ),
     )
 
@@ -37,7 +39,6 @@ def _facts(dataset: Dataset) -> tuple[Fact, ...]:
     candidates = "sum(size(candidate_time_ms))"
     facts = [
         Fact(name="rows", sql="count(*)"),
-        Fact(name="users", sql="approx_count_distinct(user_id)", needs=("user_id",)),
         Fact(name="candidates", sql=candidates, needs=("candidate_time_ms",)),
         Fact(name="static_tokens", sql="sum(size(static_time_ms))", needs=("static_time_ms",)),
         Fact(name="realtime_tokens", sql="sum(size(realtime_time_ms))", needs=("realtime_time_ms",)),
@@ -45,6 +46,8 @@ def _facts(dataset: Dataset) -> tuple[Fact, ...]:
     for rate, label in (("ctr", "label_click"), ("ctcvr", "label_conversion")):
         ones = f"sum(aggregate({label}, 0, (total, one) -> total + coalesce(CAST(one AS INT), 0)))"
         facts.append(Fact(name=rate, sql=sql.ratio(ones, candidates), needs=(label, "candidate_time_ms")))
+    for column, feature in compared_columns(dataset):
+        facts += _fingerprint(column, feature)
     for column, feature, value in _drifting(dataset):
         if feature.kind is Kind.NUMBER:
             facts.append(Fact(name=f"{column}_quantiles", sql=sql.quantiles(value), needs=(*_KEY, column)))
@@ -52,6 +55,28 @@ def _facts(dataset: Dataset) -> tuple[Fact, ...]:
             absent = f"coalesce({value}, 0) = 0"
             facts.append(Fact(name=f"{column}_unknown_share", sql=sql.share(absent), needs=(*_KEY, column)))
     return tuple(facts)
+
+
+def compared_columns(dataset: Dataset) -> list[tuple[str, FeatureSpec]]:
+    """(column, feature) of what could be constant, or equal to another: users' and candidates' features."""
+    return [
+        (f"{group}_{feature.name}", feature)
+        for group in (Group.PROFILE, Group.CANDIDATE)
+        for feature in dataset.in_group(group)
+    ]
+
+
+def _fingerprint(column: str, feature: FeatureSpec) -> list[Fact]:
+    """Least and greatest value of a column, and a hash of all values in their rows."""
+    is_list = not column.startswith(f"{Group.PROFILE}_")
+    low, high = (f"array_{end}({column})" if is_list else column for end in ("min", "max"))
+    same = f"CAST({column} AS {'ARRAY<DOUBLE>' if is_list else 'DOUBLE'})"
+    hashed = f"CAST(sum(CAST(xxhash64({same}) AS DECIMAL(38, 0))) AS STRING)"
+    return [
+        Fact(name=f"{column}{LEAST}", sql=f"min({low})", needs=(column,)),
+        Fact(name=f"{column}{MOST}", sql=f"max({high})", needs=(column,)),
+        Fact(name=f"{column}{HASH}", sql=hashed, needs=(column,)),
+    ]
 
 
 def _drifting(dataset: Dataset) -> list[tuple[str, FeatureSpec, str]]:
@@ -72,7 +97,18 @@ def _drifting(dataset: Dataset) -> list[tuple[str, FeatureSpec, str]]:
 def _joined_facts() -> tuple[Fact, ...]:
     """What needs a second look: keys over the whole day, and the day's events."""
     return tuple(
-        Fact(name=name) for name in ("window_overlaps", "duplicate_candidates", "built_share", "outrun_share")
+        Fact(name=name)
+        for name in (
+            "window_overlaps",
+            "duplicate_candidates",
+            "built_share",
+            "left_out_share",
+            "outrun_share",
+            "users",
+            "constant_features",
+            "constant_statistics",
+            "equal_features",
+        )
     )
 
 
@@ -89,6 +125,9 @@ def _volume_rules(limits: Limits) -> tuple[Rule, ...]:
                 trailing=Trailing.RATIO,
                 low=low,
                 high=high,
+                limit="volume_ratio",
+                errors=limits.standard_errors,
+                explained_by=() if what == "candidates" else ("candidates_volume",),
             )
             for what in ("rows", "users", "candidates")
         ),
@@ -100,6 +139,17 @@ def _volume_rules(limits: Limits) -> tuple[Rule, ...]:
             fact="built_share",
             low=limits.built_share,
             high=1,
+            limit="built_share",
+        ),
+        Rule(
+            name="impressions_left_out",
+            column="candidate_impression_id",
+            description="share of the day's impressions that no sample holds, for whatever reason: bots"
+            " (guests who share one user id are one), broken records, lost ones",
+            fact="left_out_share",
+            high=limits.left_out_share,
+            limit="left_out_share",
+            explained_by=("impressions_built",),
         ),
         Rule(
             name="candidate_unique",
@@ -140,6 +190,8 @@ def _label_rate_rules(limits: Limits) -> tuple[Rule, ...]:
                 fact=rate,
                 low=low,
                 high=high,
+                limit=rate,
+                explained_by=_clicks_first(rate),
             )
         )
         rules.append(
@@ -151,9 +203,17 @@ def _label_rate_rules(limits: Limits) -> tuple[Rule, ...]:
                 trailing=Trailing.RATIO,
                 low=limits.label_ratio[0],
                 high=limits.label_ratio[1],
+                limit="label_ratio",
+                errors=limits.standard_errors,
+                explained_by=(f"{rate}_level", *_clicks_first(rate)),
             )
         )
     return tuple(rules)
+
+
+def _clicks_first(rate: str) -> tuple[str, ...]:
+    """A conversion counts with its click: clicks that are lost take conversions with them."""
+    return ("ctr_level", "ctr_drift") if rate == "ctcvr" else ()
 
 
 def _drift_rules(dataset: Dataset, limits: Limits) -> tuple[Rule, ...]:
@@ -168,6 +228,9 @@ def _drift_rules(dataset: Dataset, limits: Limits) -> tuple[Rule, ...]:
                     fact=f"{column}_quantiles",
                     trailing=Trailing.SHIFT,
                     high=limits.quantile_shift,
+                    limit="quantile_shift",
+                    errors=limits.standard_errors,
+                    users="users",
                 )
             )
         else:
@@ -179,6 +242,40 @@ def _drift_rules(dataset: Dataset, limits: Limits) -> tuple[Rule, ...]:
                     fact=f"{column}_unknown_share",
                     trailing=Trailing.INCREASE,
                     high=limits.null_increase,
+                    limit="null_increase",
+                    errors=limits.standard_errors,
+                    users="users",
                 )
             )
     return tuple(rules)
+
+
+def _alike_rules() -> tuple[Rule, ...]:
+    """See `expectations/measuring/alike.py`."""
+    return (
+        Rule(
+            name="features_vary",
+            column="(features)",
+            description="no feature has one value all day, but for those that may: features that have",
+            fact="constant_features",
+            high=0,
+            limit="constant",
+        ),
+        Rule(
+            name="statistics_vary",
+            column="(features)",
+            description="no statistic that varied on the trailing days has one value all day: statistics with"
+            " one",
+            fact="constant_statistics",
+            trailing=Trailing.NAMES,
+            high=0,
+        ),
+        Rule(
+            name="features_differ",
+            column="(features)",
+            description="no feature equals another in all rows, to the last digit: pairs that do",
+            fact="equal_features",
+            high=0,
+            limit="constant",
+        ),
+    )

@@ -7,6 +7,7 @@ says that a list is missing, so that one fault breaks one rule.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from spark_jobs.contract.clock import DAY_MS
 from spark_jobs.contract.features import Dataset, FeatureSpec, Kind
@@ -97,6 +98,45 @@ def day_of(time_ms: str, dataset: Dataset) -> str:
 def hour_of(time_ms: str, dataset: Dataset) -> str:
     """The hour 0..23 of a time in the dataset's clock."""
     return f"pmod({_local_ms(time_ms, dataset)} div {HOUR_MS}, 24)"
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Rows by the hour after the start of the day in which they happened.
+
+    Args:
+        condition: Which rows.
+        start_ms: First millisecond of the day.
+        number: How many hours are told apart.
+    """
+
+    condition: str
+    start_ms: str
+    number: int
+
+    @property
+    def total(self) -> str:
+        """How many rows there are."""
+        return f"count_if({self.condition})"
+
+    def filled(self, enough: str) -> str:
+        """How many hours have at least `enough` rows."""
+        return " + ".join(f"CAST({self._rows(n)} >= {enough} AS INT)" for n in range(self.number))
+
+    def last(self, enough: str) -> str:
+        """The last time in the last hour that has at least `enough` rows; null when none has."""
+        times = (
+            f"CASE WHEN {self._rows(n)} >= {enough} THEN max(CASE WHEN {self._at(n)} THEN time_ms END) END"
+            for n in range(self.number)
+        )
+        return f"greatest({', '.join(times)})"
+
+    def _at(self, hour: int) -> str:
+        first = f"{self.start_ms} + {hour} * {HOUR_MS}L"
+        return f"({self.condition}) AND time_ms >= {first} AND time_ms < {first} + {HOUR_MS}L"
+
+    def _rows(self, hour: int) -> str:
+        return f"count_if({self._at(hour)})"
 
 
 def weekday_of(time_ms: str, dataset: Dataset) -> str:

@@ -48,5 +48,5 @@ FOODLOG = Dataset(
         *statistics(Owner.REALTIME_STATISTIC, ("user_id", "merchant_id"), (0,), IMPRESSIONS, CLICKS),
         *statistics(Owner.REALTIME_STATISTIC, ("user_id", "cuisine"), (0,), IMPRESSIONS, CLICKS),
     ),
-    limits=Limits(hours=20, idle_hours=3.0),
+    limits=Limits(hours=20, idle_hours=3.0, constant=("city", "weather")),
 )

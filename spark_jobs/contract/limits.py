@@ -30,6 +30,7 @@ class Limits:
         immature_share: Greatest share of impressions whose attribution window had not closed when the
             delivery ended; None where outcomes come with the impression, so that no window is waited for.
         built_share: Least share of the day's impressions that the samples hold, users taken for bots apart.
+        left_out_share: Greatest share of the day's impressions that no sample holds, for whatever reason.
         outrun_share: Greatest share of candidates that were shown after a behaviour of the user that their
             request did not know: more, and its id names a session, or a day.
         ctr: Clicks per candidate.
@@ -37,6 +38,9 @@ class Limits:
         label_ratio: Both rates against the median of the trailing days.
         null_increase: Greatest rise of a column's share of null or unknown values over the trailing days.
         quantile_shift: Greatest shift of a number's quantiles, in spreads of the trailing days.
+        standard_errors: By how many standard errors, of the day and of the trailing days, every bound against
+            the trailing days is widened: what so many users show by chance is no drift.
+        constant: Features that may have one value all day, and features that may equal another one.
 
     Of an evaluation; a gate and promotion read the same:
 
@@ -76,12 +80,15 @@ class Limits:
     labelled_impressions: float = 0.95
     immature_share: float | None = 0.15
     built_share: float = 0.98
+    left_out_share: float = 0.25
     outrun_share: float = 0.2
     ctr: tuple[float, float] = (0.005, 0.5)
     ctcvr: tuple[float, float] = (0.0005, 0.3)
     label_ratio: tuple[float, float] = (0.5, 2.0)
     null_increase: float = 0.1
     quantile_shift: float = 0.25
+    standard_errors: float = 3.0
+    constant: tuple[str, ...] = ()
 
     min_users: int = 20
     copc: tuple[float, float] = (0.6, 1.7)
@@ -112,6 +119,7 @@ class Limits:
             "known_items",
             "labelled_impressions",
             "built_share",
+            "left_out_share",
             "outrun_share",
             "null_increase",
             "min_auc",
@@ -125,7 +133,7 @@ class Limits:
             low, high = getattr(self, name)
             if not 0 <= low < high < math.inf:
                 raise ValueError(f"Limits.{name} is {(low, high)}; give (least, greatest), least first")
-        for name in ("idle_hours", "quantile_shift", "score_shift", "max_auc_gain"):
+        for name in ("idle_hours", "quantile_shift", "score_shift", "standard_errors", "max_auc_gain"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Limits.{name} is {getattr(self, name)}; give a number of at least 0")
         if not 0 <= self.hours <= 24:

@@ -14,7 +14,7 @@ OFFSET_HOURS = 8
 
 
 LIMITS = Limits(
-    hours=2,
+    hours=1,
     idle_hours=12.0,
     quarantined_share=0.3,
     known_users=0.9,
@@ -82,7 +82,7 @@ def valid_events() -> list[dict[str, Any]]:
         event("b", "impression", 13 * 60, "b", item_id=11),
         event("a-c", "click", 13 * 60 + 1, "a"),
         event("a-o", "conversion", 13 * 60 + 9, "a"),
-        event("a-f", "feedback", 15 * 60 + 30, "a"),
+        *(event(f"{of}-f", "feedback", 15 * 60 + 30, of) for of in "abc"),
         event("c", "impression", 14 * 60, "c", user_id=2, request_id="r2", weather=2),
     ]
 

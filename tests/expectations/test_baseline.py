@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from expectations.judging import judge as judge_module
-from expectations.judging.baseline import compared, quantile_shift, trailing_facts
+from expectations.judging.baseline import compared, quantile_shift, standard_error, trailing_facts
 from expectations.judging.validation import Judgement
 from expectations.judging.verdict import Finding, Verdict, keep
-from expectations.rules.rule import Rule, Suite, Trailing
+from expectations.rules.rule import Rule, Suite, Trailing, widened
 from expectations.rules.suites import SUITES
 from spark_jobs.lake.verdicts import path_of, read
 from tests.expectations.mini import LIMITS, MINI, broken_by
@@ -70,6 +70,7 @@ NORMAL: dict[str, dict[str, Any]] = {
         "candidates": 100,
         "ctr": 0.3,
         "ctcvr": 0.2,
+        "constant_statistics": ["sparse"],
         "profile_age_quantiles": PRICES,
         "candidate_price_quantiles": PRICES,
         "candidate_distance_quantiles": PRICES,
@@ -83,6 +84,8 @@ NORMAL: dict[str, dict[str, Any]] = {
 
 def moved(value: Any) -> Any:
     """The fact of a day on which something went wrong: far fewer, far more unknown, other units."""
+    if value == ["sparse"]:
+        return ["sparse", "lost"]
     if isinstance(value, list):
         return [part / 7 for part in value]
     return value / 10 if value > 0.1 else value + 0.5
@@ -160,3 +163,83 @@ def test_rules_without_trailing_days_are_left_out_by_name(monkeypatch: pytest.Mo
     found = judge_module.judge(EVENTS, "2026-03-02", {"rows": 5, **NORMAL["events"]})
     assert not found.left_out
     assert found.baseline_days == ("2026-03-01",)
+
+
+LIMIT = 0.1
+
+
+def share_rule(errors: float = 3.0) -> Rule:
+    return Rule(
+        name="r", column="c", description="d", fact="share", high=LIMIT,
+        trailing=Trailing.INCREASE, errors=errors, users="users",
+    )  # fmt: skip
+
+
+def test_a_good_day_of_few_users_is_no_drift_and_a_lost_column_is() -> None:
+    """78 users: 50 % without a value where it was 36 % before is chance; 100 % is not."""
+    day, before = {"share": 0.5, "users": 78}, {"share": 0.36, "users": 78}
+    error = standard_error(share_rule(), day, [before])
+    assert error == pytest.approx(math.hypot(0.0566, 0.0543), abs=1e-3)
+    bounds = widened(share_rule(), error)
+    moved = compared(share_rule(), day["share"], [before["share"]])
+    assert moved is not None
+    assert bounds.high is not None
+    assert LIMIT < moved < bounds.high
+    lost = {"share": 1.0, "users": 78}
+    bounds = widened(share_rule(), standard_error(share_rule(), lost, [before]))
+    assert bounds.high is not None
+    assert (compared(share_rule(), 1.0, [0.36]) or 0) > bounds.high
+
+
+def test_bounds_say_what_they_allow_for() -> None:
+    assert share_rule().bounds == "at most 0.1 beyond the trailing days, and 3 standard errors"
+    included = "at most 0.25 beyond the trailing days, 3 standard errors of 0.05 included"
+    assert widened(share_rule(), 0.05).bounds == included
+    assert widened(share_rule(errors=0.0), 0.05).high == LIMIT
+
+
+def test_an_error_of_many_days_is_smaller_and_an_unknown_one_widens_nothing() -> None:
+    day = {"share": 0.5, "users": 100}
+    one, many = (standard_error(share_rule(), day, [day] * number) for number in (1, 7))
+    assert one == pytest.approx(0.05 * 2**0.5)
+    assert many == pytest.approx(0.05 * math.hypot(1, 1.2533 / 7**0.5))
+    assert standard_error(share_rule(), {"share": 0.5}, [day]) == 0
+    assert standard_error(share_rule(), day, [{"share": 0.5}]) == pytest.approx(one)  # an older verdict
+
+
+def test_a_ratio_has_the_relative_error_of_both() -> None:
+    volume = Rule(
+        name="r", column="c", description="d", fact="impressions", low=0.5, trailing=Trailing.RATIO, errors=3
+    )
+    day, before = (
+        {"impressions": 60, "impressions_error": 8.0},
+        {"impressions": 100, "impressions_error": 6.0},
+    )
+    assert standard_error(volume, day, [before]) == pytest.approx(0.1)
+    assert widened(volume, 0.1).low == pytest.approx(0.2)
+
+
+def test_three_standard_errors_cover_what_users_show_by_chance() -> None:
+    """Days of the same users' kind, with rows of one user alike: hardly one in a hundred drifts."""
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    levels = np.arange(0.05, 0.96, 0.05)
+    shares, shifts = 0, 0
+    shift = Rule(
+        name="r", column="c", description="d", fact="quantiles", high=0.0,
+        trailing=Trailing.SHIFT, errors=3.0, users="users",
+    )  # fmt: skip
+    for _ in range(400):
+        days = []
+        for _ in range(2):
+            has, values = rng.random(78) < 0.4, rng.lognormal(0, 0.7, 78)
+            share = float(np.average(has, weights=np.full(78, 5)))
+            days.append({"share": share, "quantiles": np.quantile(values, levels).tolist(), "users": 78})
+        day, before = days
+        moved = compared(share_rule(), day["share"], [before["share"]]) or 0.0
+        shares += moved > 3 * standard_error(share_rule(), day, [before])
+        moved = compared(shift, day["quantiles"], [before["quantiles"]]) or 0.0
+        shifts += moved > 3 * standard_error(shift, day, [before])
+    assert shares <= 4
+    assert shifts <= 4

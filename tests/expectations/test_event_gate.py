@@ -137,8 +137,11 @@ def day_cases(dataset: Dataset) -> list[tuple[str, list[Row]]]:
 
 VALID = "valid"
 VOLUMES = ("impressions_volume", "users_volume")  # the trailing days had three times as much
+OF_USERS = ("users", "users_error", "impressions_error", "effective_users")
 JOINED = tuple(
-    fact.name for fact in SUITE.facts if not fact.sql and not fact.name.startswith("schema")
+    fact.name
+    for fact in SUITE.facts
+    if not fact.sql and not fact.name.startswith("schema") and fact.name not in OF_USERS
 )  # their rules: test_keys_references_and_maturity
 OTHERS = {"rows_present": 0, "impressions_present": 0} | {
     f"schema_{what}": 1 for what in ("missing", "retyped", "unexpected")
@@ -158,7 +161,9 @@ def measured(request: pytest.FixtureRequest, spark: Any) -> tuple[Dataset, Suite
     columns = event_columns(dataset)
     data = [(case, *(row[name] for name, _ in columns)) for case, day in days.items() for row in day]
     schema = ", ".join(f"{name} {kind}" for name, kind in columns)
-    return dataset, suite, measure(spark.createDataFrame(data, f"case string, {schema}"), suite, "case")
+    measured = measure(spark.createDataFrame(data, f"case string, {schema}"), suite, "case")
+    users = {case: len({row["user_id"] for row in day if row["ds"] == DS}) for case, day in days.items()}
+    return dataset, suite, {case: facts | {"users": users[case]} for case, facts in measured.items()}
 
 
 def broken_of(suite: Suite, facts: Row, trailing: Row) -> set[str]:
@@ -210,16 +215,15 @@ def frame(spark: Any, rows: list[Row]) -> Any:
 def test_facts_of_a_valid_delivery(spark: Any) -> None:
     facts = measure(frame(spark, valid_events()), SUITE, "delivery_ds")[DS]
     expected = {
-        "rows": 6,
+        "rows": 8,
         "impressions": 3,
-        "users": 2,
         "clicks": 1,
         "conversions": 1,
         "late_rows": 0,
-        "hours": 2,
+        "hours": 1,  # the other has one impression
     }
     assert {name: facts[name] for name in expected} == expected
-    assert facts["idle_hours"] == 10
+    assert facts["idle_hours"] == 11
     assert facts["last_time_ms"] == START + 15 * HOUR + 30 * MINUTE
     assert facts["distance_quantiles"] == [2.5] * 19
 
@@ -272,7 +276,8 @@ def test_keys_references_and_maturity(spark: Any, index: int) -> None:
     )
     last_time_ms = max(row["time_ms"] for row in rows) + HOUR
     facts = event_joins(frame(spark, rows), tables, MINI, DS, last_time_ms)
-    values = {rule.name: facts.get(rule.fact) for rule in SUITE.rules if rule.fact in facts}
+    assert set(facts) == {*JOINED, *OF_USERS}
+    values = {rule.name: facts.get(rule.fact) for rule in SUITE.rules if rule.fact in JOINED}
     assert len(values) == len(JOINED)
     assert broken_by(SUITE, values) == broken
 
@@ -291,3 +296,39 @@ def test_a_rule_about_a_missing_column_is_not_measured(spark: Any) -> None:
     facts = measure(frame(spark, valid_events()).drop("distance"), SUITE, "delivery_ds")[DS]
     assert "distance_values" not in facts
     assert facts["weather_values"] == 0
+
+
+def test_one_record_switches_no_rule_off(spark: Any) -> None:
+    """A click with a clock 20 hours ahead; an impression at the end of a day that stops at noon."""
+    rows = day_of_events(FOODLOG)
+    suite = suite_of(FOODLOG, "events")
+    end = FOODLOG.day_start_ms(DS) + 24 * HOUR
+    cut = [row for row in rows if row["time_ms"] < end - 12 * HOUR]
+    stray = {"event_id": "stray", "event_type": "click", "time_ms": end + 19 * HOUR, "ds": shift_day(DS, 1)}
+    days = {
+        "whole": rows,
+        "ahead": [*cut, rows[1] | stray],
+        "late": [*cut, rows[0] | {"event_id": "late", "impression_id": "late", "time_ms": end - MINUTE}],
+    }
+    columns = event_columns(FOODLOG)
+    data = [(case, *(row[name] for name, _ in columns)) for case, day in days.items() for row in day]
+    schema = ", ".join(f"{name} {kind}" for name, kind in columns)
+    facts = measure(spark.createDataFrame(data, f"case string, {schema}"), suite, "case")
+    last = {case: (facts[case]["last_time_ms"] - end) / HOUR for case in days}
+    assert last["ahead"] == pytest.approx(-12, abs=1)
+    assert last["whole"] == pytest.approx(0, abs=1)
+    assert [facts[case]["hours"] for case in days] == [24, 12, 12]
+    assert [round(facts[case]["idle_hours"]) for case in days] == [1, 13, 13]
+
+
+def test_users_are_counted_exactly_and_make_the_standard_errors(spark: Any) -> None:
+    rows = [event(f"{n}", "impression", n, f"{n}", user_id=user) for n, user in enumerate([1, 1, 1, 2])]
+    known = {"user_id": [1], "item_id": [10], "impression_id": [], "reason": []}
+    tables = KnownTables(**{
+        name: keys(spark, column, *values) for name, (column, values) in
+        zip(("users_df", "items_df", "impressions_df", "quarantined_df"), known.items(), strict=True)
+    })  # fmt: skip
+    facts = event_joins(frame(spark, rows), tables, MINI, DS, START)
+    assert (facts["users"], facts["users_error"]) == (2, pytest.approx(2**0.5))
+    assert facts["impressions_error"] == pytest.approx(10**0.5)  # 3^2 + 1^2
+    assert facts["effective_users"] == pytest.approx(16 / 10)

@@ -182,7 +182,14 @@ VALID = "valid"
 LEVELS = ("ctr_level", "ctcvr_level")  # so on the trailing days, too
 VOLUMES = ("rows_volume", "users_volume", "candidates_volume")  # the trailing days had three times as much
 # See test_keys_and_completeness.
-JOINED = ("impressions_built", "candidate_unique", "windows_disjoint", "requests_at_once")
+JOINED = (
+    "impressions_built",
+    "impressions_left_out",
+    "candidate_unique",
+    "windows_disjoint",
+    "requests_at_once",
+)
+ALIKE = ("features_vary", "statistics_vary", "features_differ")  # see test_alike.py
 OTHERS = ("rows_present", "schema_missing", "schema_retyped", "schema_unexpected")
 
 
@@ -200,12 +207,10 @@ def measured(request: pytest.FixtureRequest, spark: Any) -> tuple[Dataset, Suite
         days[f"{at}"] = [row | of_row(number, row) for number, row in enumerate(valid)]
     rows = [{"case": case, **row} for case, day in days.items() for row in day]
     table = pa.Table.from_pylist(rows, schema=arrow_schema(dataset).insert(0, pa.field("case", pa.string())))
-    return (
-        dataset,
-        suite,
-        [rule for rule, _ in (*one, *whole)],
-        measure(spark.createDataFrame(table), suite, "case"),
-    )
+    measured = measure(spark.createDataFrame(table), suite, "case")
+    for case, day in days.items():
+        measured[case]["users"] = len({row["user_id"] for row in day})
+    return dataset, suite, [rule for rule, _ in (*one, *whole)], measured
 
 
 def values_of(suite: Suite, facts: Row, trailing: Row) -> dict[str, float | None]:
@@ -216,7 +221,7 @@ def values_of(suite: Suite, facts: Row, trailing: Row) -> dict[str, float | None
             return compared(rule, facts[rule.fact], [trailing[rule.fact]])
         return facts[rule.name if rule.is_row_rule else rule.fact]
 
-    left_out = {*JOINED, *OTHERS}
+    left_out = {*JOINED, *OTHERS, *ALIKE}
     return {rule.name: of(rule) for rule in suite.rules if rule.name not in left_out}
 
 
@@ -246,7 +251,7 @@ def test_a_volume_breaks_its_rule_and_no_other(measured: Any) -> None:
 
 def test_every_rule_has_a_row_or_a_day_that_breaks_it(measured: Any) -> None:
     dataset, suite, rules, _ = measured
-    assert {*rules, *VOLUMES, *JOINED, *OTHERS} == {rule.name for rule in suite.rules}
+    assert {*rules, *VOLUMES, *JOINED, *OTHERS, *ALIKE} == {rule.name for rule in suite.rules}
     declared = dict(sample_columns(dataset))
     lost, *kept = declared.items()
     other = {**dict(kept), "extra": "int", kept[0][0]: "binary"}
@@ -262,6 +267,7 @@ def test_every_rule_has_a_row_or_a_day_that_breaks_it(measured: Any) -> None:
         Trailing.RATIO,
         Trailing.INCREASE,
         Trailing.SHIFT,
+        Trailing.NAMES,
     }
 
 
@@ -278,11 +284,8 @@ def test_facts_of_a_valid_row(spark: Any) -> None:
     for facts in measured.values():
         assert broken_by(MINI_SUITE, {rule.name: facts[rule.name] for rule in MINI_SUITE.row_rules}) == set()
     facts = measured["valid"]
-    assert {
-        name: facts[name] for name in ("rows", "users", "candidates", "static_tokens", "realtime_tokens")
-    } == {
+    assert {name: facts[name] for name in ("rows", "candidates", "static_tokens", "realtime_tokens")} == {
         "rows": 1,
-        "users": 1,
         "candidates": 3,
         "static_tokens": 2,
         "realtime_tokens": 2,
@@ -314,9 +317,9 @@ LATER = sample(window_start_ms=NOON)
     [
         ([sample()], SHOWN, set()),
         ([EARLIER, LATER], (*SHOWN, ("x", 2), ("y", 2), ("z", 2)), set()),
-        ([sample()], (*SHOWN, *((f"bot{i}", 9) for i in range(5))), set()),  # five a day: a bot here
+        ([sample()], (*SHOWN, *((f"bot{i}", 9) for i in range(5))), {"impressions_left_out"}),  # a bot here
         ([sample()], (*SHOWN, ("a", 1)), set()),  # delivered twice
-        ([sample()], (*SHOWN, ("lost", 2)), {"impressions_built"}),
+        ([sample()], (*SHOWN, ("lost", 2)), {"impressions_built"}),  # one in four may be left out
         ([sample()], SHOWN[:2], {"impressions_built"}),
         ([sample(candidate_impression_id=["a", "b", "b"])], SHOWN, {"candidate_unique"}),
         ([sample()], (("a", 1, NOON), ("b", 1, NOON + MINUTE), ("c", 1, NOON + HOUR)), set()),  # saw all
@@ -341,10 +344,36 @@ LATER = sample(window_start_ms=NOON)
 def test_keys_and_completeness(
     spark: Any, rows: list[dict[str, Any]], shown: tuple[Any, ...], broken: set[str]
 ) -> None:
-    facts = sample_joins(windows(spark, *rows), impressions(spark, *shown), MINI)
-    values = {rule.name: facts.get(rule.fact) for rule in MINI_SUITE.rules if rule.fact in facts}
+    none_df = spark.createDataFrame([], "log string")
+    facts = sample_joins(windows(spark, *rows), impressions(spark, *shown), none_df, MINI)
+    values = {rule.name: facts.get(rule.fact) for rule in MINI_SUITE.rules if rule.name in JOINED}
     assert len(values) == len(JOINED)
     assert broken_by(MINI_SUITE, values) == broken
+
+
+def test_impressions_left_out_count_whatever_the_reason(spark: Any) -> None:
+    """Guests who share one user id, and records that ingest could not take."""
+    guests = [(f"g{n}", 0) for n in range(MINI.max_impressions_a_day + 1)]
+    broken_df = spark.createDataFrame([("impressions",)] * 2, "log string")
+    facts = sample_joins(windows(spark, sample()), impressions(spark, *SHOWN, *guests), broken_df, MINI)
+    assert facts["built_share"] == 1
+    assert facts["left_out_share"] == pytest.approx(1 - 3 / (3 + 5 + 2))
+
+
+def test_standard_errors_are_of_users_not_of_rows(spark: Any) -> None:
+    rows = [
+        sample(user_id=user, label_click=clicks, label_conversion=[0, 0, 0])
+        for user, clicks in ((1, [1, 1, 1]), (2, [0, 0, 0]), (3, [1, 0, 0]))
+    ]
+    rows.append(rows[0] | {"window_start_ms": START + HOUR})
+    none_df = spark.createDataFrame([], "log string")
+    facts = sample_joins(windows(spark, *rows), impressions(spark, *SHOWN), none_df, MINI)
+    shown, clicked = [6, 3, 3], [6, 0, 1]
+    rate = sum(clicked) / sum(shown)
+    expected = sum((x - rate * n) ** 2 for x, n in zip(clicked, shown, strict=True)) ** 0.5 / sum(shown)
+    assert (facts["users"], facts["ctr_error"]) == (3, pytest.approx(expected))
+    assert facts["candidates_error"] == pytest.approx((36 + 9 + 9) ** 0.5)
+    assert facts["effective_users"] == pytest.approx(16 / 6)
 
 
 def test_the_day_of_a_sample_is_the_datasets_day() -> None:
