@@ -260,7 +260,7 @@ JOINED_CASES: list[tuple[set[str], list[Row], dict[str, list[Any]]]] = [
         {},
     ),  # late: its impression is gone
     ({"labels_mature"}, [*valid_events()[:3], event("c", "impression", 13 * 60 + 9, "c")], {}),
-    ({"quarantined"}, valid_events(), {"reason": ["no user_id"] * 3}),
+    ({"quarantined"}, valid_events(), {"reason": ["no user_id"] * 4}),
 ]
 
 
