@@ -30,6 +30,19 @@ def test_both_dags_load_and_nothing_else(dags):
     assert sorted(dags) == ["retraining_daily", "samples_daily"]
 
 
+@pytest.mark.usefixtures("airflow_home")
+def test_a_wrong_number_is_what_airflow_shows_as_import_error(monkeypatch):
+    from airflow.dag_processing.dagbag import DagBag
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dags"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setenv("MTGR_RETRIES", "two")
+    errors = DagBag(str(ROOT / "dags")).import_errors
+    assert sorted(Path(file).stem for file in errors) == ["retraining_daily", "samples_daily"]
+    last = {error.strip().splitlines()[-1].partition(": ")[2] for error in errors.values()}
+    assert last == {"MTGR_RETRIES=two is not a whole number from 0 to 100"}
+
+
 @pytest.mark.parametrize("dag_id", EDGES)
 def test_tasks_and_their_order(dags, dag_id):
     edges = [(task.task_id, other) for task in dags[dag_id].tasks for other in task.downstream_task_ids]
