@@ -7,9 +7,8 @@ from datetime import date, timedelta
 
 HOUR_MS = 60 * 60 * 1000
 DAY_MS = 24 * HOUR_MS
-HISTORY_DS = (
-    "0001-01-01"  # the delivery of what happened before the log: earlier than any day that knows of it
-)
+# The delivery of what happened before the log: earlier than any day that knows of it.
+HISTORY_DS = "0001-01-01"
 
 
 def parse_day(ds: str) -> date:

@@ -6,6 +6,10 @@ import gzip
 import json
 import logging
 import math
+import os
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +26,8 @@ from spark_jobs.contract.features import Owner
 from spark_jobs.contract.tables import dimension_columns, event_columns
 from spark_jobs.ingest import DeliveryRefusedError, last_copies, with_days, with_reason
 from spark_jobs.lake import verdicts
-from spark_jobs.lake.log import current_version, last_commit, partition_values
+from spark_jobs.lake.failures import spark_errors
+from spark_jobs.lake.log import LakeError, current_version, last_commit, partition_values
 from spark_jobs.lake.verdicts import NotPassedError
 from spark_jobs.lake.writer import EmptyInputError, content_hash, table_at
 from spark_jobs.samples.events import events_of
@@ -356,14 +361,55 @@ def test_a_truncated_file_and_a_clients_secret_in_it(
         lines = [f'{{"impression_id": "canary-{n}", "user_id": 987654321{n}}}\n' for n in range(2000)]
         whole = gzip.compress("".join(lines if log == "impressions" else []).encode())
         (folder / "part-00000.jsonl.gz").write_bytes(whole[:-3000] if log == "impressions" else whole)
+    spark.conf.set("spark.sql.files.ignoreCorruptFiles", "true")  # as a cluster may have it
     with caplog.at_level(logging.INFO):
         assert ingest.main(["--dataset", "foodlog", "--ds", DAY]) == 1
     assert f"ingest of foodlog {DAY}" in caplog.text
     assert "part-00000.jsonl.gz" in caplog.text
+    assert "spark.sql.files.ignoreCorruptFiles is true here" in caplog.text
     printed = caplog.text + "".join(capsys.readouterr())
     assert "canary" not in printed
     assert "987654321" not in printed
     assert not Path(locations.table("foodlog", "events")).exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [("nope + 1", "nope"), ("array(id) + 1", "DATATYPE_MISMATCH"), ("CAST('two' AS INT)", "'two'")],
+)
+def test_a_message_of_spark_has_neither_plan_nor_stack(spark: Any, wrong: str, said: str) -> None:
+    with pytest.raises(LakeError) as caught, spark_errors("the subject"):
+        spark.range(1).selectExpr(wrong).collect()
+    message = str(caught.value)
+    assert message.startswith("the subject: ")
+    assert said in message
+    assert "\n" not in message
+    assert not any(
+        part in message for part in ("Project", "Range (", "+-", "== ", "JVM", ".scala:", ".java:")
+    )
+
+
+@pytest.mark.slow
+def test_a_plain_command_prints_its_message_and_no_stack(lake: Path) -> None:
+    """Without SPARK_CONF_DIR, in a session of its own: a file that breaks off in its gzip stream."""
+    raw_logs()
+    folder = Path(locations.raw("foodlog"), "clicks", f"ds={DAY}")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "part-00000.jsonl.gz").write_bytes(gzip.compress(b'{"click_id": "c1"}\n' * 5000)[:-20])
+    unset = ("SPARK_CONF_DIR", "SPARK_REMOTE", "SPARK_MASTER")
+    done = subprocess.run(
+        [sys.executable, "-m", "spark_jobs.ingest", "--dataset", "foodlog", "--ds", DAY],
+        env={name: value for name, value in os.environ.items() if name not in unset},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "part-00000.jsonl.gz" in done.stderr.splitlines()[-1]
+    assert not [line for line in done.stderr.splitlines() if line.lstrip().startswith(("at ", "Caused by"))]
+    assert len(done.stderr.splitlines()) < 12, done.stderr
 
 
 def test_no_id_and_no_value_of_a_record_is_printed(
