@@ -15,7 +15,6 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 from spark_jobs.contract import locations
-from spark_jobs.contract.clock import HISTORY_DS
 from spark_jobs.contract.features import Dataset
 from spark_jobs.lake.log import exists, open_table, partition_values
 from spark_jobs.lake.verdicts import Standing, standings
@@ -60,7 +59,6 @@ def deliveries_of(dataset: Dataset, ds: str, versions: Mapping[str, int]) -> Del
     for name in ("users", "items"):
         if exists(uris[name]):
             delivered |= set(partition_values(uris[name], "ds", versions[name]))
-    delivered.discard(HISTORY_DS)  # of before the log: ingest's own checks judge it
     stands = standings(dataset.name, "events", delivered, versions["events"])
     unjudged = stands.days(Standing.UNJUDGED)
     stands.require_judged([day for day in unjudged if day <= ds])
