@@ -1,9 +1,12 @@
-"""Deletes old versions and frees their bytes: `python -m model.prune --dataset foodlog --keep 30`.
+"""Deletes old versions and runs and frees their bytes: `python -m model.prune --dataset foodlog --keep 30`.
 
 The newest `--keep` versions stay, and every version that an alias names or that a rollback would restore.
-With the others go their runs and logged models, and then, by `mlflow gc`, the files. `mlflow gc` works on the
-database itself, so where MLFLOW_TRACKING_URI is a server, run this where its database is reachable and give
-that as MLFLOW_TRACKING_URI.
+With the others go their MLflow runs and logged models, and then, by `mlflow gc`, the files. `mlflow gc` works
+on the database itself, so where MLFLOW_TRACKING_URI is a server, run this where its database is reachable and
+give that as MLFLOW_TRACKING_URI.
+
+Of `$MTGR_RUNS` stay, for each preset, the newest `--keep` runs, the one that the next training continues
+from, those that became a version that stays, and those which these were continued from.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from model.registry import versions as registry
 from model.registry.removal import collect_garbage, delete_whole
 from model.registry.store import TrackingError
 from model.registry.versions import Version
+from model.runs import store
+from model.runs.store import Run
 from spark_jobs.contract import command, locations
 from spark_jobs.contract.command import UsageError
 
@@ -32,19 +37,37 @@ def superfluous(dataset: str, keep: int) -> list[Version]:
     needed = {version.version for version in (champion, candidate) if version is not None}
     if champion is not None and champion.tags.get(registry.PREVIOUS):
         needed.add(int(champion.tags[registry.PREVIOUS]))
-    return [v for v in versions[: len(versions) - keep] if v.version not in needed]
+    return [v for v in versions[: max(0, len(versions) - keep)] if v.version not in needed]
 
 
-def prune(dataset: str, keep: int) -> list[int]:
+def superfluous_runs(runs: Sequence[Run], keep: int, versions: Sequence[Version]) -> list[Run]:
+    """Runs of a preset beyond the newest `keep` that nothing needs, oldest first.
+
+    Args:
+        runs: All its runs, by day.
+        keep: How many of the newest stay.
+        versions: Versions that stay.
+    """
+    registered = {version.digest for version in versions}
+    needed = registered | {run.record["base_digest"] for run in runs if run.digest in registered}
+    # What is continued from is the run that has seen most, see `store.base_of`; of equals the later.
+    furthest = max(reversed(runs), key=lambda run: len(run.seen_days), default=None)
+    return [
+        run for run in runs[: max(0, len(runs) - keep)] if run.digest not in needed and run is not furthest
+    ]
+
+
+def prune(dataset: str, keep: int) -> tuple[list[int], list[str]]:
     """Deletes what is superfluous, files included; run again after an interruption, it does the rest.
 
     Returns:
-        Numbers of the versions deleted.
+        Numbers of the versions deleted, and the runs deleted, as `<preset>/<day>`.
 
     Raises:
         TrackingError: MLflow is not reachable or refuses, or its URI is a server's.
         RegistryError: The champion's alias has vanished.
         LakeError: Another command is changing the registry and does not end.
+        RunError: A training is in progress.
     """
     uri = locations.tracking_uri()
     if uri.startswith("http"):
@@ -55,21 +78,35 @@ def prune(dataset: str, keep: int) -> list[int]:
         old = superfluous(dataset, keep)
         for version in old:
             delete_whole(version)
+        runs = _prune_runs(dataset, keep, registry.versions(dataset))
     collect_garbage(uri)
-    return [version.version for version in old]
+    return [version.version for version in old], runs
+
+
+def _prune_runs(dataset: str, keep: int, versions: Sequence[Version]) -> list[str]:
+    removed = []
+    for preset in store.presets_with_runs(dataset):
+        with store.exclusively(locations.runs() / dataset / preset):
+            for run in superfluous_runs(store.complete_runs(dataset, preset), keep, versions):
+                store.remove(run)
+                removed.append(f"{preset}/{run.path.name}")
+    return removed
 
 
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     if arguments.keep < 1:
         raise UsageError(f"--keep is {arguments.keep}; keep at least one version")
-    return {"deleted": prune(arguments.dataset.name, arguments.keep)}
+    versions, runs = prune(arguments.dataset.name, arguments.keep)
+    return {"deleted": versions, "deleted_runs": runs}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prunes; see `command.run` for the exit codes."""
     parser = command.parser("model.prune", __doc__)
     command.add_dataset(parser)
-    parser.add_argument("--keep", type=int, required=True, help="how many of the newest versions stay")
+    parser.add_argument(
+        "--keep", type=int, required=True, help="how many of the newest versions and runs stay"
+    )
     return command.run(parser, _run, argv)
 
 

@@ -155,3 +155,22 @@ def ragged_index(lengths_B: Tensor, starts_B: Tensor, rows_N: Tensor) -> Tensor:
     shift_N = starts_B[rows_N] - (ends_N - lengths_N)
     total = int(ends_N[-1]) if len(rows_N) else 0
     return torch.arange(total, device=lengths_B.device) + shift_N.repeat_interleave(lengths_N)
+
+
+def token_cuts(tokens: Tensor, target: int) -> list[int]:
+    """Ends of runs of rows, each cut where its cumulative tokens are nearest `target` (at least one row)."""
+    # Row i ends at token ends[i]. A step wants to end at token `done + target`; `place` is the first row that
+    # ends there or beyond, so the cut goes after this row or, where that is nearer, after the one before. The
+    # next step counts from where this one ended, not from where it should have: errors do not add up, and the
+    # cuts depend on the rows alone, not on how many ranks share a step.
+    ends = tokens.cumsum(0)
+    cuts: list[int] = []
+    done = 0
+    while (first := cuts[-1] if cuts else 0) < len(tokens):
+        place = int(torch.searchsorted(ends, done + target))
+        if place < len(ends) and place > first:  # the first row of a step stays, however long it is
+            over, under = int(ends[place]) - done - target, target + done - int(ends[place - 1])
+            place -= int(under <= over)
+        cuts.append(min(max(place, first) + 1, len(tokens)))
+        done = int(ends[cuts[-1] - 1])
+    return cuts

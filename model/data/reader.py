@@ -18,7 +18,7 @@ import torch
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from model.data.batch import JaggedBatch
+from model.data.batch import JaggedBatch, token_cuts
 from model.data.encoder import SampleEncoder, mix64
 from spark_jobs.contract import locations
 from spark_jobs.contract.command import CommandError
@@ -68,6 +68,11 @@ class SamplesTable:
     def identity(self) -> str:
         """Id of the table: one that was moved away and built again counts its versions anew."""
         return str(self._table.metadata().id)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Names of its columns in this version."""
+        return frozenset(field.name for field in self._table.schema().fields)
 
     def days(self) -> list[str]:
         """Days that have samples, ascending."""
@@ -216,25 +221,6 @@ def order_hash(table: pa.Table, salt: str) -> np.ndarray[tuple[int], np.dtype[np
     mixed = mix64(user) ^ mix64(window ^ np.int64(0x5851F42D4C957F2D)) ^ seed
     hashed: np.ndarray[tuple[int], np.dtype[np.uint64]] = mix64(mixed.view(np.int64))
     return hashed
-
-
-def token_cuts(tokens: torch.Tensor, target: int) -> list[int]:
-    """Ends of runs of rows, each cut where its cumulative tokens are nearest `target` (at least one row)."""
-    # Row i ends at token ends[i]. A step wants to end at token `done + target`; `place` is the first row that
-    # ends there or beyond, so the cut goes after this row or, where that is nearer, after the one before. The
-    # next step counts from where this one ended, not from where it should have: errors do not add up, and the
-    # cuts depend on the rows alone, not on how many ranks share a step.
-    ends = tokens.cumsum(0)
-    cuts: list[int] = []
-    done = 0
-    while (first := cuts[-1] if cuts else 0) < len(tokens):
-        place = int(torch.searchsorted(ends, done + target))
-        if place < len(ends) and place > first:  # the first row of a step stays, however long it is
-            over, under = int(ends[place]) - done - target, target + done - int(ends[place - 1])
-            place -= int(under <= over)
-        cuts.append(min(max(place, first) + 1, len(tokens)))
-        done = int(ends[cuts[-1] - 1])
-    return cuts
 
 
 def steps_of(

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from model.judging.metrics import GroupAuc, group_auc, paired_gain
 from model.judging.records import EVALUATION, newest, path_of, records, scores_of, write_record
 from model.judging.scoring import Scorer
 from model.runs.files import RunError
-from model.runs.store import Run
+from model.runs.store import Run, read_config
+from spark_jobs.contract.declaration import unreadable
 from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.phases import reach
 
@@ -71,12 +72,14 @@ class Contest:
         champion: The champion, or who it was at the time; None when there was none.
         best: The best version of the last days, where it is another than the champion.
         note: What an operator should know of the choice; else empty.
+        left_out: A champion that cannot score the day's rows: its `version`, its `digest` and the `reason`.
     """
 
     run: Run
     champion: Measure | None = None
     best: Measure | None = None
     note: str = ""
+    left_out: Mapping[str, Any] | None = None
 
     @property
     def preset(self) -> str:
@@ -135,6 +138,7 @@ def evaluate(dataset: Dataset, contests: Sequence[Contest], device: str = "cpu")
     start = time.monotonic()
     for contest in contests:
         contest.check()
+    contests = [_of_able(contest, dataset) for contest in contests]
     (ds,) = {contest.run.ds for contest in contests}
     samples, allowed = judged_day(dataset, ds)
     day_version = samples.written_at(ds)
@@ -150,19 +154,48 @@ def evaluate(dataset: Dataset, contests: Sequence[Contest], device: str = "cpu")
     return {preset: one for preset, one in judged.items() if one is not None}
 
 
+def _of_able(contest: Contest, dataset: Dataset) -> Contest:
+    """The contest without who cannot score rows as the dataset is declared now, which is said."""
+    left_out = None
+    able: dict[str, Measure | None] = {"champion": contest.champion, "best": contest.best}
+    for name, measure in able.items():
+        if measure is None or not (reason := _cannot_score(measure, dataset)):
+            continue
+        logger.warning(
+            "the %s, version %d, cannot score %s: %s; the candidate is judged without it",
+            name,
+            measure.version,
+            contest.run.ds,
+            reason,
+        )
+        able[name] = None
+        if name == "champion":
+            left_out = {"version": measure.version, "digest": measure.digest, "reason": reason}
+    return replace(contest, champion=able["champion"], best=able["best"], left_out=left_out)
+
+
+def _cannot_score(measure: Measure, dataset: Dataset) -> str:
+    try:
+        return "; ".join(unreadable(read_config(measure.path)[0], dataset))
+    except RunError as error:  # written by another version of this code
+        return str(error)
+
+
 def _inputs(contest: Contest, contests: Sequence[Contest], day_version: int) -> dict[str, Any]:
     return {
         "candidate": contest.run.digest,
         "day_version": day_version,
         "champion": contest.champion and contest.champion.digest,
         "best": contest.best and contest.best.digest,
+        "left_out": contest.left_out and contest.left_out["digest"],
         "beside": {other.preset: other.run.digest for other in contests if other is not contest},
     }
 
 
 def _inputs_in(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """What an evaluation was made from."""
-    digests = {who: (evaluation.get(who) or {}).get("digest") for who in ("candidate", "champion", "best")}
+    parties = ("candidate", "champion", "best", "left_out")
+    digests = {who: (evaluation.get(who) or {}).get("digest") for who in parties}
     beside = {preset: other.get("digest") for preset, other in (evaluation.get("beside") or {}).items()}
     made_from = {key: evaluation.get(key) for key in ("day_version", "samples_allowed")}
     return {**digests, **made_from, "beside": beside}
@@ -203,7 +236,7 @@ class _Day:
         folders = {contest.run.digest: contest.run.path for contest in contests}
         measures = [m for contest in contests for m in (contest.champion, contest.best) if m is not None]
         folders |= {measure.digest: measure.path for measure in measures}
-        scorers = {digest: Scorer.load(path, device) for digest, path in folders.items()}
+        scorers = {digest: Scorer.load(path, device, rows_of=dataset) for digest, path in folders.items()}
         self.frame, self.scores = score_day(samples, ds, scorers)
         baselines = [name for name in self.scores if name not in folders]
         true = oracle(dataset, ds, self.frame["impression_id"])
@@ -255,6 +288,7 @@ def _write(
         "candidate": {"digest": run.digest, **day.metrics[run.digest]},
         "champion": _measured(day, run, contest.champion),
         "best": _measured(day, run, contest.best),
+        "left_out": contest.left_out,
         "beside": {
             other.preset: {
                 "digest": other.run.digest,

@@ -20,16 +20,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model.config.run import Config
-from model.data.batch import JaggedBatch
+from model.data.batch import JaggedBatch, token_cuts
 from model.data.encoder import SampleEncoder
-from model.data.reader import token_cuts
 from model.rankers.protocol import build_ranker
 from model.runs.files import RunError
 from model.runs.store import WEIGHTS, read_config
+from spark_jobs.contract.declaration import unreadable, with_ranges_of
 from spark_jobs.contract.features import Dataset
 
 SCORES = ("ctr_frozen", "ctcvr_frozen", "ctr_live", "ctcvr_live")
 _BATCH_TOKENS = 20_000
+
+
+class CannotScoreError(RunError):
+    """A model lacks something of the rows that it is to score; the message names what."""
 
 
 class Scorer:
@@ -52,14 +56,27 @@ class Scorer:
         self.encoder = SampleEncoder(dataset, config.model.max_static)
 
     @staticmethod
-    def load(folder: Path | str, device: torch.device | str = "cpu") -> Scorer:
+    def load(
+        folder: Path | str, device: torch.device | str = "cpu", rows_of: Dataset | None = None
+    ) -> Scorer:
         """Loads `config.json` and `weights.safetensors` from a folder.
 
+        Args:
+            folder: Of a run, or of a version that was fetched.
+            device: Where to score.
+            rows_of: How the rows to score are declared; by default as the model's own were. Features that it
+                does not know are left out, and ranges of numbers are those of the rows.
+
         Raises:
+            CannotScoreError: The rows lack a feature that the model reads, or mean something else by it.
             RunError: A file is missing or the weights are of another config.
         """
         folder = Path(folder)
         dataset, config = read_config(folder)
+        if rows_of is not None:
+            if reasons := unreadable(dataset, rows_of):
+                raise CannotScoreError("; ".join(reasons))
+            dataset = with_ranges_of(dataset, rows_of)
         ranker = build_ranker(dataset, config.model, config.train.seed)
         try:
             ranker.load_state_dict(load_file(folder / WEIGHTS))

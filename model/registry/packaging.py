@@ -1,13 +1,14 @@
 """A run as an MLflow model: files, code, signature, example and requirements, so that it loads anywhere.
 
-The model holds `config.json` and `weights.safetensors` of the run and the sources of `model`, `spark_jobs`
-and `hstu_ops`, so that a fresh process in another folder scores rows without this checkout. Logging is
+The model holds `config.json` with its declaration and `weights.safetensors` of the run and the modules that
+scoring imports, so that a fresh process in another folder scores rows without this checkout. Logging is
 repeatable: a logged model is found again by the run's digest, and one that an interrupted upload left behind
 is deleted.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import importlib.util
 import logging
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 MODEL_NAME = "ranker"
 SERVING = Path(__file__).resolve().parents[1] / "serving" / "pyfunc.py"
 PACKAGES = ("model", "spark_jobs", "hstu_ops")
+_KERNELS = "hstu_ops.triton_ops"
 REQUIREMENTS = (
     "mlflow",
     "torch",
@@ -40,7 +42,6 @@ REQUIREMENTS = (
     "pandas",
     "pyarrow",
     "safetensors",
-    "deltalake",
 )
 # A request has no ids or times of candidates to tell; they are keys of the samples table, never inputs.
 _OPTIONAL = ("candidate_time_ms", "candidate_request_id", "candidate_impression_id", "candidate_weight")
@@ -79,16 +80,59 @@ def requirements() -> list[str]:
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
 
 
+def carried() -> dict[str, Path]:
+    """The sources that scoring needs, by module: what `pyfunc.py` imports, and what that imports.
+
+    Imports inside functions do not count: they are for commands. But for those of Triton's kernels, which a
+    device asks for by name.
+
+    Raises:
+        RegistryError: A package is not found.
+    """
+    roots = {package: _root_of(package) for package in PACKAGES}
+    sources: dict[str, Path] = {}
+    todo = _imported(SERVING)
+    todo += [f"{_KERNELS}.{path.stem}" for path in roots["hstu_ops"].glob("triton_ops/[!_]*.py")]
+    while todo:
+        parts = todo.pop().split(".")
+        for end in range(1, len(parts) + 1) if parts[0] in roots else ():
+            module, place = ".".join(parts[:end]), roots[parts[0]].joinpath(*parts[1:end])
+            path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            if path.is_file() and module not in sources:  # else the name of something in the module before it
+                sources[module] = path
+                todo += _imported(path)
+    return sources
+
+
+def _root_of(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise registry.RegistryError(f"the package {package} is not found; run from the checkout's root")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _imported(path: Path) -> list[str]:
+    """What a module imports when it is imported, by full name; some are names of things in a module."""
+    names: list[str] = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
 def stage_code(folder: Path) -> list[str]:
-    """Copies the packages' sources into a folder; returns the copies' paths, for `code_paths`."""
-    for name in PACKAGES:
-        spec = importlib.util.find_spec(name)
-        if spec is None or not spec.submodule_search_locations:
-            raise registry.RegistryError(f"the package {name} is not found; run from the checkout's root")
-        source = Path(next(iter(spec.submodule_search_locations)))
-        # Compiled parts are of one machine; without them the reference backend runs.
-        ignored = shutil.ignore_patterns("__pycache__", "*.so", "_build.json")
-        shutil.copytree(source, folder / name, ignore=ignored)
+    """Copies what is carried into a folder; returns the packages' paths there, for `code_paths`."""
+    for module, path in carried().items():
+        parts = module.split(".")
+        target = (
+            folder.joinpath(*parts, "__init__.py")
+            if path.name == "__init__.py"
+            else (folder.joinpath(*parts).with_suffix(".py"))
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     return [str(folder / name) for name in PACKAGES]
 
 

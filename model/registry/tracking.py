@@ -49,8 +49,8 @@ def experiment_id(dataset: str) -> str:
     name = experiment_name(dataset)
     found = client().get_experiment_by_name(name)
     if found is None:
-        # A server names its own place; without one, artifacts lie beside the database's folder.
-        local = locations.tracking_uri().startswith("sqlite:")
+        # A server names its own place; without one MLflow would take the working directory.
+        local = not locations.tracking_uri().startswith("http")
         place = (artifacts_root() / name).as_uri() if local else None
         try:
             return str(client().create_experiment(name, artifact_location=place))

@@ -15,12 +15,14 @@ before the first day it has not seen, and whose declaration means the same to a 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,6 +216,39 @@ def _rename(run: Run) -> Run:
     sync_folder(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     return Run(path=path, record=run.record)
+
+
+@contextlib.contextmanager
+def exclusively(folder: Path) -> Iterator[None]:
+    """The right to change the runs of a preset, which lie in `folder`.
+
+    Raises:
+        RunError: Another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"another process is training in {folder} (it holds {lock}); wait for it"
+            ) from error
+        yield
+
+
+def presets_with_runs(dataset: str) -> list[str]:
+    """Presets of which there are runs, or beginnings of them."""
+    folder = locations.runs() / dataset
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def remove(run: Run) -> None:
+    """Deletes a run; the caller holds `exclusively`. Interrupted, it leaves nothing that counts as a run."""
+    removed = run.path.with_name(f".{run.path.name}.replaced")
+    shutil.rmtree(removed, ignore_errors=True)
+    os.replace(run.path, removed)
+    shutil.rmtree(removed)
 
 
 def _read(path: Path) -> Run | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from model.config.run import Config
 from model.data.encoder import SampleEncoder
 from model.data.reader import SamplesTable, steps_of
-from model.runs.files import RunError, read_state, write_file
+from model.runs.files import read_state, write_file
 from model.runs.store import (
     CHECKPOINT,
     RECORD,
@@ -26,6 +25,7 @@ from model.runs.store import (
     Run,
     complete_runs,
     digest_of,
+    exclusively,
     finish,
     partial_path,
     publish,
@@ -83,7 +83,7 @@ def train(
     path = run_path(dataset.name, config.preset, ds)
     with process_group(device):
         is_first = dist.get_rank() == 0
-        with _exclusively(path) if is_first else _nothing():
+        with exclusively(path.parent) if is_first else contextlib.nullcontext():
             done = _done_or_plan(dataset, config, ds, path, plan, version) if is_first else None
             shared = [done]
             dist.broadcast_object_list(shared)
@@ -267,22 +267,3 @@ def _result(run: Run, *, changed: bool) -> dict[str, Any]:
         "mlflow_run_id": run.record["mlflow_run_id"],
         **{key: run.record[key] for key in keys},
     }
-
-
-@contextmanager
-def _exclusively(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.parent / ".lock"
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                f"another process is training in {path.parent} (it holds {lock}); wait for it"
-            ) from error
-        yield
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

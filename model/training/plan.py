@@ -85,14 +85,14 @@ def plan_of(dataset: Dataset, config: Config, ds: str, version: int | None = Non
     if base is None:
         return Plan(days=versions, version=table.version, allowed=allowed)
     if base.config()[1].model != config.model:
+        changes = _changed(asdict(base.config()[1].model), asdict(config.model), "model")
         raise RunError(
-            f"{base.path} has another model than preset {config.preset} has now; move it away to start over"
+            f"{base.path} has another model than preset {config.preset} has now ({changes}); move it away to "
+            "start over"
         )
     seen = base.seen_days
     if lost := sorted(set(seen) - set(days) - set(stands.failed)):
-        logger.info(
-            "%s has seen %s, of which the samples table has nothing any more", base.path, ", ".join(lost)
-        )
+        logger.info("%s has seen %s, which the samples table has no more", base.path, ", ".join(lost))
     return Plan(
         days=versions,
         version=table.version,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,13 @@ def var(tmp_path: Path, prepared_database: Path, monkeypatch: pytest.MonkeyPatch
 def make_run(var: Path) -> Callable[..., Any]:
     """Makes a run folder whose weights are a few bytes: enough for all that does not score."""
 
-    def make(ds: str, seen: tuple[str, ...], preset: str = "tiny", weights: bytes = b"") -> Any:
+    def make(
+        ds: str,
+        seen: Sequence[str],
+        preset: str = "tiny",
+        weights: bytes = b"",
+        base_digest: str | None = None,
+    ) -> Any:
         from model.config.presets import preset_named
         from model.runs.store import WEIGHTS, partial_path, publish, run_path, write_config
         from spark_jobs.contract.foodlog import FOODLOG
@@ -108,6 +114,7 @@ def make_run(var: Path) -> Callable[..., Any]:
             "samples_version": 7,
             "git_sha": CODE,
             "world_size": 1,
+            "base_digest": base_digest,
             "lineage": [{"ds": ds, "days": dict.fromkeys(seen, 7), "git_sha": CODE}],
         }
         return publish(partial, record)
@@ -121,10 +128,11 @@ def make_version(make_run: Callable[..., Any]) -> Callable[..., Any]:
 
     def make(
         ds: str,
-        seen: tuple[str, ...],
+        seen: Sequence[str],
         preset: str = "tiny",
         candidate: Mapping[str, Any] | None = None,
         champion: Mapping[str, Any] | None = None,
+        base_digest: str | None = None,
         **more: Any,
     ) -> tuple[Any, Any]:
         from model.registry import record as run_record
@@ -133,7 +141,7 @@ def make_version(make_run: Callable[..., Any]) -> Callable[..., Any]:
         from model.registry.store import client
         from model.runs.store import CONFIG, WEIGHTS
 
-        run = make_run(ds, seen, preset)
+        run = make_run(ds, seen, preset, base_digest=base_digest)
         evaluation = evaluation_of(run.digest, ds, candidate or {}, champion, preset=preset, **more)
         (run.path / "evaluation.json").write_text(json.dumps(evaluation))
         pass_gate(run)

@@ -15,6 +15,7 @@ from model.registry import record as run_record
 from model.registry import versions as registry
 from model.registry.store import client
 from model.registry.versions import RegistryError, Version
+from model.runs import store
 from model.runs.files import RunError
 from model.runs.store import CONFIG, WEIGHTS, Run
 from spark_jobs.contract.features import Dataset
@@ -190,13 +191,45 @@ def test_pruning_frees_the_bytes_of_old_versions_and_spares_those_in_use(
     assert size > 0
     before = _bytes(artifacts)
     assert [v.version for v in prune.superfluous("foodlog", 2)] == [gone.version]
-    assert prune.prune("foodlog", 2) == [gone.version]
+    assert prune.prune("foodlog", 2) == ([gone.version], [])
     assert _bytes(artifacts) <= before - size
     assert [v.version for v in registry.versions("foodlog")] == [1, 3, 4]
     assert prune.superfluous("foodlog", 2) == []
     champion = registry.champion("foodlog")
     assert champion is not None
     assert champion.version == 1
+
+
+def test_runs_are_pruned_by_the_rule_of_the_registry(
+    make_version: Callable[..., tuple[Run, Version]],
+    make_run: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What stays: the newest, the champion's and its base, and what the next training continues from."""
+    monkeypatch.setattr(prune, "collect_garbage", lambda _: None)
+    days = [f"2026-03-{day:02}" for day in range(1, 12)]
+    base = make_run(days[1], days[:1])
+    runs = {days[1]: base}
+    for place in range(2, 11):
+        if place == 2:
+            run, champion = make_version(days[2], days[:2], base_digest=base.digest)
+        else:
+            # Day 9 has seen most: the newest were made anew, from what was left of the samples.
+            run, _ = make_version(days[place], days[:place] if place < 9 else days[7:place])
+        runs[days[place]] = run
+    with registry.exclusive("foodlog", "test"):
+        registry.set_champion("foodlog", champion)
+    half = runs[days[3]].path.with_name(".2026-03-20.partial")
+    half.mkdir()
+    _, removed = prune.prune("foodlog", 1)
+    assert [v.version for v in registry.versions("foodlog")] == [1, 9]  # the champion and the newest
+    assert removed == [f"tiny/{ds}" for ds in (*days[3:8], days[9])]
+    left = {path.name for path in half.parent.iterdir()} - {".lock"}
+    assert left == {days[1], days[2], days[8], days[10], half.name}
+    for keep in (1, 2, 3, 4, 5, 50):  # also more than there are
+        assert prune.prune("foodlog", keep) == ([], [])
+    with store.exclusively(half.parent), pytest.raises(RunError, match="another process is training"):
+        prune.prune("foodlog", 1)
 
 
 def test_pruning_through_a_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

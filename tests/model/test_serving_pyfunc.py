@@ -25,7 +25,7 @@ from model.config.presets import preset_named
 from model.data.synthetic import random_samples
 from model.judging.contest import Contest
 from model.rankers.protocol import build_ranker
-from model.registry import record
+from model.registry import packaging, record
 from model.registry import versions as registry
 from model.registry.store import client
 from model.runs.store import CONFIG, WEIGHTS, Run, load_run
@@ -100,6 +100,41 @@ def test_the_run_holds_all_that_explains_it(evaluated: Run) -> None:
              .removeprefix("file://")).rglob("*") if path.is_file()}  # fmt: skip
     assert {"MLmodel", "requirements.txt", "conda.yaml", "pyfunc.py", CONFIG, WEIGHTS} <= files
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".bin", ".so"))]
+
+
+# What scoring imports, and nothing else: a module more is one more that runs wherever a model is loaded.
+CARRIED = """
+hstu_ops: attention backends checks gated libraries norm reference schemas triton_ops
+hstu_ops.triton_ops: attention_backward attention_forward configs group_layer_norm silu tiles
+model: config data embeddings judging rankers runs
+model.config: run
+model.data: batch encoder layout
+model.embeddings: numbers sizes tables
+model.judging: scoring
+model.rankers: heads inputs known mtgr protocol user_tower
+model.runs: files store
+spark_jobs: contract
+spark_jobs.contract: checks clock command declaration environment features limits locations tables
+"""
+
+
+def test_a_version_carries_what_scoring_imports_and_nothing_else(tmp_path: Path) -> None:
+    lines = [line.partition(": ") for line in CARRIED.split("\n") if line]
+    expected = {f"{package}.{name}" for package, _, names in lines for name in names.split()}
+    expected |= set(packaging.PACKAGES)
+    assert set(packaging.carried()) == expected
+    packaging.stage_code(tmp_path)
+    files = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    packages = {name for name in expected if any(other.startswith(f"{name}.") for other in expected)}
+    places = {name.replace(".", "/") for name in expected}
+    assert {str(file) for file in files} == {
+        f"{place}/__init__.py" if place.replace("/", ".") in packages else f"{place}.py" for place in places
+    }
+    # Of other packages it needs what its requirements name, and Triton where there is a GPU.
+    sources = [*packaging.carried().values(), packaging.SERVING]
+    others = {name.split(".")[0] for path in sources for name in packaging._imported(path)}
+    others -= {*sys.stdlib_module_names, *packaging.PACKAGES, "triton"}
+    assert others == set(packaging.REQUIREMENTS)
 
 
 def _artifacts(run_id: str, folder: str = "") -> set[str]:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from model.registry import tracking
-from model.registry.store import TrackingError, client, prepare, safe_uri
+from model.config.presets import preset_named
+from model.registry import record, tracking
+from model.registry import versions as registry
+from model.registry.lineage import as_ranges, days_of, read_lineage
+from model.registry.store import TrackingError, client, named_errors, prepare, safe_uri
+from spark_jobs.contract import locations
+from spark_jobs.contract.clock import shift_day
 
 TAGS = {"digest": "abc", "samples_version": "7"}
 PARAMS = {"model": {"d_model": 64}, "seed": 1}
@@ -117,6 +126,169 @@ def test_a_locked_database_names_the_remedy(var: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(type(client()), "set_terminated", locked)
     with pytest.raises(TrackingError, match=r"database is locked; SQLite serves one host.*Postgres"):
         tracking.finish_run(run_id)
+
+
+@pytest.mark.usefixtures("var")
+def test_the_cause_is_named_not_the_note_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def refused(*_: object, **__: object) -> None:
+        raise MlflowException(
+            "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)\n"
+            "(psycopg.errors.StringDataRightTruncation) value too long for type character varying(8000)\n\n"
+            "[SQL: INSERT INTO tags (key, value, run_uuid) VALUES (...)]"
+        )
+
+    run_id = start()
+    monkeypatch.setattr(type(client()), "set_terminated", refused)
+    with pytest.raises(
+        TrackingError, match=r"StringDataRightTruncation\) value too long.*; a value is longer"
+    ):
+        tracking.finish_run(run_id)
+
+
+def test_a_missing_driver_is_named() -> None:
+    with pytest.raises(TrackingError, match="No module named 'MySQLdb'; install the database's driver"):
+        with named_errors():
+            raise ModuleNotFoundError("No module named 'MySQLdb'", name="MySQLdb")
+    with pytest.raises(ModuleNotFoundError), named_errors():
+        raise ModuleNotFoundError("No module named 'ours'", name="ours")
+
+
+@pytest.mark.usefixtures("var")
+def test_a_tag_that_a_database_does_not_take_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="tag note has 5001 characters, tags take 5000: it begins 'xxx"):
+        tracking.start_run("foodlog", "tiny", "2026-03-04", {}, {**TAGS, "note": "x" * 5001})
+    assert client().search_runs([tracking.experiment_id("foodlog")]) == []
+
+
+@pytest.mark.parametrize(
+    ("days", "ranges"),
+    [
+        ([], ""),
+        (["2026-03-01"], "2026-03-01"),
+        (["2026-03-02", "2026-03-01", "2026-02-28"], "2026-02-28..2026-03-02"),
+        (["2026-03-01", "2026-03-03", "2026-03-04"], "2026-03-01 2026-03-03..2026-03-04"),
+    ],
+)
+def test_days_are_told_as_ranges(days: list[str], ranges: str) -> None:
+    assert as_ranges(days) == ranges
+    assert days_of(ranges) == tuple(sorted(days))
+
+
+def test_days_as_older_versions_told_them_are_read() -> None:
+    assert days_of('{"2026-03-02": 8, "2026-03-01": 7}') == ("2026-03-01", "2026-03-02")
+
+
+def record_of(days: list[str], losses: int = 3) -> dict[str, Any]:
+    """What training says of a run that has seen days."""
+    versions = {day: 100_000 + place for place, day in enumerate(days)}
+    link = {"ds": "2026-03-01", "days": versions, "git_sha": "a" * 40}
+    return {
+        "dataset": "foodlog",
+        "preset": "tiny",
+        "ds": "2026-03-01",
+        "samples_version": 100_449,
+        "seen_days": versions,
+        "git_sha": "a" * 40,
+        "lineage": [link],
+        "world_size": 1,
+        "num_steps": 1000 + losses,
+        "losses": [(f"2026-03-01/0/{i}", 0.5) for i in range(losses)],
+    }
+
+
+def long_lineage() -> list[str]:
+    return [shift_day("2026-03-01", -back) for back in range(1, 451)]
+
+
+@pytest.mark.usefixtures("var")
+def test_a_lineage_of_450_days_is_a_short_tag_and_a_whole_artifact() -> None:
+    days = long_lineage()
+    run_id = record.log_training(preset_named("tiny"), record_of(days), "b" * 64)
+    tags = client().get_run(run_id).data.tags
+    assert tags["seen_days"] == "2024-12-06..2026-02-28"
+    assert max(len(value) for value in tags.values()) < 200
+    (link,) = read_lineage(run_id)
+    assert link["days"] == record_of(days)["seen_days"]
+
+
+@pytest.mark.usefixtures("var")
+def test_the_loss_by_step_is_logged_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    log_batch = type(client()).log_batch
+
+    def counted(self: Any, run_id: str, metrics: Any = (), **more: Any) -> Any:
+        calls.append(len(metrics))
+        return log_batch(self, run_id, metrics=metrics, **more)
+
+    monkeypatch.setattr(type(client()), "log_batch", counted)
+    run_id = record.log_training(preset_named("tiny"), record_of(["2026-02-28"], losses=2_010), "b" * 64)
+    assert [call for call in calls if call] == [101]
+    history = client().get_metric_history(run_id, "train_loss")
+    assert [metric.step for metric in history] == list(range(1000, 3010, 20))
+
+
+def postgres_programs() -> Path | None:
+    """Folder with `initdb` and `pg_ctl`."""
+    folders = [*Path("/usr/lib/postgresql").glob("*/bin"), *map(Path, os.get_exec_path())]
+    return next((folder for folder in folders if (folder / "initdb").exists()), None)
+
+
+@pytest.fixture
+def postgres(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URI of a database of a fresh Postgres, as docs/registry.md writes it."""
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("Postgres is not installed: apt-get install postgresql")
+    user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="mtgr-postgres-"))
+    if user:
+        shutil.chown(folder, user)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def run(program: str, *arguments: str) -> None:
+        log = None if program == "pg_ctl" else subprocess.PIPE
+        subprocess.run([programs / program, *arguments], check=True, user=user, cwd=folder, stdout=log)
+
+    run("initdb", "-D", str(folder / "data"), "-U", "mtgr", "--auth", "trust")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+    run("pg_ctl", "-D", str(folder / "data"), "-l", str(folder / "log"), "-o", options, "-w", "start")
+    try:
+        run("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mtgr", "mlflow")
+        uri = f"postgresql://mtgr:secret@127.0.0.1:{port}/mlflow"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri
+    finally:
+        run("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("var")
+def test_mlflow_over_postgres_takes_a_lineage_of_450_days(
+    postgres: str, make_version: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(postgres)
+    record.log_training(preset_named("tiny"), record_of(long_lineage()), "b" * 64)
+    run, version = make_version("2026-03-01", long_lineage())
+    assert registry.numbered("foodlog", version.version).seen_days == tuple(sorted(long_lineage()))
+    assert read_lineage(version.run_id)[0]["days"] == run.seen_days
+    registry.annotate(version, {"decision": "rejected"}, "why not: " + "because " * 1_000)
+    page = client().get_model_version(version.model, str(version.version)).description
+    assert page.startswith("why not: because")
+    assert page.endswith("promotion.json)")
+    experiment = client().get_experiment(tracking.experiment_id("foodlog"))
+    assert experiment.artifact_location.startswith(f"file://{locations.var()}")  # not the working directory
+    with registry.exclusive("foodlog", "test"):
+        registry.set_champion("foodlog", version)
+    assert registry.champion("foodlog") is not None
+    # What it does not take is named by its cause.
+    monkeypatch.setattr(tracking, "_LONGEST_TAG", 100_000)
+    with pytest.raises(TrackingError, match=r"mtgr:\*\*\*@.*(value too long|exceeds)"):
+        tracking.start_run("foodlog", "tiny", "2026-03-04", {}, {**TAGS, "note": "x" * 9_000})
 
 
 def test_messages_show_no_password() -> None:

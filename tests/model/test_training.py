@@ -13,8 +13,9 @@ from deltalake import write_deltalake
 
 from model import train as command
 from model.config.presets import preset_named, tiny
+from model.data.batch import token_cuts
 from model.data.encoder import SampleEncoder
-from model.data.reader import SamplesTable, SamplesUnavailableError, Step, steps_of, token_cuts
+from model.data.reader import SamplesTable, SamplesUnavailableError, Step, steps_of
 from model.data.synthetic import random_batch, random_samples
 from model.embeddings.numbers import NumberScaler
 from model.embeddings.sizes import TableSize, table_sizes
@@ -140,7 +141,7 @@ def test_what_cannot_be_trained_is_refused_by_name(lake, monkeypatch):
         training.train(DATASET, config(), DAYS[0], CPU, unlogged)
     training.train(DATASET, config(), DAYS[1], CPU, unlogged)
     other = dataclasses.replace(config(), model=dataclasses.replace(config().model, d_model=32))
-    with pytest.raises(RunError, match="another model than preset tiny has now"):
+    with pytest.raises(RunError, match=r"another model than preset tiny has now \(model.d_model 16 -> 32\)"):
         training.train(DATASET, other, DAYS[2], CPU, unlogged)
     (load_run(DATASET.name, "tiny", DAYS[1]).path / "weights.safetensors").write_bytes(b"broken")
     with pytest.raises(RunError, match="is damaged"):
