@@ -35,7 +35,7 @@ import numpy as np
 
 from benchmarks import samples_duckdb as bench_duckdb
 from benchmarks.samples_events import BENCH_DS, World, write_tables
-from spark_jobs.build_samples import day_inputs, write_samples
+from spark_jobs.build_samples import inputs_of, samples_of, write_samples
 from spark_jobs.contract import command, environment, locations
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.contract.tables import sample_columns
@@ -75,8 +75,12 @@ def bench(spark: Any, world: World, rounds: int, folder: Path) -> dict[str, Any]
     files = {name: open_table(locations.table(FOODLOG.name, name)).file_uris() for name in TABLES}
     seconds: dict[str, list[float]] = {name: [] for name in ("spark", "spark_cpu", "duckdb", "duckdb_cpu")}
     for number in range(rounds):
-        with _clock(seconds, "spark"), day_inputs(spark, FOODLOG, BENCH_DS, versions, ungated) as inputs:
-            write_samples(inputs, FOODLOG, BENCH_DS, {"round": number})
+        with (
+            _clock(seconds, "spark"),
+            inputs_of(spark, FOODLOG, [BENCH_DS], versions, ungated) as inputs,
+            samples_of(inputs, FOODLOG, [BENCH_DS]) as samples_df,
+        ):
+            write_samples(samples_df, inputs, FOODLOG, BENCH_DS, {"round": number})
         with _clock(seconds, "duckdb"), _duckdb(folder) as connection:
             bench_duckdb.build(connection, files, FOODLOG, BENCH_DS, str(folder / "duckdb.parquet"))
         logger.info("%s: %s", world, {name: round(s[-1], 1) for name, s in seconds.items()})

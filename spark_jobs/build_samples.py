@@ -23,13 +23,14 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 from spark_jobs.contract import command, locations
-from spark_jobs.contract.clock import days_between, shift_day
+from spark_jobs.contract.clock import shift_day
 from spark_jobs.contract.features import Dataset, EventType, Owner
 from spark_jobs.contract.phases import reach
 from spark_jobs.contract.tables import rows_digest, sample_columns
@@ -102,8 +103,8 @@ def build_days(spark: SparkSession, dataset: Dataset, ds: str, *, late: bool = F
         }
     made = _last_commits(dataset, built)
     rebuilt = _rebuilt(spark, dataset, ds, events_df, built, made) if late else {}
-    to_do = [*(day for day, differs in rebuilt.items() if differs), ds]
-    done = {day: _build_day(spark, dataset, day, versions, ds, deliveries) for day in to_do}
+    again = [day for day, differs in rebuilt.items() if differs]
+    done = _build(spark, dataset, [*again, ds], versions, ds, deliveries)
     reach(f"{STAGE}:done")
     versions_made = {day: made[day].version for day in rebuilt if day in made}
     return {
@@ -136,10 +137,10 @@ def _rebuilt(
     """Earlier days that the run of `ds` makes again, ascending: whether that is still to be done.
 
     A day that an attempt before this one made again is named once more: what follows, the gate, may not have
-    seen it. Days before the first one that was built are not part of the lake's samples.
+    seen it. A day without samples is made by its own run alone.
     """
     first = shift_day(ds, -dataset.late_days - days_after(dataset))
-    days = days_between(max(first, built[0]), shift_day(ds, -1)) if built else []
+    days = [day for day in built if first <= day < ds]
     if not days:
         return {}
     samples_df = table_at(spark, locations.table(dataset.name, "samples"))
@@ -226,38 +227,55 @@ def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit]) -> list[str]:
     return stale
 
 
-def _build_day(
-    spark: SparkSession, dataset: Dataset, ds: str, versions: dict[str, int], run: str, deliveries: Deliveries
-) -> dict[str, Any]:
+def _build(
+    spark: SparkSession,
+    dataset: Dataset,
+    days: Sequence[str],
+    versions: dict[str, int],
+    run: str,
+    deliveries: Deliveries,
+) -> dict[str, dict[str, Any]]:
+    """Builds `days` (ascending) in the run of a day, all by one plan; what was done by day."""
     uri = locations.table(dataset.name, "samples")
     inputs = {**versions, "declaration": rows_digest(dataset), "left_out": list(deliveries.left_out)}
-    version = already_written(uri, {"ds": ds}, inputs)
-    if version is not None:
+    made = {
+        day: version for day in days if (version := already_written(uri, {"ds": day}, inputs)) is not None
+    }
+    for day, version in made.items():
         logger.info(
             "samples of %s %s: made from the same inputs by the same code, version %d",
             dataset.name,
-            ds,
+            day,
             version,
         )
-        return {"samples_version": version, "unchanged": True, **_sizes(spark, uri, ds, version)}
-    metadata = {"ds": ds, "run": run, "inputs": inputs, "allowed": dict(deliveries.allowed)}
-    with day_inputs(spark, dataset, ds, versions, deliveries) as inputs_of_day:
-        # The samples last: once they are there, a rerun takes the day for done.
-        quarantine(unused(inputs_of_day, dataset, ds), dataset.name, ds, STAGE, metadata)
-        version = write_samples(inputs_of_day, dataset, ds, metadata)
-    return {"samples_version": version, "unchanged": False, **_sizes(spark, uri, ds, version)}
+    done = {day: {"samples_version": version, "unchanged": True} for day, version in made.items()}
+    left = [day for day in days if day not in made]
+    if left:
+        with (
+            inputs_of(spark, dataset, left, versions, deliveries) as inputs_df,
+            samples_of(inputs_df, dataset, left) as samples_df,
+        ):
+            for day in left:
+                metadata = {"ds": day, "run": run, "inputs": inputs, "allowed": dict(deliveries.allowed)}
+                # The samples last: once they are there, a rerun takes the day for done.
+                quarantine(unused(inputs_df, dataset, day), dataset.name, day, STAGE, metadata)
+                version = write_samples(samples_df, inputs_df, dataset, day, metadata)
+                done[day] = {"samples_version": version, "unchanged": False}
+    return {
+        day: result | _sizes(spark, uri, day, int(result["samples_version"])) for day, result in done.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
-class DayInputs:
-    """What the samples of a day are made from.
+class Inputs:
+    """What the samples of some days are made from.
 
     Args:
         events_df: Events in `scope`, every event once.
         bots_df: See `events.bots`.
         people_df: `events_df` without the bots.
-        users_df: The users as of the day.
-        items_df: The items as of the day.
+        users_df: The users as of each `day`.
+        items_df: The items as of each `day`.
     """
 
     events_df: DataFrame
@@ -268,75 +286,96 @@ class DayInputs:
 
 
 @contextlib.contextmanager
-def day_inputs(
-    spark: SparkSession, dataset: Dataset, ds: str, versions: Mapping[str, int], deliveries: Deliveries
-) -> Iterator[DayInputs]:
-    """Reads the tables at their versions; who is a bot and what came twice is found once and kept."""
+def inputs_of(
+    spark: SparkSession,
+    dataset: Dataset,
+    days: Sequence[str],
+    versions: Mapping[str, int],
+    deliveries: Deliveries,
+) -> Iterator[Inputs]:
+    """Reads the tables at their versions; who is a bot and what came twice is determined once and kept."""
     uris = {name: locations.table(dataset.name, name) for name in _INPUTS}
     tables = {name: table_at(spark, uri, versions[name]) for name, uri in uris.items()}
     held = {
         name: deliveries.days(partition_values(uris[name], "ds", versions[name]))
         for name in ("users", "items")
     }
-    scope_df = scope(deliveries.events(tables["events"]), dataset, ds)
+    scope_df = scope(deliveries.events(tables["events"]), dataset, days)
     repeated_df = repeated(scope_df).persist()
     once_df = scope_df if repeated_df.isEmpty() else events_of(scope_df, repeated_df)
     bots_df = bots(once_df, dataset).persist()
     try:
-        yield DayInputs(
+        yield Inputs(
             events_df=once_df,
             bots_df=bots_df,
             people_df=once_df if bots_df.isEmpty() else without(once_df, bots_df),
-            users_df=as_of(tables["users"], held["users"], dataset, ds),
-            items_df=as_of(tables["items"], held["items"], dataset, ds),
+            users_df=as_of(tables["users"], held["users"], dataset, days),
+            items_df=as_of(tables["items"], held["items"], dataset, days),
         )
     finally:
         bots_df.unpersist()
         repeated_df.unpersist()
 
 
-def as_of(snapshots_df: DataFrame, held: Sequence[str], dataset: Dataset, ds: str) -> DataFrame:
-    """The snapshot that holds on day `ds`, whole, and nothing of any other.
+def as_of(snapshots_df: DataFrame, held: Sequence[str], dataset: Dataset, days: Sequence[str]) -> DataFrame:
+    """The snapshot that holds on each `day`, whole, and nothing of any other.
 
     Args:
         snapshots_df: The table `users` or `items`.
         held: Days of which the table has a snapshot.
         dataset: Dataset.
-        ds: The day.
+        days: The days.
     """
-    newest = snapshot_ds(held, dataset, ds)
-    return snapshots_df.where(F.lit(False) if newest is None else F.col("ds") == newest).drop("ds")
+    newest = {day: snapshot_ds(held, dataset, day) for day in days}
+    return reduce(
+        DataFrame.unionByName,
+        (
+            snapshots_df.where(F.lit(False) if ds is None else F.col("ds") == ds).withColumn(
+                "day", F.lit(day)
+            )
+            for day, ds in newest.items()
+        ),
+    ).drop("ds")
 
 
-def write_samples(inputs: DayInputs, dataset: Dataset, ds: str, metadata: Mapping[str, Any]) -> int:
-    """Builds the samples of a day and replaces their partition; returns the table version."""
-    people_df, kept = inputs.people_df, []
+@contextlib.contextmanager
+def samples_of(inputs: Inputs, dataset: Dataset, days: Sequence[str]) -> Iterator[DataFrame]:
+    """The samples of `days`, and what is kept for them while they are written."""
+    kept: list[DataFrame] = []
 
     def keep(df: DataFrame) -> DataFrame:
         kept.append(df.persist())
         return kept[-1]
 
     try:
-        return replace_partition(
-            build(people_df, inputs.users_df, inputs.items_df, dataset, ds, keep=keep),
-            locations.table(dataset.name, "samples"),
-            {"ds": ds},
-            columns=sample_columns(dataset),
-            partition_by=["ds"],
-            stage=STAGE,
-            metadata=metadata,
-            witness_df=people_df.where((F.col("ds") == ds) & is_event(EventType.IMPRESSION)).select(
-                "user_id"
-            ),
-        )
+        samples_df = build(inputs.people_df, inputs.users_df, inputs.items_df, dataset, days, keep=keep)
+        # Several days are written one by one; each would compute all of them.
+        yield samples_df if len(days) == 1 else keep(samples_df)
     finally:
         for df in kept:
             df.unpersist()
 
 
-def scope(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
-    """Events that the samples of day `ds` can depend on: history, the day, and the days of its outcomes."""
-    first, last = shift_day(ds, -dataset.reach_days), shift_day(ds, days_after(dataset))
+def write_samples(
+    samples_df: DataFrame, inputs: Inputs, dataset: Dataset, ds: str, metadata: Mapping[str, Any]
+) -> int:
+    """Replaces the partition of a day by its rows of `samples_df`; returns the table version."""
+    is_shown = (F.col("ds") == ds) & is_event(EventType.IMPRESSION)
+    return replace_partition(
+        samples_df.where(F.col("ds") == ds),
+        locations.table(dataset.name, "samples"),
+        {"ds": ds},
+        columns=sample_columns(dataset),
+        partition_by=["ds"],
+        stage=STAGE,
+        metadata=metadata,
+        witness_df=inputs.people_df.where(is_shown).select("user_id"),
+    )
+
+
+def scope(events_df: DataFrame, dataset: Dataset, days: Sequence[str]) -> DataFrame:
+    """Events that the samples of `days` can depend on: history, the days, and the days of their outcomes."""
+    first, last = shift_day(days[0], -dataset.reach_days), shift_day(days[-1], days_after(dataset))
     return events_df.where(F.col("ds").between(first, last))
 
 
@@ -346,7 +385,7 @@ def people(events_df: DataFrame, dataset: Dataset, first: str, last: str) -> Dat
     return without(once_df, bots(once_df, dataset))
 
 
-def unused(inputs: DayInputs, dataset: Dataset, ds: str) -> DataFrame:
+def unused(inputs: Inputs, dataset: Dataset, ds: str) -> DataFrame:
     """What no sample contains: the day's bots, and its outcomes that label no impression."""
     events_df = inputs.events_df
     bots_today_df = inputs.bots_df.where(F.col("ds") == ds).withColumn(

@@ -89,7 +89,7 @@ def inspect_samples(
         partition_df = samples_df.where(_among("ds", [ds]))
         if facts["rows"] and not schema["schema_missing"] and exists(events_uri):
             known_df = table_at(spark, events_uri).where(_not_among("delivery_ds", _left_out(uri, ds)))
-            events_df = around(known_df, dataset, ds).where(is_event(EventType.IMPRESSION))
+            events_df = around(known_df, dataset, [ds]).where(is_event(EventType.IMPRESSION))
             placed_df = events_df.transform(by_user).transform(at_requests, dataset).where(_among("ds", [ds]))
             facts |= sample_joins(partition_df, placed_df, _lost(spark, dataset, ds), dataset)
         if facts["rows"]:

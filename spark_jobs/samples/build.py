@@ -1,9 +1,10 @@
-"""Events of many days become the samples of one day: one row a user and window (`contract.sample_columns`).
+"""Events of many days become the samples of a few: one row a user and window (`contract.sample_columns`).
 
-The plan: the day's events get what is known of their items, then they and all that is looked up for them are
+The plan: the days' events get what is known of their items, then they and all that is looked up for them are
 spread by user once; counts "so far today" are running sums there, statistics of user x something are joined
-there without another shuffle; then one grouping by user makes the lists, and all cutting is done on lists.
-Nothing is collected, nothing runs in Python, and time grows with the number of events.
+there without another shuffle; then one grouping by user and day makes the lists, and all cutting is done on
+lists. Nothing is collected, nothing runs in Python, and time grows with the number of events. A small day
+costs little more than its plan, so the days that a run makes share one: `day` is the day that a row is for.
 
 What a value may know: statistics and the static sequence, events before the day that a delivery before the
 day brought; real-time behaviours and statistics of today, on-time events of the day strictly earlier than the
@@ -13,13 +14,13 @@ the days are built in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.clock import DAY_MS, shift_day
 from spark_jobs.contract.features import (
     MAX_REALTIME,
     MAX_STATIC,
@@ -69,42 +70,46 @@ def build(
     users_df: DataFrame,
     items_df: DataFrame,
     dataset: Dataset,
-    ds: str,
+    days: Sequence[str],
     limits: Limits | None = None,
     keep: Callable[[DataFrame], DataFrame] = lambda df: df,
 ) -> DataFrame:
-    """The samples of day `ds`.
+    """The samples of `days`.
 
     Args:
-        events_df: Events of `reach_days` before the day to `days_after` it, each once, without bots.
-        users_df: The users as of the day, one row a user.
-        items_df: The items as of the day, one row an item.
+        events_df: Events of `reach_days` before the days to `days_after` them, each once, without bots.
+        users_df: The users as of each `day`, one row a day and user.
+        items_df: The items as of each `day`, one row a day and item.
         dataset: Dataset.
-        ds: The day.
+        days: The days, ascending.
         limits: Lengths of the sequences.
         keep: Called with what several steps read, may persist it; the caller lets it go after use.
 
     Returns:
-        Exactly `sample_columns(dataset)`, sorted by user and window within partitions.
+        Exactly `sample_columns(dataset)`, sorted by day, user and window within partitions.
     """
     limits = limits or Limits()
     items_df = keep(items_df)
     events_df = events_df.transform(with_weights, dataset)
     past_df = (
-        known_before(events_df, dataset, ds)
+        known_before(events_df, dataset, days)
         .transform(with_context, dataset)
         .transform(with_items, items_df, dataset)
     )
-    today_df = around(events_df, dataset, ds).transform(by_user)
-    active_df = keep(today_df.where(is_event(EventType.IMPRESSION)).select("user_id").distinct())
-    past = Past.of(past_df, active_df, dataset, ds, keep)
+    today_df = (
+        around(events_df, dataset, days)
+        .transform(by_user)
+        .transform(at_requests, dataset)
+        .where(F.col("ds").isin(*days))
+        .withColumn("day", F.col("ds"))
+    )
+    active_df = keep(today_df.where(is_event(EventType.IMPRESSION)).select("user_id", "day").distinct())
+    past = Past.of(past_df, active_df, dataset, keep)
     statistics = [f for f in dataset.in_group(Group.CANDIDATE) if f.statistic and f.statistic.days]
     of_users = [f for f in statistics if f.statistic and f.statistic.is_by_user]
     of_items = [f for f in statistics if f not in of_users]
     listed_df = (
-        today_df.transform(at_requests, dataset)
-        .where(F.col("ds") == ds)
-        .withColumn("is_on_time", F.col("delivery_ds") <= ds)
+        today_df.withColumn("is_on_time", F.col("delivery_ds") <= F.col("day"))
         .transform(with_context, dataset)
         .transform(with_items, items_df, dataset)
         .transform(past.joined, of_items)
@@ -114,17 +119,17 @@ def build(
         .transform(with_today, dataset)
         .where(is_event(EventType.IMPRESSION) | is_behaviour())
         .transform(past.joined, of_users)
-        .transform(with_labels, outcomes(events_df.where(F.col("ds") >= ds)), dataset)
+        .transform(with_labels, outcomes(events_df.where(F.col("ds") >= days[0])), dataset)
         .transform(as_lists, dataset)
     )
-    history_df = past_df.transform(static_behaviours, active_df, dataset, ds, limits.static)
+    history_df = past_df.transform(static_behaviours, active_df, dataset, limits.static)
     return (
-        listed_df.join(history_df.hint("shuffle_hash"), "user_id", "left")
-        .join(users_df, "user_id", "left")
+        listed_df.join(history_df.hint("shuffle_hash"), ["user_id", "day"], "left")
+        .join(users_df, ["user_id", "day"], "left")
         .transform(past.joined, [f for f in dataset.of(Owner.PROFILE) if f.statistic])
-        .transform(as_windows, dataset, ds, limits)
-        .transform(as_samples, dataset, ds, limits)
-        .sortWithinPartitions("user_id", "window_start_ms")
+        .transform(as_windows, dataset, limits)
+        .transform(as_samples, dataset)
+        .sortWithinPartitions("ds", "user_id", "window_start_ms")
     )
 
 
@@ -139,8 +144,8 @@ class Past:
     """What is counted over the days before.
 
     Args:
-        of_users_df: `countable` events of the day's users; they lie by user.
-        counts: Counts that are not by user, one row a key; under no keys, those of all events.
+        of_users_df: `countable` events of each day's users; they lie by user.
+        counts: Counts that are not by user, one row a day and key; under no keys, those of all events.
         is_weighted: Whether rates are of weights.
     """
 
@@ -154,7 +159,6 @@ class Past:
         past_df: DataFrame,
         active_df: DataFrame,
         dataset: Dataset,
-        ds: str,
         keep: Callable[[DataFrame], DataFrame],
     ) -> Past:
         """Counts what the dataset's features need.
@@ -165,8 +169,8 @@ class Past:
         keyed = by_keys(dataset.features, today=False)
         columns = dict.fromkeys(["user_id", *(key for keys in keyed for key in keys)])
         is_active_df = active_df.withColumn("is_active", F.lit(True)).hint("shuffle_hash")
-        countable_df = past_df.transform(countable, columns, dataset, ds).transform(by_user)
-        events_df = keep(countable_df.join(is_active_df, "user_id", "left"))
+        countable_df = past_df.transform(countable, columns, dataset).transform(by_user)
+        events_df = keep(countable_df.join(is_active_df, ["user_id", "day"], "left"))
         counts: dict[Keys, DataFrame] = {}
         for keys, features in {(): rates(dataset.features), **keyed}.items():
             if features and "user_id" not in keys:
@@ -179,21 +183,41 @@ class Past:
         """Adds statistics over days; what nothing was counted of has those of zero events."""
         features = list(features)
         if with_prior := rates(features):
-            df = df.crossJoin(F.broadcast(global_rates(self.counts[()], with_prior, self.is_weighted)))
+            df = df.join(
+                F.broadcast(global_rates(self.counts[()], with_prior, self.is_weighted)), "day", "left"
+            )
         for keys, of_keys in by_keys(features, today=False).items():
             counts_df = self.counts.get(keys)
             if counts_df is None:
                 counts_df = day_counts(self.of_users_df, keys, of_keys, self.is_weighted)
                 counts_df = counts_df.hint("shuffle_hash")
-            df = df.join(counts_df, list(keys), "left").transform(with_values, of_keys, self.is_weighted)
+            df = df.join(counts_df, ["day", *keys], "left").transform(with_values, of_keys, self.is_weighted)
         priors = {(f.statistic.measure, f.statistic.days) for f in with_prior if f.statistic}
         return df.drop(*(global_column(measure, days) for measure, days in priors))
 
 
-def known_before(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
-    """Events before day `ds` that were delivered before it, as far back as the longest window goes."""
-    oldest = shift_day(ds, -dataset.reach_days)
-    return events_df.where((F.col("ds") >= oldest) & (F.col("ds") < ds) & (F.col("delivery_ds") < ds))
+def known_before(events_df: DataFrame, dataset: Dataset, days: Sequence[str]) -> DataFrame:
+    """Events before each `day` that were delivered before it, as far back as the longest window goes.
+
+    One row an event and day that knows of it.
+    """
+    oldest = [shift_day(day, -dataset.reach_days) for day in days]
+    known_df = events_df.where(
+        (F.col("ds") >= oldest[0]) & (F.col("ds") < days[-1]) & (F.col("delivery_ds") < days[-1])
+    )
+    if len(days) == 1:
+        return known_df.withColumn("day", F.lit(days[0]))
+    spans = F.array(
+        *(
+            F.struct(F.lit(a).alias("oldest"), F.lit(b).alias("day"))
+            for a, b in zip(oldest, days, strict=True)
+        )
+    )
+    knowing = F.filter(
+        spans,
+        lambda s: (F.col("ds") >= s["oldest"]) & (F.col("ds") < s["day"]) & (F.col("delivery_ds") < s["day"]),
+    )
+    return known_df.withColumn("day", F.explode(knowing["day"]))
 
 
 def with_known(events_df: DataFrame, dataset: Dataset) -> DataFrame:
@@ -212,7 +236,9 @@ def is_behaviour() -> Column:
 
 def with_earlier_behaviours(today_df: DataFrame) -> DataFrame:
     """Adds `earlier`: the user's behaviours of the day strictly before each row."""
-    before = Window.partitionBy("user_id").orderBy("time_ms").rangeBetween(Window.unboundedPreceding, -1)
+    before = (
+        Window.partitionBy("user_id", "day").orderBy("time_ms").rangeBetween(Window.unboundedPreceding, -1)
+    )
     earlier = F.coalesce(F.sum(is_behaviour().cast("int")).over(before), F.lit(0))
     return today_df.withColumn("earlier", earlier.cast("int"))
 
@@ -249,7 +275,7 @@ def with_labels(today_df: DataFrame, labels_df: DataFrame, dataset: Dataset) -> 
 
 
 def as_lists(today_df: DataFrame, dataset: Dataset) -> DataFrame:
-    """One row a user with `candidates` and `behaviours` of the day as lists of structs, oldest first."""
+    """One row a user and day with its `candidates` and `behaviours` as lists of structs, oldest first."""
     candidate = F.struct(
         "time_ms",
         "event_id",
@@ -263,7 +289,7 @@ def as_lists(today_df: DataFrame, dataset: Dataset) -> DataFrame:
     )
     is_candidate = is_event(EventType.IMPRESSION)
     return (
-        today_df.groupBy("user_id")
+        today_df.groupBy("user_id", "day")
         .agg(
             F.sort_array(F.collect_list(F.when(is_candidate, candidate))).alias("candidates"),
             F.sort_array(F.collect_list(F.when(is_behaviour(), _behaviour()))).alias("behaviours"),
@@ -272,44 +298,51 @@ def as_lists(today_df: DataFrame, dataset: Dataset) -> DataFrame:
     )
 
 
-def static_behaviours(
-    past_df: DataFrame, active_df: DataFrame, dataset: Dataset, ds: str, limit: int
-) -> DataFrame:
-    """One row a user with `history`: the latest `limit` behaviours before the day, oldest first.
+def static_behaviours(past_df: DataFrame, active_df: DataFrame, dataset: Dataset, limit: int) -> DataFrame:
+    """One row a user and day with `history`: the latest `limit` behaviours before the day, oldest first.
 
     They reach back `history_days`, however long the windows of statistics are.
     """
-    oldest = shift_day(ds, -dataset.history_days)
+    age = F.datediff(F.col("day").cast("date"), F.col("ds").cast("date"))
     history_df = (
-        past_df.where(F.col("action").isNotNull() & (F.col("ds") >= oldest))
+        past_df.where(F.col("action").isNotNull() & (age <= dataset.history_days))
         .withColumn("earlier", F.lit(0))
         .transform(with_known, dataset)
-        .select("user_id", _behaviour().alias("behaviour"))
+        .select("user_id", "day", _behaviour().alias("behaviour"))
         .transform(by_user)
-        .join(active_df.hint("shuffle_hash"), "user_id", "left_semi")
+        .join(active_df.hint("shuffle_hash"), ["user_id", "day"], "left_semi")
     )
     return (
-        history_df.groupBy("user_id")
+        history_df.groupBy("user_id", "day")
         .agg(F.sort_array(F.collect_list("behaviour")).alias("history"))
         .withColumn("history", _latest(F.col("history"), limit))
     )
 
 
-def as_windows(listed_df: DataFrame, dataset: Dataset, ds: str, limits: Limits) -> DataFrame:
+def as_windows(listed_df: DataFrame, dataset: Dataset, limits: Limits) -> DataFrame:
     """One row a user and window with candidates, and its `static`, `realtime` and `candidate` lists.
 
     Adds `offset`: how many of the day's behaviours lie before the first one of `realtime`.
     """
     times = F.col("behaviours")["time_ms"]
-    cut = day_windows(times, dataset.day_start_ms(ds), dataset.day_end_ms(ds), limits.realtime)
+    epoch = F.lit(dataset.day_start_ms("1970-01-01"))
+    day_start = F.unix_date(F.col("day").cast("date")).cast("bigint") * DAY_MS + epoch
+    day_end = day_start + F.lit(DAY_MS)
+    cut = day_windows(times, day_start, day_end, limits.realtime)
     first, count = F.col("window")["first"], F.col("window")["count"]
     history = F.coalesce("history", F.slice("behaviours", 1, 0))
     windows_df = listed_df.withColumn("history", history).withColumn("window", F.explode(cut))
+    # A window that could not be cut (more behaviours of one millisecond than fit) keeps the last of them;
+    # those before are in no list: they are of the window's first millisecond, and static ends before it.
     windows_df = windows_df.withColumn("offset", first + F.greatest(count - limits.realtime, F.lit(0)))
     start, end = F.col("window")["start_ms"], F.col("window")["end_ms"]
+    # What the windows before held has become history. The whole history was cut to `limits.static` before the
+    # join; appending and cutting again is the same as cutting the whole once, since only the end is kept.
     moved = F.concat("history", F.slice("behaviours", F.lit(1), first))
+    # By time, not by place: a candidate belongs to the window that its request's first time lies in.
     within = F.filter("candidates", lambda c: (c["time_ms"] >= start) & (c["time_ms"] < end))
-    is_whole = (first == 0) & (end == F.lit(dataset.day_end_ms(ds)))
+    # Nearly every day is one window: its lists are taken as they are, without a copy of each.
+    is_whole = (first == 0) & (end == day_end)
     columns = {
         "static": F.when(first == 0, F.col("history")).otherwise(_latest(moved, limits.static)),
         "realtime": F.when(is_whole & (F.col("offset") == 0), F.col("behaviours")).otherwise(
@@ -320,11 +353,11 @@ def as_windows(listed_df: DataFrame, dataset: Dataset, ds: str, limits: Limits) 
     return windows_df.withColumns(columns).where(F.size("candidate") > 0)
 
 
-def as_samples(windows_df: DataFrame, dataset: Dataset, ds: str, limits: Limits) -> DataFrame:
+def as_samples(windows_df: DataFrame, dataset: Dataset) -> DataFrame:
     """Takes the lists of structs apart: exactly `sample_columns(dataset)`."""
     made: dict[str, Column] = {
         "user_id": F.col("user_id"),
-        "ds": F.lit(ds),
+        "ds": F.col("day"),
         "window_start_ms": F.col("window")["start_ms"],
         "window_end_ms": F.col("window")["end_ms"],
         "realtime_visible": _visible(F.col("realtime")["earlier"]),
@@ -349,11 +382,16 @@ def _behaviour() -> Column:
 
 
 def _latest(list_: Column, limit: int) -> Column:
+    """The last `limit` elements; slices count from 1, and a start before it is an error."""
     return F.slice(list_, F.greatest(F.size(list_) - (limit - 1), F.lit(1)), F.lit(limit))
 
 
 def _visible(earlier: Column) -> Column:
-    """Real-time tokens of the window before each token, from the behaviours of the day before it."""
+    """Real-time tokens of the window before each token, from the behaviours of the day before it.
+
+    A running count over the day is cheap and says how many tokens lie before; `offset` of them lie in earlier
+    windows, or were cut from this one: not below 0, for a token may come before all that were kept.
+    """
     offset = F.col("offset")
     moved = F.transform(earlier, lambda n: F.greatest(n - offset, F.lit(0)))
     return F.when(offset == 0, earlier).otherwise(moved)

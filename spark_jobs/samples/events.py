@@ -5,7 +5,8 @@ Everything is a function DataFrame -> DataFrame over the columns of `contract.ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
@@ -95,12 +96,13 @@ def days_after(dataset: Dataset) -> int:
     return -(-(REQUEST_MS + dataset.attribution_ms) // DAY_MS)
 
 
-def around(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
-    """Events of day `ds`, and the impressions around it whose requests may reach over a midnight."""
-    start, end = dataset.day_start_ms(ds) - REQUEST_MS, dataset.day_end_ms(ds) + REQUEST_MS
-    is_near = F.col("time_ms").between(start, end) & is_event(EventType.IMPRESSION)
-    days = [shift_day(ds, n) for n in (-1, 0, 1)]
-    return events_df.where(F.col("ds").isin(*days) & ((F.col("ds") == ds) | is_near))
+def around(events_df: DataFrame, dataset: Dataset, days: Sequence[str]) -> DataFrame:
+    """Events of `days`, and the impressions around them whose requests may reach over a midnight."""
+    borders = [(dataset.day_start_ms(ds) - REQUEST_MS, dataset.day_end_ms(ds) + REQUEST_MS) for ds in days]
+    is_near = reduce(Column.__or__, (F.col("time_ms").between(*border) for border in borders))
+    near = {shift_day(ds, n) for ds in days for n in (-1, 0, 1)}
+    is_wanted = F.col("ds").isin(*days) | (is_near & is_event(EventType.IMPRESSION))
+    return events_df.where(F.col("ds").isin(*sorted(near)) & is_wanted)
 
 
 def at_requests(events_df: DataFrame, dataset: Dataset) -> DataFrame:
@@ -165,9 +167,11 @@ def with_weights(events_df: DataFrame, dataset: Dataset) -> DataFrame:
 
 
 def with_items(events_df: DataFrame, items_df: DataFrame, dataset: Dataset) -> DataFrame:
-    """Adds the item's features as of the day; an item that the catalogue lacks has the "unknown" values."""
+    """Adds the item's features as of `day`; an item that the catalogue lacks has the "unknown" values."""
     features = [f for f in dataset.of(Owner.ITEM) if f.name != "item_id"]
-    return events_df.join(items_df, "item_id", "left").withColumns({f.name: known(f) for f in features})
+    return events_df.join(items_df, ["day", "item_id"], "left").withColumns(
+        {f.name: known(f) for f in features}
+    )
 
 
 def known(feature: FeatureSpec) -> Column:

@@ -83,19 +83,19 @@ def is_counted(counts: Iterable[Count], actions: Sequence[str]) -> dict[str, Col
     }
 
 
-def countable(past_df: DataFrame, keys: Iterable[str], dataset: Dataset, ds: str) -> DataFrame:
-    """What `day_counts` needs of events before day `ds`: keys, `_age`, `_weight`, a flag a `Count`."""
+def countable(past_df: DataFrame, keys: Iterable[str], dataset: Dataset) -> DataFrame:
+    """What `day_counts` needs of events before their `day`: keys, `_age`, `_weight`, a flag a `Count`."""
     flags = is_counted((count for count, _ in _wanted(dataset.features, False)), dataset.actions)
-    columns = {"_age": F.datediff(F.lit(ds).cast("date"), F.col("ds").cast("date")), **flags}
+    columns = {"_age": F.datediff(F.col("day").cast("date"), F.col("ds").cast("date")), **flags}
     if dataset.has_weights:
         columns["_weight"] = F.col("weight")
-    return past_df.select(*keys, *(column.alias(name) for name, column in columns.items()))
+    return past_df.select("day", *keys, *(column.alias(name) for name, column in columns.items()))
 
 
 def day_counts(
     events_df: DataFrame, keys: Keys, features: Iterable[FeatureSpec], is_weighted: bool = False
 ) -> DataFrame:
-    """Counts over every window that the features need: one row a key, or one of everything for no keys.
+    """Counts over every window that the features need: one row a day and key, or a day for no keys.
 
     Args:
         events_df: `countable` events with the key columns.
@@ -104,7 +104,7 @@ def day_counts(
         is_weighted: Whether rates are of weights.
 
     Returns:
-        The keys and one `count_column(keys, count, days)` a count and window.
+        `day`, the keys and one `count_column(keys, count, days)` a count and window.
     """
     wanted = _wanted(features, is_weighted)
     counted = []
@@ -117,7 +117,7 @@ def day_counts(
             value = F.min(age) if count.measure.is_recency else F.count(age)
         counted.append(value.alias(count_column(keys, count, days)))
     longest = max((days for _, days in wanted), default=0)
-    return events_df.where(F.col("_age") <= longest).groupBy(*keys).agg(*counted)
+    return events_df.where(F.col("_age") <= longest).groupBy("day", *keys).agg(*counted)
 
 
 def _wanted(features: Iterable[FeatureSpec], is_weighted: bool) -> list[tuple[Count, int]]:
@@ -136,7 +136,7 @@ def rates(features: Iterable[FeatureSpec]) -> list[FeatureSpec]:
 def global_rates(
     counts_df: DataFrame, features: Iterable[FeatureSpec], is_weighted: bool = False
 ) -> DataFrame:
-    """One row with the rates of all users, a `global_column` a rate.
+    """One row a day with the rates of all users, a `global_column` a rate; none where nothing was counted.
 
     Args:
         counts_df: `day_counts` by nothing.
@@ -145,6 +145,7 @@ def global_rates(
     """
     wanted = sorted({(f.statistic.measure, f.statistic.days) for f in features if f.statistic})
     return counts_df.select(
+        "day",
         *(
             F.coalesce(
                 F.try_divide(
@@ -154,7 +155,7 @@ def global_rates(
                 F.lit(0.0),
             ).alias(global_column(measure, days))
             for measure, days in wanted
-        )
+        ),
     )
 
 
@@ -200,7 +201,9 @@ def _value(feature: FeatureSpec, is_weighted: bool) -> Column:
     numbers = [F.coalesce(F.col(column), F.lit(nothing)) for column in _columns(feature, is_weighted)]
     if not statistic.measure.is_rate:
         return F.least(numbers[0].cast("double"), F.lit(feature.high)).cast("float")
-    prior = F.col(global_column(statistic.measure, statistic.days)) if statistic.days else F.lit(0.0)
+    prior = F.lit(0.0)
+    if statistic.days:
+        prior = F.coalesce(F.col(global_column(statistic.measure, statistic.days)), prior)
     rate = (numbers[0] + SMOOTHING * prior) / (numbers[1] + SMOOTHING)
     return F.least(rate, F.lit(1.0)).cast("float")
 
@@ -209,7 +212,7 @@ def with_today(today_df: DataFrame, dataset: Dataset) -> DataFrame:
     """Adds the statistics of today: of the day's on-time events strictly before each row, per key set.
 
     Args:
-        today_df: Events of the day with `is_on_time` and the key columns.
+        today_df: Events of their `day` with `is_on_time` and the key columns.
         dataset: Its statistics with `days=0` have `user_id` among their keys, so that none gathers
             everybody's day.
     """
@@ -217,7 +220,8 @@ def with_today(today_df: DataFrame, dataset: Dataset) -> DataFrame:
         is_weighted = dataset.has_weights
         wanted = [count for f in of_keys if f.statistic for count in counts(f.statistic, is_weighted)]
         is_it = is_counted(wanted, dataset.actions)
-        earlier = Window.partitionBy(*keys).orderBy("time_ms").rangeBetween(Window.unboundedPreceding, -1)
+        of_day = Window.partitionBy("day", *keys).orderBy("time_ms")
+        earlier = of_day.rangeBetween(Window.unboundedPreceding, -1)
         today_df = today_df.withColumns(
             {
                 count_column(keys, count, 0): F.sum(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from spark_jobs.contract.clock import days_between, shift_day
-from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Measure, Owner, Statistic
+from spark_jobs.contract.features import (
+    Dataset,
+    FeatureSpec,
+    Group,
+    Kind,
+    Measure,
+    Owner,
+    Snapshot,
+    Statistic,
+)
 from spark_jobs.contract.tables import sample_columns
 
 Row = dict[str, Any]
@@ -87,8 +97,8 @@ def reference_samples(
 ) -> list[Row]:
     """Samples of a day from rows of events, users and items, one rule after the other, by brute force."""
     events = _without_bots(_first_deliveries(events), dataset)
-    item_of = _as_of(items, "item_id", ds)
-    user_of = _as_of(users, "user_id", ds)
+    item_of = _as_of(items, "item_id", dataset, ds)
+    user_of = _as_of(users, "user_id", dataset, ds)
     placed = [_described(event, item_of, dataset) for event in _at_requests(events, dataset)]
     events = [_described(event, item_of, dataset) for event in events]
     past = [e for e in events if _day(ds, -dataset.reach_days) <= e["ds"] < ds and e["delivery_ds"] < ds]
@@ -122,6 +132,32 @@ def reference_samples(
                     )
                 )
     return samples
+
+
+def differences(mine: Iterable[Row], reference: Iterable[Row]) -> list[str]:
+    """What differs between two lists of samples, in words; empty when they are equal."""
+
+    def keyed(rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
+        return {(row["ds"], row["user_id"], row["window_start_ms"]): row for row in rows}
+
+    def same(one: Any, other: Any) -> bool:
+        if isinstance(other, list):
+            return len(one) == len(other) and all(map(same, one, other))
+        return math.isclose(one, other, rel_tol=1e-6) if isinstance(other, float) else bool(one == other)
+
+    mine, reference = list(mine), list(reference)
+    ours, theirs = keyed(mine), keyed(reference)
+    twice = [f"{len(mine)} rows, {len(ours)} keys"] if len(ours) < len(mine) else []
+    return [
+        *twice,
+        *(f"{key}: only one side has it" for key in sorted(ours.keys() ^ theirs.keys())),
+        *(
+            f"{key} {name}: {ours[key][name]} instead of {value}"
+            for key in sorted(ours.keys() & theirs.keys())
+            for name, value in theirs[key].items()
+            if not same(ours[key][name], value)
+        ),
+    ]
 
 
 def _sample(
@@ -298,8 +334,9 @@ def _or_unknown(spec: FeatureSpec, value: Any) -> Any:
     return 0 if spec.kind is not Kind.NUMBER else min(max(0.0, spec.low), spec.high)
 
 
-def _as_of(rows: list[Row], key: str, ds: str) -> dict[int, Row]:
-    newest = max((row["ds"] for row in rows if row["ds"] <= ds), default=None)
+def _as_of(rows: list[Row], key: str, dataset: Dataset, ds: str) -> dict[int, Row]:
+    last = ds if dataset.snapshot is Snapshot.BEFORE_DAY else _day(ds, -1)
+    newest = max((row["ds"] for row in rows if row["ds"] <= last), default=None)
     held = [row for row in rows if row["ds"] == newest]
     return {row[key]: {name: value for name, value in row.items() if name != "ds"} for row in held}
 

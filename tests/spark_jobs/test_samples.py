@@ -16,7 +16,8 @@ from spark_jobs.ingest import with_reason
 from spark_jobs.lake.writer import content_hash
 from spark_jobs.samples.build import Limits, build
 from spark_jobs.samples.events import bots, events_of, snapshot_ds, without
-from tests.spark_jobs.sample_reference import TINY, Row, reference_samples
+from tests.spark_jobs.random_log import Log
+from tests.spark_jobs.sample_reference import TINY, Row
 
 DS = "2026-03-05"
 START = TINY.day_start_ms(DS)
@@ -47,6 +48,7 @@ def event(event_id: str, kind: str, user: int, item: int, time_ms: int, **more: 
     return {"delivery_ds": row["ds"], **row}
 
 
+WEIGHTED = replace(TINY, has_weights=True)
 USERS = [{"user_id": 1, "city": 3, "ds": "2026-03-01"}, {"user_id": 1, "city": 4, "ds": "2026-03-06"}]
 ITEMS = [
     {"item_id": 10, "merchant_id": 7, "price": 5.0, "ds": "2026-03-01"},
@@ -65,14 +67,14 @@ def build_df(
 ) -> Any:
     events_df = events_of(frame(spark, events, event_columns(dataset)))
     people_df = without(events_df, bots(events_df, dataset))
-    return build(people_df, *snapshots(spark, ds), dataset, ds, limits)
+    return build(people_df, *snapshots(spark, ds), dataset, [ds], limits)
 
 
 def snapshots(spark: Any, ds: str) -> list[Any]:
     """The users and items that hold on a day."""
     tables = ((USERS, Owner.PROFILE), (ITEMS, Owner.ITEM))
     return [
-        as_of(frame(spark, rows, dimension_columns(TINY, owner)), [row["ds"] for row in rows], TINY, ds)
+        as_of(frame(spark, rows, dimension_columns(TINY, owner)), [row["ds"] for row in rows], TINY, [ds])
         for rows, owner in tables
     ]
 
@@ -290,66 +292,6 @@ def test_actions_are_counted_over_all_behaviours_and_windows_longer_than_the_seq
     assert row["label_click"] == [0, 0]
 
 
-def random_events(seed: int, number: int = 260) -> list[Row]:
-    """Events on a coarse grid of times, so that many are equal, with late and repeated ones."""
-    draw = random.Random(seed)
-    events: list[Row] = []
-    first = TINY.day_start_ms("2026-03-01")
-    for i in range(number):
-        user, item = draw.randint(1, 6), draw.choice([10, 11, 12])
-        time = first + draw.randint(0, 6 * 24 * 4 - 9) * 15 * MINUTE
-        late = draw.choice(["", "", "", "2026-03-05", "2026-03-06", "2026-03-07"])
-        shown = event(f"i{i:03d}", "impression", user, item, time, weather=draw.choice([None, 0, 1, 2]))
-        events.append(shown)
-        for kind, chance in (("click", 0.6), ("conversion", 0.3), ("feedback", 0.1)):
-            if draw.random() < chance:
-                follows = event(
-                    f"{kind[:2]}{i:03d}",
-                    kind,
-                    user if draw.random() < 0.95 else 1 + user % 6,
-                    item,
-                    time + draw.choice([-15, 0, 15, 15, 60, 120, 135]) * MINUTE,
-                    impression_id=shown["event_id"],
-                    action=draw.choice([None, 0, 1, 2]),
-                    weather=draw.choice([None, 1, 2]),
-                )
-                events.append({**follows, "delivery_ds": max(late, follows["ds"])})
-                if draw.random() < 0.2:
-                    events.append({**events[-1], "delivery_ds": "2026-03-08"})
-    return events
-
-
-def weighted(events: list[Row], seed: int) -> list[Row]:
-    """The events with weights of impressions and, for some, of what followed them."""
-    draw = random.Random(seed)
-    return [event | {"weight": draw.choice([None, 0.5, 4.0, 20.0])} for event in events]
-
-
-WEIGHTED = replace(TINY, has_weights=True)
-
-
-@pytest.mark.parametrize(
-    ("seed", "ds", "dataset"), [(1, DS, TINY), (2, "2026-03-06", WEIGHTED)], ids=["plain", "weighted"]
-)
-def test_random_events_give_what_the_slow_reference_gives(
-    spark: Any, seed: int, ds: str, dataset: Dataset
-) -> None:
-    events = weighted(random_events(seed), seed)
-    wanted = reference_samples(events, USERS, ITEMS, dataset, ds, max_static=6, max_realtime=3)
-    found = built(spark, events, ds, Limits(static=6, realtime=3), dataset)
-    assert len(wanted) > len({row["user_id"] for row in wanted}), "no day was cut"
-    assert len(found) == len(wanted)
-    for mine, theirs in zip(found, wanted, strict=True):
-        for name, value in theirs.items():
-            assert same(mine[name], value), f"user {theirs['user_id']} {name}: {mine[name]} != {value}"
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(other, list):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return math.isclose(one, other, rel_tol=1e-6) if isinstance(other, float) else bool(one == other)
-
-
 def test_a_weight_that_is_none_is_refused_by_ingest(spark: Any) -> None:
     weights = [None, 1.0, 0.001, 1e6, 0.0, -1.0, 1e7, math.nan, math.inf]
     rows = [
@@ -364,7 +306,7 @@ def test_a_weight_that_is_none_is_refused_by_ingest(spark: Any) -> None:
 
 @pytest.mark.slow
 def test_neither_time_zone_nor_partitioning_nor_order_changes_a_sample(spark: Any) -> None:
-    events = random_events(3, 60)
+    events = [event for arrival in Log(3).final for event in arrival.events]
     hashes = {content_hash(build_df(spark, events))}
     random.Random(4).shuffle(events)
     for zone, partitions in (("Asia/Tokyo", 3), ("America/New_York", 1)):
@@ -400,6 +342,6 @@ def test_a_user_with_a_million_events_changes_nothing_and_fits_in_a_gigabyte(spa
         once_df = events_of(events_df)
         bots_df = bots(once_df, TINY)
         found.append({row["user_id"] for row in bots_df.collect()})
-        hashes.append(content_hash(build(without(once_df, bots_df), *snapshots(spark, DS), TINY, DS)))
+        hashes.append(content_hash(build(without(once_df, bots_df), *snapshots(spark, DS), TINY, [DS])))
     assert found == [{6}, {6, 99}]
     assert hashes[0] == hashes[1]

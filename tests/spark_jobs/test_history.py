@@ -1,0 +1,171 @@
+"""Random logs, delivered in any order, repeated, split, late and corrected, give the reference's samples.
+
+What is drawn: outcomes across midnight, ties, requests of many moments, copies in several deliveries, bots by
+the end of the day and after it, snapshots that come and go. An example is whole in its seed, which a failure
+prints; it is not shrunk, since a Spark job an attempt would take hours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from spark_jobs import ingest
+from spark_jobs.build_samples import as_of, build_days
+from spark_jobs.contract import locations
+from spark_jobs.contract.features import Owner, Snapshot
+from spark_jobs.contract.tables import dimension_columns, event_columns
+from spark_jobs.lake import verdicts
+from spark_jobs.lake.log import partition_values
+from spark_jobs.lake.writer import table_at
+from spark_jobs.samples.build import Limits, build
+from spark_jobs.samples.events import bots, events_of, without
+from spark_jobs.sources import Delivery
+from tests.spark_jobs.random_log import DAYS, Arrival, Log
+from tests.spark_jobs.sample_reference import TINY, Row, differences, reference_samples
+
+LIMITS = Limits(static=6, realtime=3)
+SEEDS = st.integers(0, 2**32 - 1)
+MANY: dict[str, Any] = {
+    "derandomize": True,  # the same logs in every run
+    "database": None,
+    "deadline": None,
+    "phases": [Phase.generate],
+    "suppress_health_check": list(HealthCheck),
+}
+FEW = MANY | {"phases": [Phase.explicit]}
+
+
+def wanted(log: Log) -> list[Row]:
+    """The reference's samples of the log's days, of all that holds in the end."""
+    arrivals = log.final
+    return [
+        row
+        for ds in log.days
+        for row in reference_samples(
+            [event for a in arrivals for event in a.events],
+            [row for a in arrivals for row in a.users],
+            [row for a in arrivals for row in a.items],
+            log.dataset,
+            ds,
+            max_static=LIMITS.static,
+            max_realtime=LIMITS.realtime,
+        )
+    ]
+
+
+def frame(spark: Any, rows: list[Row], columns: list[tuple[str, str]]) -> Any:
+    schema = ", ".join(f"{name} {kind}" for name, kind in columns)
+    return spark.createDataFrame([tuple(row.get(name) for name, _ in columns) for row in rows], schema)
+
+
+def built(spark: Any, log: Log) -> list[Row]:
+    """The builder's samples of all days, in one plan, of all that holds in the end."""
+    arrivals, dataset = log.final, log.dataset
+    once_df = events_of(frame(spark, [e for a in arrivals for e in a.events], event_columns(dataset)))
+    snapshots = [
+        as_of(
+            frame(spark, rows, dimension_columns(dataset, owner)),
+            sorted({r["ds"] for r in rows}),
+            dataset,
+            DAYS,
+        )
+        for owner, rows in (
+            (Owner.PROFILE, [row for a in arrivals for row in a.users]),
+            (Owner.ITEM, [row for a in arrivals for row in a.items]),
+        )
+    ]
+    people_df = without(once_df, bots(once_df, dataset))
+    return [row.asDict() for row in build(people_df, *snapshots, dataset, log.days, LIMITS).collect()]
+
+
+def check_built(spark: Any, seed: int) -> None:
+    dataset = replace(TINY, snapshot=list(Snapshot)[seed % 2], has_weights=seed % 4 > 1)
+    log = Log(seed, dataset)
+    rows = wanted(log)
+    assert len({row["ds"] for row in rows}) == len(DAYS)
+    assert differences(built(spark, log), rows) == [], f"Log({seed})"
+
+
+@pytest.mark.timeout(900)
+@settings(**FEW)
+@example(seed=1)
+@example(seed=2)
+@given(seed=SEEDS)
+def test_any_log_gives_what_the_slow_reference_gives(spark: Any, seed: int) -> None:
+    check_built(spark, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(max_examples=60, **MANY)
+@given(seed=SEEDS)
+def test_many_logs_give_what_the_slow_reference_gives(spark: Any, seed: int) -> None:
+    check_built(spark, seed)
+
+
+@pytest.fixture
+def arrive(spark: Any, lake: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`arrive(log)`: takes a log in, each arrival followed by its day's run; the samples of a fresh lake."""
+    monkeypatch.setattr("spark_jobs.contract.datasets.dataset_named", lambda name: TINY)
+    monkeypatch.setattr("spark_jobs.samples.build.Limits", lambda: LIMITS)
+    lakes = itertools.count()
+    columns = [*event_columns(TINY), ("arrival_ms", "bigint"), ("file", "string")]
+    broken = [(name, "string") for name in ("log", "reason", "record", "file")]
+
+    def take(arrival: Arrival) -> None:
+        draw = random.Random(len(arrival.events))
+        sent = [e | {"arrival_ms": 2} for e in arrival.events]
+        sent += [e | {"arrival_ms": 1, "item_id": 12} for e in sent if draw.random() < 0.1]  # sent twice
+        draw.shuffle(sent)
+        delivery = Delivery(
+            frame(spark, sent, columns),
+            frame(spark, arrival.users, dimension_columns(TINY, Owner.PROFILE)),
+            frame(spark, arrival.items, dimension_columns(TINY, Owner.ITEM)),
+            frame(spark, [], broken),
+        )
+        source = SimpleNamespace(read_delivery=lambda spark, root, ds: delivery)
+        monkeypatch.setattr(ingest, "source_of", lambda name: source)
+        ingest.ingest(spark, TINY, arrival.ds, "unused")
+        verdicts.allow("tiny", "events", [arrival.ds], "a test")
+
+    def arrive(log: Log) -> list[Row]:
+        monkeypatch.setenv("MTGR_VAR", str(lake.parent / f"{next(lakes)}"))
+        stale: set[str] = set()
+        for arrival in log.arrivals:
+            take(arrival)
+            result = build_days(spark, TINY, arrival.ds, late=True)
+            stale = (stale | set(result["stale"])) - {arrival.ds}
+        for ds in sorted(stale):
+            build_days(spark, TINY, ds)
+        uri = locations.table("tiny", "samples")
+        assert partition_values(uri, "ds") == log.days
+        return [row.asDict() for row in table_at(spark, uri).collect()]
+
+    return arrive
+
+
+@pytest.mark.timeout(900)
+@settings(**FEW)
+@example(seed=1)  # the second day's delivery comes before the first's
+@given(seed=SEEDS)
+def test_deliveries_in_any_order_end_in_the_reference(arrive: Any, seed: int) -> None:
+    log = Log(seed, days=DAYS[:2])
+    assert differences(arrive(log), wanted(log)) == [], f"Log({seed})"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(max_examples=12, **MANY)
+@given(seed=SEEDS)
+def test_many_logs_in_any_order_end_in_the_reference(arrive: Any, seed: int) -> None:
+    log = Log(seed)
+    assert differences(arrive(log), wanted(log)) == [], f"Log({seed})"
