@@ -76,13 +76,14 @@ def test_a_day_that_is_built_again_is_read_as_it_passed_until_its_gate_has_seen_
     judged = verdicts.read(verdicts.path_of("foodlog", "samples", D2)) or {}
     build(D2, 7, keep=True)
     train(D2)
-    scored = evaluate(base.DATASET, load_run(base.DATASET.name, "tiny", D2), None)
+    contest = Contest(run=load_run(base.DATASET.name, "tiny", D2))
+    scored = evaluate(base.DATASET, [contest])["tiny"].evaluation
     assert scored["samples_version"] == judged["version"]
     train(D3)
     run = load_run(base.DATASET.name, "tiny", D3)
     assert run.seen_days[D2] == judged["version"]
     judge(D2, success=True)
-    newest = evaluate(base.DATASET, load_run(base.DATASET.name, "tiny", D2), None)
+    newest = evaluate(base.DATASET, [contest])["tiny"].evaluation
     assert newest["samples_version"] > judged["version"]
 
 
