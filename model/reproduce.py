@@ -6,8 +6,8 @@ Then each training of the lineage is done again, from the first, with its own se
 declaration that the version keeps, in `$MTGR_VAR/reproduced/<dataset>-<version>`, and the digests are
 compared. `--from-base` does the last training alone, from the run in `$MTGR_RUNS` that it continued.
 
-Equal digests are to be expected of the same code, device, number of ranks and PyTorch; where these differ it
-says so. Exit code 0: equal. 1: not equal, or something is gone. 2: wrong usage.
+Equal digests are to be expected of the same code, device, number of ranks and threads, and PyTorch; where
+these differ it says so. Exit code 0: equal. 1: not equal, or something is gone. 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -152,14 +152,15 @@ def _differences(dataset: Dataset, declared: Dataset, links: Sequence[Link]) -> 
     if changes := differences(declared, dataset):
         logger.info("it is trained with its own declaration, today's differs: %s", "; ".join(changes))
     own = {"git_sha": git_sha(*CODE), "torch": torch.__version__, "device": device().type, "world_size": 1}
+    own["threads"] = torch.get_num_threads()
     why = []
     for sha in _commits(links):
         if sha == "unknown" or sha.endswith("+dirty"):
             why.append(f"it was trained by code that no commit holds ({sha})")
         elif sha != own["git_sha"]:
             why.append(f"it was trained by the commit {sha}, this is {own['git_sha']}")
-    for name in ("torch", "device", "world_size"):
-        others = sorted({str(link[name]) for link in links} - {str(own[name])})
+    for name in ("torch", "device", "world_size", "threads"):
+        others = sorted({str(link[name]) for link in links if name in link} - {str(own[name])})
         if others:
             why.append(f"it was trained with {name} {', '.join(others)}, here it is {own[name]}")
     return why

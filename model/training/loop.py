@@ -209,6 +209,7 @@ def _record(
         "git_sha": code,
         "train": asdict(config.train),
         "device": device.type,
+        "threads": torch.get_num_threads(),
         "world_size": dist.get_world_size(),
         "torch": torch.__version__,
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from deltalake import DeltaTable
 
 from model import register, reproduce
@@ -34,6 +35,7 @@ def runs(var: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(progress, "git_sha", lambda *_: HEAD)
     monkeypatch.setattr(reproduce, "git_sha", lambda *_: HEAD)
     build(DATASET, *WEEK[:4])
+    torch.set_num_threads(1)  # as the commands do, and so sums come in one order
     # The command sets MTGR_RUNS for its process, which here is that of the tests.
     monkeypatch.setenv("MTGR_RUNS", str(var / "runs"))
     return var / "runs"
