@@ -68,7 +68,9 @@ def read_json_lines(reader: DataFrameReader, path: str, schema: str, what: str) 
     )
     options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": "_corrupt_record"}
     row = F.from_json("record", f"{schema}, _corrupt_record string", options)
-    is_whole = _is_one_object(F.col("record")) & F.col("row._corrupt_record").isNull()
+    # The parser would put the same sign for every byte that is no UTF-8: two ids could become one.
+    is_text = F.is_valid_utf8("record")
+    is_whole = is_text & _is_one_object(F.col("record")) & F.col("row._corrupt_record").isNull()
     return (
         records_df.withColumn("row", row)
         .withColumn("is_broken", F.col("row").isNull() | ~is_whole)

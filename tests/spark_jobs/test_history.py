@@ -126,12 +126,11 @@ def arrive(spark: Any, lake: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         sent = [e | {"arrival_ms": 2} for e in arrival.events]
         sent += [e | {"arrival_ms": 1, "item_id": 12} for e in sent if draw.random() < 0.1]  # sent twice
         draw.shuffle(sent)
-        delivery = Delivery(
-            frame(spark, sent, columns),
-            frame(spark, arrival.users, dimension_columns(TINY, Owner.PROFILE)),
-            frame(spark, arrival.items, dimension_columns(TINY, Owner.ITEM)),
-            frame(spark, [], broken),
+        snapshots = (
+            frame(spark, rows, dimension_columns(TINY, owner)) if rows else None
+            for rows, owner in ((arrival.users, Owner.PROFILE), (arrival.items, Owner.ITEM))
         )
+        delivery = Delivery(frame(spark, sent, columns), *snapshots, frame(spark, [], broken))
         source = SimpleNamespace(read_delivery=lambda spark, root, ds: delivery)
         monkeypatch.setattr(ingest, "source_of", lambda name: source)
         ingest.ingest(spark, TINY, arrival.ds, "unused")

@@ -75,12 +75,12 @@ def deliver(spark: Any, lake: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     ]
 
     def deliver(
-        ds: str, events: list[Row], broken: list[Row] | None = None, users: list[Row] = profiles
+        ds: str, events: list[Row], broken: list[Row] | None = None, users: list[Row] | None = profiles
     ) -> dict[str, Any]:
         more = [(name, "string") for name in ("log", "mistyped") if any(name in row for row in events)]
         delivery = Delivery(
             frame(spark, events, [*COLUMNS, *more]),
-            frame(spark, users, dimension_columns(TINY, Owner.PROFILE)),
+            None if users is None else frame(spark, users, dimension_columns(TINY, Owner.PROFILE)),
             frame(spark, items, dimension_columns(TINY, Owner.ITEM)),
             frame(spark, broken or [], BROKEN),
         )
@@ -522,7 +522,7 @@ def test_a_delivery_that_failed_its_gate_is_neither_history_nor_statistics_nor_a
         shown = event(f"{ds}", TINY.day_start_ms(ds) + HOUR)
         clicked = {**shown, "event_id": f"{ds}-c", "event_type": "click", "action": 1}
         clicked["time_ms"] += 5
-        deliver(ds, [shown, clicked], users=[{"user_id": 1, "city": n + 1}] if n < 2 else [])
+        deliver(ds, [shown, clicked], users=[{"user_id": 1, "city": n + 1}] if n < 2 else None)
 
     def built(ds: str) -> Any:
         build_days(spark, TINY, ds)
