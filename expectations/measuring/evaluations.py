@@ -39,7 +39,7 @@ def inspect_evaluation(
         ds: The run's day.
 
     Returns:
-        Facts, details of facts in words, what there is to compare with (`champion`, `oracle`), the version of
+        Facts, details of facts in words, what there is to compare with (keys of `present`), the version of
         the samples that were scored, and the digest of the evaluation's file.
 
     Raises:
@@ -74,7 +74,9 @@ def inspect_evaluation(
     facts["effective_users"] = float(rows_of_users.sum() ** 2 / max((rows_of_users**2).sum(), 1))
     if champion:
         facts["different_rows"] = _different_rows(frames["candidate"], frames["champion"])
-    there = frozenset(name for name, is_there in (("champion", champion), ("oracle", oracle)) if is_there)
+    settled = champion and evaluation["champion"].get("days_seen", math.inf) >= dataset.limits.settled_days
+    present = {"champion": champion, "settled champion": settled, "oracle": oracle}
+    there = frozenset(name for name, is_there in present.items() if is_there)
     return (
         facts,
         {"strange_fields": "; ".join(strange)},

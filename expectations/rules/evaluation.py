@@ -166,7 +166,7 @@ def _metric_rules(limits: Limits) -> list[Rule]:
                     fact=f"{metric}_gain",
                     high=limits.max_auc_gain,
                     limit="max_auc_gain",
-                    requires="champion",
+                    requires="settled champion",
                 )
             )
         rules.append(

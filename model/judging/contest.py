@@ -321,6 +321,7 @@ def _measured(day: _Day, run: Run, measure: Measure | None) -> dict[str, Any] | 
         "preset": measure.preset,
         "ds": measure.ds,
         "digest": measure.digest,
+        "days_seen": len(measure.seen_days),
         "paired": day.paired(run.digest, measure.digest),
         **day.metrics[measure.digest],
     }

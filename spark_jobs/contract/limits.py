@@ -50,6 +50,8 @@ class Limits:
         min_auc: Least AUC of each task: a model that ranks at random is broken.
         ceilings: Greatest believable value by metric: beyond, it is a leak.
         max_auc_gain: Greatest believable gain of AUC or GAUC over the champion: beyond, it is a leak.
+        settled_days: A champion that has seen fewer days is young: what a second day teaches is no sign of a
+            leak, and `max_auc_gain` does not bound it.
         max_over_oracle: How much the AUC may exceed that of the true probabilities, where these are known.
 
     Of promotion, see `model/judging/rules.py`:
@@ -98,6 +100,7 @@ class Limits:
         default_factory=lambda: {"ctr_auc": 0.95, "ctcvr_auc": 0.97, "ctr_gauc": 0.9, "ctcvr_gauc": 0.95}
     )
     max_auc_gain: float = 0.1
+    settled_days: int = 7
     max_over_oracle: float = 0.02
 
     primary: str = "ctcvr_gauc"

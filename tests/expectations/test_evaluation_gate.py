@@ -258,3 +258,11 @@ def test_a_missing_or_damaged_evaluation_is_named(tmp_path: Path, monkeypatch: p
     path.write_text(json.dumps(valid()[0]))
     with pytest.raises(EvaluationUnavailableError, match="scores_candidate"):
         inspect_evaluation(MINI, "tiny", DS)
+
+
+def test_a_jump_over_a_young_champion_is_no_sign_of_a_leak(inspected: Inspected) -> None:
+    def jump(days: int) -> Change:
+        return lambda e, s: e["champion"].update(ctr_gauc=0.49, days_seen=days)
+
+    assert inspected(jump(6)) == set()
+    assert inspected(jump(7)) == {"ctr_gauc_gain_believable"}

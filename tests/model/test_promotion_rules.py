@@ -123,6 +123,11 @@ def test_one_broken_rule_keeps_the_champion(changes: dict[str, Any], rules: set[
     assert decide(case(changes)).is_alarm is is_alarm
 
 
+@pytest.mark.parametrize(("days", "rules"), [(1, set()), (6, set()), (7, {"ctcvr_gauc_gain"})])
+def test_a_young_champion_may_be_beaten_by_far(days: int, rules: set[str]) -> None:
+    assert broken(case({"candidate.ctcvr_gauc": 0.78, "champion.days_seen": days})) == rules
+
+
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.7", True])
 @pytest.mark.parametrize("name", ["ctr_auc", "ctr_gauc", "ctcvr_gauc", "ctr_copc", "ctcvr_log_loss"])
 def test_a_metric_that_is_no_finite_number_fails_closed(name: str, value: object) -> None:
