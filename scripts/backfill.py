@@ -8,6 +8,7 @@ the days start are waited for. `SIMULATE=1` simulates the raw logs of the days f
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 import time
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from scripts.embedded.airflow_api import AirflowApi
 from scripts.embedded.components import DAGS, embedded
 from scripts.embedded.days import days_from_environment, simulation
-from scripts.embedded.processes import Processes
+from scripts.embedded.processes import Processes, stop_on_signals
 from scripts.embedded.settings import (
     EmbeddedRunError,
     EmbeddedSettings,
@@ -26,7 +27,8 @@ from scripts.embedded.settings import (
     simulation_asked_for,
 )
 from scripts.embedded.watch import Watch, print_line
-from scripts.run import guarded, report_on
+from scripts.run import INTERRUPTED, report_on
+from spark_jobs.contract import command
 from spark_jobs.contract.command import UsageError
 
 logger = logging.getLogger(__name__)
@@ -110,21 +112,23 @@ def _wait_completed(api: AirflowApi, processes: Processes, number: int) -> None:
         time.sleep(1)
 
 
+def _run(arguments: argparse.Namespace) -> None:
+    since = time.monotonic()
+    settings = settings_from_environment()
+    days = days_from_environment(settings.dataset, required=True)
+    wish = reprocess()
+    if wish not in REPROCESS:
+        raise UsageError(f"REPROCESS={wish} is none of {', '.join(REPROCESS)}")
+    seconds, watch = backfill(settings, days, wish)
+    report_on(settings, seconds, watch.outcomes, since)
+    watch.require_success()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; see `scripts.run.guarded` for the exit codes."""
-
-    def body() -> None:
-        since = time.monotonic()
-        settings = settings_from_environment()
-        days = days_from_environment(settings.dataset, required=True)
-        wish = reprocess()
-        if wish not in REPROCESS:
-            raise UsageError(f"REPROCESS={wish} is none of {', '.join(REPROCESS)}")
-        seconds, watch = backfill(settings, days, wish)
-        report_on(settings, seconds, watch.outcomes, since)
-        watch.require_success()
-
-    return guarded(body)
+    """Runs the command; settings are variables, see `command.run` for the exit codes."""
+    stop_on_signals()
+    parser = command.parser("scripts.backfill", __doc__)
+    return command.run(parser, _run, argv, for_people=True, interrupted=INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ setup`.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -30,8 +31,8 @@ from scripts.embedded.settings import (
     settings_from_environment,
     spark_connection,
 )
-from spark_jobs.contract import environment, locations, machine
-from spark_jobs.contract.command import UsageError
+from spark_jobs.contract import command, environment, locations, machine
+from spark_jobs.contract.command import CommandError
 
 MEMORY_GB = 6.0
 DISK_GB = 3.0
@@ -48,7 +49,7 @@ _DIRECT = (
 
 
 class Level(StrEnum):
-    """How bad a finding is."""
+    """How bad it is."""
 
     OK = "ok"
     WARNING = "warning"
@@ -83,11 +84,11 @@ def check_python() -> Iterator[Diagnosis]:
     for name in _DIRECT:
         wanted = _locked(name)
         try:
-            found = importlib.metadata.version(name).split("+")[0]
+            installed = importlib.metadata.version(name).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
-            found = "missing"
-        if found != wanted:
-            wrong.append(f"{name} {found}, not {wanted}")
+            installed = "missing"
+        if installed != wanted:
+            wrong.append(f"{name} {installed}, not {wanted}")
     if importlib.util.find_spec("hstu_ops") is None:
         wrong.append("hstu_ops missing")
     if wrong:
@@ -290,7 +291,7 @@ def findings(settings: EmbeddedSettings) -> list[Diagnosis]:
         lambda: check_services(settings),
         check_gpu,
     ]
-    return [finding for check in checks for finding in check()]
+    return [diagnosis for check in checks for diagnosis in check()]
 
 
 def blocking(settings: EmbeddedSettings) -> list[str]:
@@ -298,23 +299,25 @@ def blocking(settings: EmbeddedSettings) -> list[str]:
     checks = [check_disk(locations.var()), check_proxies(), check_services(settings)]
     if settings.has_own_spark:
         checks += [check_java(), check_user()]
-    found = [finding for check in checks for finding in check]
-    return [f"{f.subject}: {f.text}; {f.fix}" for f in found if f.level is Level.BLOCKS]
+    diagnoses = [diagnosis for check in checks for diagnosis in check]
+    return [f"{d.subject}: {d.text}; {d.fix}" for d in diagnoses if d.level is Level.BLOCKS]
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    diagnoses = findings(settings_from_environment())
+    for one in diagnoses:
+        sys.stdout.write(f"{one.level:<8} {one.subject:<10} {one.text}\n")
+        if one.fix:
+            sys.stdout.write(f"{'':<8} {'':<10} fix: {one.fix}\n")
+    sys.stdout.flush()
+    blocked = [one.subject for one in diagnoses if one.level is Level.BLOCKS]
+    if blocked:
+        raise CommandError(f"make run would not start: see {', '.join(blocked)} above")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints what was found. Exit code 0 nothing blocks, 1 something does, 2 a setting is wrong."""
-    try:
-        settings = settings_from_environment()
-    except UsageError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    found = findings(settings)
-    for finding in found:
-        sys.stdout.write(f"{finding.level:<8} {finding.subject:<10} {finding.text}\n")
-        if finding.fix:
-            sys.stdout.write(f"{'':<8} {'':<10} fix: {finding.fix}\n")
-    return int(any(finding.level is Level.BLOCKS for finding in found))
+    """Prints what was found; exit code 1 when something blocks, see `command.run` for the others."""
+    return command.run(command.parser("scripts.doctor", __doc__), _run, argv, for_people=True)
 
 
 if __name__ == "__main__":

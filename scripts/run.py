@@ -9,10 +9,11 @@ run.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,17 @@ from scripts.embedded.costs import FORKS, Costs, own_total, write
 from scripts.embedded.days import days_from_environment, seed, simulation
 from scripts.embedded.processes import Processes, stop_on_signals
 from scripts.embedded.settings import (
-    EmbeddedRunError,
     EmbeddedSettings,
     settings_from_environment,
 )
 from scripts.embedded.watch import Watch, print_line
-from spark_jobs.contract import locations
-from spark_jobs.contract.command import UsageError
+from spark_jobs.contract import command, locations
 
 logger = logging.getLogger(__name__)
 PRODUCER, CONSUMER = DAGS
+
+
+INTERRUPTED = "all components are stopped; run it again to go on"
 
 
 def run(settings: EmbeddedSettings, days: list[str]) -> tuple[Mapping[str, float], Watch]:
@@ -97,40 +99,20 @@ def report_on(
     print_line(f"{'total':<10} {time.monotonic() - since:.0f} s")
 
 
-def guarded(body: Callable[[], None]) -> int:
-    """Runs a command's body; turns its errors into a message and an exit code.
-
-    Returns:
-        0 done, 1 failed or refused, 2 wrong usage, 130 interrupted.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    stop_on_signals()
-    try:
-        body()
-    except UsageError as error:
-        logger.error("%s", error)
-        return 2
-    except EmbeddedRunError as error:
-        logger.error("%s", error)
-        return 1
-    except KeyboardInterrupt:
-        logger.error("interrupted: all components are stopped; run it again to go on")
-        return 130
-    return 0
+def _run(arguments: argparse.Namespace) -> None:
+    since = time.monotonic()
+    settings = settings_from_environment()
+    days = days_from_environment(settings.dataset)
+    seconds, watch = run(settings, days)
+    report_on(settings, seconds, watch.outcomes, since)
+    watch.require_success()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; see `guarded` for the exit codes."""
-
-    def body() -> None:
-        since = time.monotonic()
-        settings = settings_from_environment()
-        days = days_from_environment(settings.dataset)
-        seconds, watch = run(settings, days)
-        report_on(settings, seconds, watch.outcomes, since)
-        watch.require_success()
-
-    return guarded(body)
+    """Runs the command; settings are variables, see `command.run` for the exit codes."""
+    stop_on_signals()
+    parser = command.parser("scripts.run", __doc__)
+    return command.run(parser, _run, argv, for_people=True, interrupted=INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ data docs, and prints where they are and the login.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import logging
 import sys
 import time
@@ -15,11 +17,10 @@ from scripts.embedded import secrets_store
 from scripts.embedded.components import embedded
 from scripts.embedded.processes import stop_on_signals
 from scripts.embedded.settings import (
-    EmbeddedRunError,
     EmbeddedSettings,
     settings_from_environment,
 )
-from spark_jobs.contract.command import UsageError
+from spark_jobs.contract import command
 
 logger = logging.getLogger(__name__)
 
@@ -35,26 +36,23 @@ def addresses(settings: EmbeddedSettings) -> str:
     )
 
 
+def _run(arguments: argparse.Namespace) -> None:
+    settings = settings_from_environment()
+    with (
+        contextlib.suppress(KeyboardInterrupt),  # how it is meant to end
+        embedded(settings, "make ui", ui=True) as (processes, _),
+    ):
+        sys.stdout.write(addresses(settings))
+        sys.stdout.flush()
+        while True:
+            processes.check()
+            time.sleep(1)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs until Ctrl-C or SIGTERM; 0 stopped, 1 could not start or a component ended, 2 wrong settings."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    """Runs until Ctrl-C or SIGTERM; settings are variables, see `command.run` for the exit codes."""
     stop_on_signals()
-    try:
-        settings = settings_from_environment()
-        with embedded(settings, "make ui", ui=True) as (processes, _):
-            sys.stdout.write(addresses(settings))
-            sys.stdout.flush()
-            while True:
-                processes.check()
-                time.sleep(1)
-    except UsageError as error:
-        logger.error("%s", error)
-        return 2
-    except EmbeddedRunError as error:
-        logger.error("%s", error)
-        return 1
-    except KeyboardInterrupt:
-        return 0
+    return command.run(command.parser("scripts.ui", __doc__), _run, argv, for_people=True)
 
 
 if __name__ == "__main__":

@@ -153,6 +153,7 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     for_people: bool = False,
+    interrupted: str = "run it again to go on",
 ) -> int:
     """Runs a command.
 
@@ -161,6 +162,7 @@ def run(
         body: What it does; its result is printed, unless it is None.
         argv: Arguments; those of the process by default.
         for_people: See `configure_logging`.
+        interrupted: What to say when it is interrupted.
 
     Returns:
         The exit code.
@@ -187,7 +189,7 @@ def run(
         logger.error("%s", error)
         return 1
     except KeyboardInterrupt:
-        logger.error("interrupted")
+        logger.error("interrupted: %s", interrupted)
         return 130
     if result is not None:
         write_result(result)
