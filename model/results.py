@@ -118,25 +118,25 @@ def folder_of(dataset: Dataset, config: Config) -> Path:
 def measured(dataset: Dataset, days: Sequence[tuple[str, Scores, dict[str, Scores], float]]) -> Any:
     """Metrics of what `measure` gave, by name: of each day, and pooled over the days."""
     frame = {key: np.concatenate([part[key] for _, part, _, _ in days]) for key in days[0][1]}
-    found = {}
+    metrics = {}
     for name in days[0][2]:
         parts = [scores[name] for _, _, scores, _ in days]
         pooled = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        found[name] = {
+        metrics[name] = {
             "days": {day: metrics_of(dataset, part, scores[name]) for day, part, scores, _ in days},
             "pooled": metrics_of(dataset, frame, pooled),
         }
-    return found
+    return metrics
 
 
 def summary(seeds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean and standard deviation over seeds of every pooled metric."""
-    found = {}
+    pooled = {}
     for name in seeds[0]["pooled"]:
         values = [seed["pooled"][name] for seed in seeds]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        found[name] = {"mean": statistics.fmean(values), "stdev": spread}
-    return found
+        pooled[name] = {"mean": statistics.fmean(values), "stdev": spread}
+    return pooled
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -226,12 +226,13 @@ def _run(
         for seed in seeds:
             seeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
             parts = list(measure(dataset, seeded, days, device, folder_of(dataset, seeded)))
-            found = measured(dataset, parts)
-            done.append({"seed": seed, **found.pop("model"), "train_seconds": sum(part[3] for part in parts)})
+            measures = measured(dataset, parts)
+            train_seconds = sum(part[3] for part in parts)
+            done.append({"seed": seed, **measures.pop("model"), "train_seconds": train_seconds})
             report["models"][name] = {
                 "config": dataclasses.asdict(config), "seeds": done, "pooled": summary(done)
             }  # fmt: skip
-            report["baselines"] = found
+            report["baselines"] = measures
             report["candidates"] = sum(len(frame["user_id"]) for _, frame, _, _ in parts)
             report["seconds"] = round(time.monotonic() - start, 1)
             out.parent.mkdir(parents=True, exist_ok=True)

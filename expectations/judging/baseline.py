@@ -35,14 +35,14 @@ def trailing_facts(
         for path in folder.glob("*.json")
         if re.fullmatch(r"\d{4}-\d{2}-\d{2}", path.stem) and path.stem < ds
     )
-    found: dict[str, Mapping[str, Any]] = {}
+    facts: dict[str, Mapping[str, Any]] = {}
     for day in reversed(days):
         verdict = verdicts.read(folder / f"{day}.json")
         if verdict is not None and verdict["success"]:
-            found[day] = verdict["facts"]
-        if len(found) == DAYS:
+            facts[day] = verdict["facts"]
+        if len(facts) == DAYS:
             break
-    return dict(sorted(found.items()))
+    return dict(sorted(facts.items()))
 
 
 def compared(rule: Rule, value: Any, trailing: Sequence[Any]) -> float | None:

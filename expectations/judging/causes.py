@@ -32,16 +32,16 @@ def causes(broken: Sequence[Rule], values: Mapping[str, float | None]) -> dict[s
     names = {rule.name for rule in broken}
     schema = next((name for name in ("schema_missing", "schema_retyped") if name in names), "")
     first: dict[str, str] = {}
-    found: dict[str, str] = {}
+    causes: dict[str, str] = {}
     for rule in broken:
         place = _place(rule)
         explained = next((name for name in rule.explained_by if name in names), "")
         cause = schema if schema and values.get(rule.name) is None else explained or first.get(place, "")
         if cause:
-            found[rule.name] = cause
+            causes[rule.name] = cause
         if not place.startswith("("):
             first.setdefault(place, rule.name)
-    return {name: _root(name, found) for name in found}
+    return {name: _root(name, causes) for name in causes}
 
 
 def _place(rule: Rule) -> str:
@@ -51,9 +51,9 @@ def _place(rule: Rule) -> str:
     return feature if is_feature else rule.column
 
 
-def _root(name: str, found: Mapping[str, str]) -> str:
+def _root(name: str, causes: Mapping[str, str]) -> str:
     seen = {name}
-    while name in found and found[name] not in seen:
-        name = found[name]
+    while name in causes and causes[name] not in seen:
+        name = causes[name]
         seen.add(name)
     return name

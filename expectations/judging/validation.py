@@ -125,18 +125,19 @@ def validate(
 
 def _judgements(result: Any, rules: tuple[Rule, ...]) -> dict[str, Judgement]:
     """A judgement a rule; success is nothing but True without an exception."""
-    found = {}
+    judgements = {}
     for one in result.results:
         error = _exception(one.exception_info)
-        found[one.expectation_config.kwargs["column"]] = Judgement(one.success is True and not error, error)
-    lost = sorted({rule.name for rule in rules} - set(found))
+        rule = one.expectation_config.kwargs["column"]
+        judgements[rule] = Judgement(one.success is True and not error, error)
+    lost = sorted({one.name for one in rules} - set(judgements))
     if lost or len(result.results) != len(rules):
         raise NothingValidatedError(
             f"{len(lost)} rules have no result, e.g. {lost[:3]}: the validation proves nothing"
         )
-    if result.success is not True and all(judgement.success for judgement in found.values()):
+    if result.success is not True and all(judgement.success for judgement in judgements.values()):
         raise NothingValidatedError("the validation failed although each of its results succeeded")
-    return found
+    return judgements
 
 
 def _exception(info: Mapping[str, Any] | None) -> str:

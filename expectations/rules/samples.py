@@ -85,13 +85,13 @@ def _drifting(dataset: Dataset) -> list[tuple[str, FeatureSpec, str]]:
     Statistics are left out: counts grow by themselves while a dataset is young, and what they count is
     checked in events.
     """
-    found = []
+    numbers = []
     for group, one in ((Group.PROFILE, str), (Group.CANDIDATE, sql.one_of)):
         for feature in dataset.in_group(group):
             column = f"{group}_{feature.name}"
             if feature.statistic is None and feature.name not in ("hour", "weekday"):
-                found.append((column, feature, one(column)))
-    return found
+                numbers.append((column, feature, one(column)))
+    return numbers
 
 
 def _joined_facts() -> tuple[Fact, ...]:

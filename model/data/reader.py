@@ -116,14 +116,14 @@ class SamplesTable:
 
     def code_versions(self, days: Sequence[str]) -> dict[str, str]:
         """Which code built each of the days, as the newest commit of its partition says."""
-        found: dict[str, str] = {}
+        shas: dict[str, str] = {}
         for commit in commits(self.uri):  # newest first
             day = str(commit.metadata.get("partition", "")).removeprefix("ds=")
             if commit.version <= self.version and day in days:
-                found.setdefault(day, str(commit.metadata.get("git_sha", "unknown")))
-            if len(found) == len(days):
+                shas.setdefault(day, str(commit.metadata.get("git_sha", "unknown")))
+            if len(shas) == len(days):
                 break
-        return dict(sorted(found.items()))
+        return dict(sorted(shas.items()))
 
     def chunks(self, ds: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Rows of a day, at most `CHUNK_ROWS` at a time.

@@ -65,10 +65,10 @@ def oracle(dataset: Dataset, ds: str, impression_id: Array) -> dict[str, Array] 
     known = truth.column("impression_id").to_numpy()
     order = np.argsort(known)
     place = np.searchsorted(known, impression_id, sorter=order).clip(max=len(known) - 1)
-    found = order[place]
-    if (known[found] != impression_id).any():
-        lacking = impression_id[known[found] != impression_id]
+    rows = order[place]
+    if (known[rows] != impression_id).any():
+        lacking = impression_id[known[rows] != impression_id]
         raise ValueError(f"the oracle of {ds} lacks {len(lacking)} impressions, e.g. {lacking[0]}")
     columns = {"ctr_live": "p_click", "ctcvr_live": "p_conversion",
                "ctr_frozen": "p_click_frozen", "ctcvr_frozen": "p_conversion_frozen"}  # fmt: skip
-    return {name: truth.column(column).to_numpy()[found] for name, column in columns.items()}
+    return {name: truth.column(column).to_numpy()[rows] for name, column in columns.items()}

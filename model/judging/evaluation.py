@@ -66,9 +66,9 @@ def score_day(
         counts = np.diff(table.column("candidate_time_ms").combine_chunks().offsets.to_numpy())
         lengths = np.diff(table.column("static_time_ms").combine_chunks().offsets.to_numpy())
         frames.append(frame | {"static_length": np.repeat(lengths, counts)})
-        found = item_baselines(samples.dataset, table)
-        found |= {name: scorer.score(table) for name, scorer in scorers.items()}
-        for name, scores in found.items():
+        of_chunk = item_baselines(samples.dataset, table)
+        of_chunk |= {name: scorer.score(table) for name, scorer in scorers.items()}
+        for name, scores in of_chunk.items():
             parts.setdefault(name, []).append(scores)
     return _joined(frames), {name: _joined(some) for name, some in parts.items()}
 
@@ -79,14 +79,14 @@ def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
 
 def segments_of(dataset: Dataset, frame: dict[str, Array], scores: dict[str, Array]) -> dict[str, Any]:
     """Metrics by length of the static history."""
-    found = {}
+    segments = {}
     for name, least, greatest in _HISTORY_BANDS:
         rows = (frame["static_length"] >= least) & (frame["static_length"] <= greatest)
         if rows.any():
             part = {key: values[rows] for key, values in frame.items()}
             metrics = metrics_of(dataset, part, {key: values[rows] for key, values in scores.items()})
-            found[f"history_{name}"] = {"candidates": int(rows.sum()), **metrics}
-    return found
+            segments[f"history_{name}"] = {"candidates": int(rows.sum()), **metrics}
+    return segments
 
 
 def write_scores(path: Path, frame: dict[str, Array], scores: dict[str, Array]) -> None:

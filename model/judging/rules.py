@@ -62,20 +62,19 @@ def decide(case: Case) -> Decision:
 
 def right_objects(case: Case) -> Iterator[RuleOutcome]:
     """The evaluation is of this day, this candidate and this champion, which are two models."""
-    found = case.evaluation
-    evaluated = found.get("candidate") or {}
-    yield alarm(
-        "same_day", found.get("ds") == case.ds, f"evaluated on {found.get('ds')}, asked for {case.ds}"
-    )
-    is_known = isinstance(found.get("samples_version"), int)
-    yield alarm("samples_version", is_known, f"both scored on samples version {found.get('samples_version')}")
+    evaluation = case.evaluation
+    evaluated = evaluation.get("candidate") or {}
+    scored, version = evaluation.get("ds"), evaluation.get("samples_version")
+    yield alarm("same_day", scored == case.ds, f"evaluated on {scored}, asked for {case.ds}")
+    is_known = isinstance(version, int)
+    yield alarm("samples_version", is_known, f"both scored on samples version {version}")
     yield alarm(
         "candidate_digest",
         bool(case.candidate.digest) and evaluated.get("digest") == case.candidate.digest,
         f"evaluated {str(evaluated.get('digest'))[:12]}, registered {case.candidate.digest[:12]}",
     )
     yield alarm("ready", case.candidate.status == "READY", f"the version's status is {case.candidate.status}")
-    other = found.get("champion") or {}
+    other = evaluation.get("champion") or {}
     if case.champion is None or case.ds not in case.champion.seen_days:
         present = "" if case.champion is None else case.champion.digest
         number = "none" if case.champion is None else f"version {case.champion.version}"

@@ -176,11 +176,11 @@ def log_model(dataset: Dataset, run: Run, run_id: str) -> str:
 
 def _logged(dataset: Dataset, run: Run) -> str | None:
     """Id of a whole logged model of the run; those that an interrupted upload left are deleted."""
-    found = client().search_logged_models(
+    models = client().search_logged_models(
         [experiment_id(dataset.name)], filter_string=f"tags.{registry.DIGEST} = '{run.digest}'"
     )
     whole = None
-    for logged in sorted(found, key=lambda model: model.creation_timestamp):
+    for logged in sorted(models, key=lambda model: model.creation_timestamp):
         try:
             if whole is None and str(logged.status) == "READY":
                 registry.check_files(logged.model_id, run.digest)

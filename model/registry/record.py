@@ -54,9 +54,9 @@ def read_evaluation(run: Run) -> dict[str, Any]:
         raise RunError(f"there is no {path}; {again}") from None
     except ValueError as error:
         raise RunError(f"{path} is not JSON ({error}); {again}") from error
-    found = (evaluation.get("candidate") or {}).get("digest")
-    if found != run.digest:
-        raise RunError(f"{path} is of the digest {found}, the run has {run.digest}; {again}")
+    judged = (evaluation.get("candidate") or {}).get("digest")
+    if judged != run.digest:
+        raise RunError(f"{path} is of the digest {judged}, the run has {run.digest}; {again}")
     return evaluation
 
 

@@ -47,8 +47,8 @@ def experiment_id(dataset: str) -> str:
     from mlflow.exceptions import MlflowException
 
     name = experiment_name(dataset)
-    found = client().get_experiment_by_name(name)
-    if found is None:
+    experiment = client().get_experiment_by_name(name)
+    if experiment is None:
         # A server names its own place; without one MLflow would take the working directory.
         local = not locations.tracking_uri().startswith("http")
         place = (artifacts_root() / name).as_uri() if local else None
@@ -57,22 +57,22 @@ def experiment_id(dataset: str) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client().get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
+            experiment = client().get_experiment_by_name(name)
+    if experiment is None or experiment.lifecycle_stage != "active":
         raise TrackingError(f"the experiment {name!r} was deleted: restore it (MLflow UI) or `mlflow gc` it")
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 @with_named_errors
 def find_run(dataset: str, preset: str, ds: str, digest: str) -> Run | None:
     """The MLflow run of what was trained, or None."""
-    found = client().search_runs(
+    runs = client().search_runs(
         [experiment_id(dataset)],
         filter_string=f"tags.{RUN_KEY} = '{_run_key(preset, ds, digest)}'",
         order_by=["attributes.start_time ASC"],
         max_results=1,
     )
-    return found[0] if found else None
+    return runs[0] if runs else None
 
 
 @with_named_errors

@@ -100,14 +100,14 @@ def champion(dataset: str) -> Champion | None:
 def versions(dataset: str) -> list[Version]:
     """All versions, oldest first; empty when nothing is registered."""
     name = experiment_name(dataset)
-    found: list[Version] = []
+    registered: list[Version] = []
     token = None
     while True:
         page = client().search_model_versions(f"name = '{name}'", max_results=200, page_token=token)
-        found += [_version(entry) for entry in page]
+        registered += [_version(entry) for entry in page]
         token = page.token
         if not token:
-            return sorted(found, key=lambda version: version.version)
+            return sorted(registered, key=lambda version: version.version)
 
 
 def numbered(dataset: str, number: int) -> Version:
@@ -261,17 +261,17 @@ def fetch(version: Version) -> Path:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept.parent) as folder:
             try:
-                found = _download(version.model_id, Path(folder))
+                fetched = _download(version.model_id, Path(folder))
             except TrackingError as error:
                 raise RegistryError(f"{version}: its files cannot be read: {error}") from error
-            if not _holds(found, version.digest):
+            if not _holds(fetched, version.digest):
                 raise RegistryError(
                     f"{version}: its files do not give the digest {version.digest}; delete the version and "
                     f"register the run again"
                 )
             shutil.rmtree(kept, ignore_errors=True)
             try:
-                os.replace(found, kept)
+                os.replace(fetched, kept)
             except OSError:  # another process was as quick, with the same files
                 if not _holds(kept, version.digest):
                     raise
@@ -299,10 +299,10 @@ def check_files(model_id: str, digest: str) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="mtgr-check-") as folder:
         try:
-            found = _download(model_id, Path(folder))
+            fetched = _download(model_id, Path(folder))
         except TrackingError as error:
             raise RegistryError(f"the logged model {model_id} has no files: {error}") from error
-        if not _holds(found, digest):
+        if not _holds(fetched, digest):
             raise RegistryError(f"the files of the logged model {model_id} do not give the digest {digest}")
 
 

@@ -76,9 +76,9 @@ class Run:
         Raises:
             RunError: They differ.
         """
-        found = digest_of(self.path)
-        if found != self.digest:
-            raise RunError(f"{self.path} is damaged: its digest is {found}, train.json says {self.digest}")
+        digest = digest_of(self.path)
+        if digest != self.digest:
+            raise RunError(f"{self.path} is damaged: its digest is {digest}, train.json says {self.digest}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +157,8 @@ def complete_runs(dataset: str, preset: str) -> list[Run]:
     """All complete runs of a dataset and preset, by day."""
     folder = locations.runs() / dataset / preset
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    found = [_read(folder / name) for name in names if not name.startswith(".") and "." not in name]
-    return [run for run in found if run is not None]
+    runs = [_read(folder / name) for name in names if not name.startswith(".") and "." not in name]
+    return [run for run in runs if run is not None]
 
 
 def base_of(runs: list[Run], days: list[str], ds: str, fits: Callable[[Run], bool]) -> Run | None:

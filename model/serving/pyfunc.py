@@ -42,9 +42,9 @@ class RowScorer(PythonModel):  # type: ignore[misc]
         """
         folder = Path(context.artifacts["weights"]).parent
         registered = context.model_config["digest"]
-        found = digest_of(folder)
-        if found != registered:
-            raise ValueError(f"{folder} has digest {found}, registered is {registered}: it is not loaded")
+        digest = digest_of(folder)
+        if digest != registered:
+            raise ValueError(f"{folder} has digest {digest}, registered is {registered}: it is not loaded")
         self.scorer = Scorer.load(folder)
 
     def predict(

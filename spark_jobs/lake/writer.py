@@ -180,9 +180,9 @@ def _literal(value: str) -> str:
 
 
 def _check_columns(
-    subject: str, found: Sequence[tuple[str, str]], declared: Sequence[tuple[str, str]]
+    subject: str, present: Sequence[tuple[str, str]], declared: Sequence[tuple[str, str]]
 ) -> None:
-    has, wants = dict(found), dict(declared)
+    has, wants = dict(present), dict(declared)
     problems = [f"column {c} is missing" for c in wants if c not in has]
     problems += [f"column {c} is new" for c in has if c not in wants]
     problems += [
