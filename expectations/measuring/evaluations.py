@@ -103,9 +103,10 @@ def _score_facts(ranker: str, frame: dict[str, Array], metrics: dict[str, Any]) 
     for task, label in LABELS.items():
         labels, score = frame[label], frame[f"{task}_live"].astype(np.float64)
         finite = score[np.isfinite(score)]
-        predicted = float(finite.sum())
+        weight = frame.get("weight", np.ones(len(score)))
+        predicted = float((np.where(np.isfinite(score), score, 0.0) * weight).sum())
         facts[f"{ranker}_{task}_quantiles"] = np.quantile(finite, LEVELS).tolist() if len(finite) else None
-        facts[f"{ranker}_{task}_copc"] = float(labels.sum()) / predicted if predicted > 0 else None
+        facts[f"{ranker}_{task}_copc"] = float((labels * weight).sum()) / predicted if predicted > 0 else None
         recount = auc(labels, score) if np.isfinite(score).all() else math.nan
         given = metrics.get(f"{task}_auc")
         facts[f"{ranker}_{task}_auc_difference"] = abs(given - recount) if _is_number(given) else None
@@ -147,7 +148,8 @@ def _read_json(path: Path, arguments: str) -> dict[str, Any]:
 
 def _read_scores(path: Path) -> dict[str, Array]:
     try:
-        table = pq.read_table(path, columns=[*_ROW, *SCORES])
+        weight = {"weight"} & set(pq.read_schema(path).names)  # where candidates are a sample of more
+        table = pq.read_table(path, columns=[*_ROW, *SCORES, *weight])
     except (OSError, ValueError) as error:
         raise EvaluationUnavailableError(
             f"{path} cannot be read ({error}); run model.evaluate again"

@@ -90,20 +90,25 @@ def gauc_by_day(days: Sequence[Mapping[str, Any]], title: str) -> Figure:
     return figure
 
 
-def calibration(labels: Mapping[str, Array], scores: Mapping[str, Array], title: str) -> Figure:
+def calibration(
+    labels: Mapping[str, Array], scores: Mapping[str, Array], title: str, weight: Array | None = None
+) -> Figure:
     """Observed rate against mean score in bins of equal size, with 95 % intervals.
 
     Args:
         labels: 0 or 1 by task (`ctr`, `ctcvr`), `[N]` each.
         scores: Probabilities by task, `[N]` each.
         title: Names the run.
+        weight: How many candidates each stands for, `[N]`; one each by default.
     """
     figure, panels = _axes(f"Calibration, {title}", num=2, width=9.0)
     for axes, (task, label) in zip(panels, _TASKS.items(), strict=True):
         order = np.argsort(scores[task], kind="stable")
         parts = [part for part in np.array_split(order, _NUM_BINS) if len(part)]
-        mean = np.array([scores[task][part].mean() for part in parts])
-        rate = np.array([labels[task][part].mean() for part in parts])
+        weights = [None if weight is None else weight[part] for part in parts]
+        pairs = list(zip(parts, weights, strict=True))
+        mean = np.array([np.average(scores[task][part], weights=of) for part, of in pairs])
+        rate = np.array([np.average(labels[task][part], weights=of) for part, of in pairs])
         error = np.array([1.96 * np.sqrt(max(r * (1 - r), 1e-9) / len(p)) for r, p in zip(rate, parts,
                           strict=True)])  # fmt: skip
         top = max(float(mean.max(initial=0)), float((rate + error).max(initial=0))) * 1.05 or 1.0

@@ -165,6 +165,7 @@ def figures(
             {"ctr": columns["label_click"], "ctcvr": columns["label_conversion"]},
             {"ctr": columns["ctr_live"], "ctcvr": columns["ctcvr_live"]},
             title,
+            scores.column("weight").to_numpy() if "weight" in scores.column_names else None,
         ),
         "gauc_by_segment": plots.gauc_by_segment(evaluation["segments"], title + against),
         "sequence_lengths": plots.sequence_lengths(

@@ -266,3 +266,12 @@ def test_a_jump_over_a_young_champion_is_no_sign_of_a_leak(inspected: Inspected)
 
     assert inspected(jump(6)) == set()
     assert inspected(jump(7)) == {"ctr_gauc_gain_believable"}
+
+
+def test_calibration_counts_what_a_candidate_stands_for(inspected: Inspected) -> None:
+    def sampled(evaluation: dict[str, Any], scores: dict[str, Any]) -> None:
+        labels = np.asarray(scores["candidate"]["label_click"])
+        for frame in scores.values():  # of the candidates without a click one in three was kept
+            frame["weight"] = np.where(labels > 0, 1.0, 3.0)
+
+    assert inspected(sampled) == {"candidate_ctr_calibrated", "candidate_ctcvr_calibrated"}

@@ -72,3 +72,10 @@ def test_lengths_are_binned_by_whole_tokens() -> None:
     assert [patch.get_height() for patch in figure.axes[0].patches] == [2, 0, 0, 1]
     assert {patch.get_height() for patch in figure.axes[1].patches[:-1]} <= {3}
     assert rendered(figure)
+
+
+def test_calibration_weighs_candidates_by_what_they_stand_for() -> None:
+    labels, scores = np.tile([1.0, 0.0], 10), np.full(20, 0.25)
+    both = ({"ctr": labels, "ctcvr": labels}, {"ctr": scores, "ctcvr": scores}, "tiny")
+    weighted = plots.calibration(*both, np.tile([1.0, 3.0], 10)).axes[0].containers[0].lines[0].get_ydata()
+    assert weighted == pytest.approx(np.full(10, 0.25))
