@@ -72,7 +72,9 @@ def test_the_run_holds_all_that_explains_it(evaluated: Run) -> None:
 
     version, _ = register.register(FOODLOG, evaluated)
     run = client().get_run(version.run_id)
-    config = asdict(preset_named("tiny"))
+    config = asdict(preset_named("tiny").sized(FOODLOG))
+    tables = {name.split(".")[2] for name in run.data.params if name.startswith("model.tables.")}
+    assert tables == config["model"].pop("tables").keys()  # one parameter a table and size
     for part in ("model", "train"):
         assert {f"{part}.{k}": str(v) for k, v in config[part].items()}.items() <= run.data.params.items()
     assert run.data.params["world_size"] == "1"
