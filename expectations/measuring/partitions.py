@@ -124,8 +124,8 @@ def _left_out(uri: str, ds: str) -> list[str]:
 def _schema(df: DataFrame, declared: list[tuple[str, str]]) -> tuple[Facts, dict[str, str]]:
     differences = schema_differences(declared, dict(df.dtypes))
     return (
-        {name: len(rows) for name, rows in differences.items()},
-        {name: "; ".join(found) for name, found in differences.items() if found},
+        {name: len(columns) for name, columns in differences.items()},
+        {name: "; ".join(columns) for name, columns in differences.items() if columns},
     )
 
 
