@@ -49,6 +49,12 @@ def measure(partitions_df: DataFrame, suite: Suite, day_column: str) -> dict[str
     Returns:
         Day to facts; a day without rows is absent.
     """
+    columns = {
+        column.name: F.expr(column.sql)
+        for column in suite.columns
+        if set(partitions_df.columns).issuperset(column.needs)
+    }
+    partitions_df = partitions_df.withColumns(columns) if columns else partitions_df
     there = set(partitions_df.columns)
     measures = [fact for fact in suite.measures() if there.issuperset(fact.needs)]
     aggregates = [F.expr(fact.sql).alias(fact.name) for fact in measures]

@@ -29,6 +29,7 @@ def events_suite(dataset: Dataset, limits: Limits) -> Suite:
         name="events",
         dataset=dataset.name,
         table="events",
+        columns=_columns(dataset),
         facts=(*schema_facts(), *_facts(dataset, context), *_joined_facts(limits)),
         rules=(
             *schema_rules(),
@@ -41,14 +42,27 @@ def events_suite(dataset: Dataset, limits: Limits) -> Suite:
     )
 
 
+def _columns(dataset: Dataset) -> tuple[Fact, ...]:
+    """The hour after the start of the delivery's day in which a row happened: any row, and an impression."""
+    start = sql.day_start_ms("delivery_ds", dataset)
+    needs = ("time_ms", "delivery_ds")
+    return (
+        Fact(name="_hour", sql=sql.hour_after(start), needs=needs),
+        Fact(
+            name="_shown_hour",
+            sql=sql.hour_after(start, _IMPRESSION),
+            needs=(*needs, "event_type", "ds"),
+        ),
+    )
+
+
 def _facts(dataset: Dataset, context: list[FeatureSpec]) -> tuple[Fact, ...]:
     """What one pass over the delivery measures."""
     kind, day = ("event_type",), ("event_type", "ds", "delivery_ds")
     start = sql.day_start_ms("delivery_ds", dataset)
-    start_ms = f"({start})"
-    shown, all_ = sql.Hours(_IMPRESSION, start_ms, 24), sql.Hours("true", start_ms, 48)
-    most = f"greatest({_LEAST_AT_END}, {all_.total} DIV {_OF_END})"
-    enough = f"greatest({_LEAST_OF_HOUR}, {shown.total} DIV {_OF_HOUR})"
+    shown, all_ = sql.Hours("_shown_hour", 24), sql.Hours("_hour", 48)
+    most = f"greatest({_LEAST_AT_END}, count(*) DIV {_OF_END})"
+    enough = f"greatest({_LEAST_OF_HOUR}, count_if({_IMPRESSION}) DIV {_OF_HOUR})"
     facts = [
         Fact(name="rows", sql="count(*)"),
         Fact(name="impressions", sql=f"count_if({_IMPRESSION})", needs=day),
@@ -60,17 +74,17 @@ def _facts(dataset: Dataset, context: list[FeatureSpec]) -> tuple[Fact, ...]:
         Fact(
             name="hours",
             sql=shown.filled(enough),
-            needs=(*day, "time_ms"),
+            needs=(*day, "_shown_hour"),
         ),
         Fact(
             name="idle_hours",
             sql=f"(max({start}) + {DAY_MS} - {shown.last(enough)}) / {sql.HOUR_MS}D",
-            needs=(*day, "time_ms"),
+            needs=(*day, "_shown_hour"),
         ),
         Fact(
             name="last_time_ms",
             sql=f"coalesce({all_.last(most)}, max(time_ms))",
-            needs=(*day, "time_ms"),
+            needs=("time_ms", "_hour"),
         ),
     ]
     for feature in context:

@@ -123,6 +123,8 @@ class Suite:
         table: What messages call the thing that is checked.
         facts: What is measured beside the counts of row rules.
         rules: What must hold.
+        columns: What facts read beside the table's columns: an expression over a row each. It is computed
+            once a row, where in the SQL of many facts each of these would compute it.
 
     Raises:
         ValueError: There is no rule, two have one name, or a rule reads a fact that nobody measures.
@@ -133,6 +135,7 @@ class Suite:
     table: str
     facts: tuple[Fact, ...]
     rules: tuple[Rule, ...]
+    columns: tuple[Fact, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.rules:

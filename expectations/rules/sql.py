@@ -105,19 +105,12 @@ class Hours:
     """Rows by the hour after the start of the day in which they happened.
 
     Args:
-        condition: Which rows.
-        start_ms: First millisecond of the day.
+        column: Holds the number of that hour, see `hour_after`; null for rows that do not count.
         number: How many hours are told apart.
     """
 
-    condition: str
-    start_ms: str
+    column: str
     number: int
-
-    @property
-    def total(self) -> str:
-        """How many rows there are."""
-        return f"count_if({self.condition})"
 
     def filled(self, enough: str) -> str:
         """How many hours have at least `enough` rows."""
@@ -126,17 +119,20 @@ class Hours:
     def last(self, enough: str) -> str:
         """The last time in the last hour that has at least `enough` rows; null when none has."""
         times = (
-            f"CASE WHEN {self._rows(n)} >= {enough} THEN max(CASE WHEN {self._at(n)} THEN time_ms END) END"
+            f"CASE WHEN {self._rows(n)} >= {enough}"
+            f" THEN max(CASE WHEN {self.column} = {n} THEN time_ms END) END"
             for n in range(self.number)
         )
         return f"greatest({', '.join(times)})"
 
-    def _at(self, hour: int) -> str:
-        first = f"{self.start_ms} + {hour} * {HOUR_MS}L"
-        return f"({self.condition}) AND time_ms >= {first} AND time_ms < {first} + {HOUR_MS}L"
-
     def _rows(self, hour: int) -> str:
-        return f"count_if({self._at(hour)})"
+        return f"count_if({self.column} = {hour})"
+
+
+def hour_after(start_ms: str, condition: str = "true") -> str:
+    """Whole hours from a time to `time_ms`, negative before it; null where the condition fails."""
+    hours = f"try_cast(floor(try_subtract(time_ms, {start_ms}) / {HOUR_MS}) AS INT)"
+    return f"CASE WHEN {condition} THEN {hours} END"
 
 
 def weekday_of(time_ms: str, dataset: Dataset) -> str:
