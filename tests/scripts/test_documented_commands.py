@@ -45,5 +45,5 @@ def test_setup_scripts_are_valid_shell():
 
 def test_what_make_run_prints_is_what_it_printed():
     printed = (ROOT / "benchmarks" / "results" / "make_run.txt").read_text()
-    table = printed[printed.index("day         version") :].rstrip()
+    table = printed[printed.index("day         preset") :].rstrip()
     assert f"```\n{table}\n```" in (ROOT / "README.md").read_text()
