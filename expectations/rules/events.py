@@ -12,7 +12,7 @@ from __future__ import annotations
 from expectations.rules import sql
 from expectations.rules.event_rows import event_row_rules
 from expectations.rules.rule import Fact, Rule, Suite, Trailing, schema_facts, schema_rules
-from spark_jobs.contract.clock import CLOCK_FEATURES, DAY_MS
+from spark_jobs.contract.clock import CLOCK_FEATURES, DAY_MS, HOUR_MS
 from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner
 from spark_jobs.contract.limits import Limits
 
@@ -78,7 +78,7 @@ def _facts(dataset: Dataset, context: list[FeatureSpec]) -> tuple[Fact, ...]:
         ),
         Fact(
             name="idle_hours",
-            sql=f"(max({start}) + {DAY_MS} - {shown.last(enough)}) / {sql.HOUR_MS}D",
+            sql=f"(max({start}) + {DAY_MS} - {shown.last(enough)}) / {HOUR_MS}D",
             needs=(*day, "_shown_hour"),
         ),
         Fact(

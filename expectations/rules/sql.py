@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spark_jobs.contract.clock import DAY_MS
+from spark_jobs.contract.clock import DAY_MS, HOUR_MS
 from spark_jobs.contract.features import Dataset, FeatureSpec, Kind
-
-HOUR_MS = 60 * 60 * 1000
 
 
 def bounds(feature: FeatureSpec) -> tuple[str, str] | None:
@@ -81,12 +79,12 @@ def visible_differs(visible: str, times: str) -> str:
 def day_start_ms(ds: str, dataset: Dataset) -> str:
     """First millisecond of the day in column `ds`; integers, so that no session's time zone matters."""
     midnight = f"CAST(unix_date(try_cast({ds} AS DATE)) AS BIGINT) * {DAY_MS}"
-    return f"({midnight} - {dataset.utc_offset_hours * HOUR_MS})"
+    return f"({midnight} - {dataset.utc_offset_ms})"
 
 
 def _local_ms(time_ms: str, dataset: Dataset) -> str:
     """A time in the dataset's clock; null instead of an overflow for times at the end of 64 bits."""
-    return f"try_add({time_ms}, {dataset.utc_offset_hours * HOUR_MS}L)"
+    return f"try_add({time_ms}, {dataset.utc_offset_ms}L)"
 
 
 def day_of(time_ms: str, dataset: Dataset) -> str:

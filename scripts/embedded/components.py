@@ -45,7 +45,7 @@ def embedded(
     """Starts all components and stops them at the end, also when interrupted.
 
     Args:
-        settings: EmbeddedSettings of the run.
+        settings: Of the run.
         what: Who starts them, for the message to a second one.
         ui: Start the servers for people, too: MLflow and the data docs.
         afresh: End what an interrupted run has left queued or running, so that it does not go on by itself.

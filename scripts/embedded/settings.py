@@ -1,4 +1,4 @@
-"""EmbeddedSettings of the embedded run: ports, days and the environment that every component and step gets.
+"""Settings of the embedded run: ports, days and the environment that every component and step gets.
 
 | variable | what | default |
 |---|---|---|
@@ -47,7 +47,7 @@ class EmbeddedRunError(CommandError):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedSettings:
-    """EmbeddedSettings of the embedded run.
+    """Settings of the embedded run.
 
     Args:
         dataset: Name of the dataset.

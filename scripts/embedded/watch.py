@@ -40,7 +40,7 @@ class Watch:
     Args:
         api: Airflow.
         processes: The components, checked while waiting.
-        settings: EmbeddedSettings of the run.
+        settings: Of the run.
         producers: Run ids of `samples_daily` by day, in the order in which they are to be reported.
         since: When they were started: earlier runs are not the ones to wait for.
 

@@ -20,7 +20,7 @@ STREAMS = ("world", "day", "mess", "weather", "common", "bots", "change", "openi
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationSettings:
-    """SimulationSettings of a simulated world.
+    """Settings of a simulated world.
 
     Args:
         seed: Everything random follows from it.
