@@ -56,7 +56,7 @@ def statements(files: dict[str, list[str]], dataset: Dataset, ds: str, out: str)
 
 def _people(files: dict[str, list[str]], dataset: Dataset, ds: str) -> list[str]:
     first, last = shift_day(ds, -dataset.history_days), shift_day(ds, days_after(dataset))
-    offset = dataset.utc_offset_hours * 3_600_000
+    offset = dataset.utc_offset_ms
     items = [f for f in dataset.of(Owner.ITEM) if f.name != "item_id"]
     context = [f for f in dataset.of(Owner.CONTEXT) if f.name not in ("hour", "weekday")]
     as_of = (
@@ -144,7 +144,7 @@ def _today(dataset: Dataset, ds: str) -> str:
     columns.append(
         f"(count(*) FILTER (action IS NOT NULL AND delivery_ds <= '{ds}') OVER wu)::INTEGER AS earlier"
     )
-    local = f"(time_ms + {dataset.utc_offset_hours * 3_600_000})"
+    local = f"(time_ms + {dataset.utc_offset_ms})"
     return f"""CREATE OR REPLACE TEMP TABLE today AS SELECT *, {", ".join(columns)} FROM (
         SELECT * REPLACE (({local} // 3600000 % 24)::INTEGER AS hour,
         (({local} // {DAY_MS} + 3) % 7)::INTEGER AS weekday) FROM (

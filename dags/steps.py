@@ -23,7 +23,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 
 from dags.alerts import task_failed, task_retried
 from dags.settings import DATASET, IS_SCHEDULED, LAUNCHER, PYTHON, RETRIES, RETRY_DELAY, SCHEDULE
-from spark_jobs.contract.clock import parse_day
+from spark_jobs.contract.clock import HOUR_MS, parse_day
 from spark_jobs.contract.datasets import dataset_named
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -50,7 +50,7 @@ def schedule() -> tuple[str, int]:
     lies. The offset counts the cron ticks from the run back to its day.
     """
     dataset = dataset_named(DATASET)
-    minutes = (24 - dataset.utc_offset_hours) * 60 + dataset.attribution_ms // 60_000 + 30
+    minutes = (24 * HOUR_MS - dataset.utc_offset_ms + dataset.attribution_ms) // 60_000 + 30
     days, minute_of_day = divmod(minutes, 24 * 60)
     cron = f"{minute_of_day % 60} {minute_of_day // 60} * * *"
     return SCHEDULE or cron, -days

@@ -38,6 +38,7 @@ from spark_jobs.lake.failures import spark_errors
 from spark_jobs.lake.log import Commit, commits, current_version, last_commit, partition_values
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
 from spark_jobs.lake.session import spark_session
+from spark_jobs.lake.verdicts import partition_of
 from spark_jobs.lake.writer import EmptyInputError, already_written, replace_partition, table_at
 from spark_jobs.samples.build import build, by_user, outcomes, with_labels
 from spark_jobs.samples.deliveries import Deliveries, deliveries_of
@@ -111,7 +112,7 @@ def build_days(spark: SparkSession, dataset: Dataset, ds: str, *, late: bool = F
         "dataset": dataset.name,
         "ds": ds,
         "rebuilt": list(rebuilt),
-        "stale": _stale(dataset, ds, made),
+        "stale": _stale(dataset, ds, made, deliveries),
         "versions": versions_made | {day: result["samples_version"] for day, result in done.items()},
         **done[ds],
         "empty": False,
@@ -204,11 +205,12 @@ def changed_days(
     return {day for day in days if state.get((day, 0)) != state.get((day, 1))}
 
 
-def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit]) -> list[str]:
+def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit], deliveries: Deliveries) -> list[str]:
     """Built later days that know of delivery `ds`, and were made before it was as it is now."""
     last = shift_day(ds, dataset.reach_days + 1)
     later = {day: commit for day, commit in made.items() if ds < day <= last}
-    delivered = last_commit(locations.table(dataset.name, "events"), f"delivery_ds={ds}") if later else None
+    partition = partition_of("events", ds, deliveries.of_history)
+    delivered = last_commit(locations.table(dataset.name, "events"), partition) if later else None
     if delivered is None:
         return []
     inputs = {day: commit.metadata["inputs"] for day, commit in later.items()}

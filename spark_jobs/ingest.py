@@ -37,10 +37,11 @@ from spark_jobs.contract.phases import reach
 from spark_jobs.contract.tables import WEIGHTS, dimension_columns, event_columns
 from spark_jobs.lake import verdicts
 from spark_jobs.lake.failures import spark_errors
-from spark_jobs.lake.log import exists
+from spark_jobs.lake.log import exists, open_table
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
 from spark_jobs.lake.session import spark_session
 from spark_jobs.lake.writer import replace_partition, table_at
+from spark_jobs.samples.deliveries import history_days
 from spark_jobs.sources import Delivery, day_of, read_history, source_of
 
 logger = logging.getLogger(__name__)
@@ -198,14 +199,21 @@ def ingest(spark: SparkSession, dataset: Dataset, ds: str, root: str) -> dict[st
         root: Folder of the raw logs.
 
     Returns:
-        What was done, as printed by the command.
+        What was done, as printed by the command; nothing is to be done where the history brought the day.
 
     Raises:
         FileNotFoundError: The delivery is absent.
         DeliveryRefusedError: Too many of its records are broken.
         LakeError: A table could not be written.
     """
-    delivery = source_of(dataset.name).read_delivery(spark, root, ds)
+    try:
+        delivery = source_of(dataset.name).read_delivery(spark, root, ds)
+    except FileNotFoundError:
+        uri = locations.table(dataset.name, "events")
+        if not (exists(uri) and ds in history_days(open_table(uri).partitions())):
+            raise
+        logger.info("%s %s: no delivery, the history from before the log brought the day", dataset.name, ds)
+        return {"dataset": dataset.name, "ds": ds, "events": 0, "of_history": True}
     reach("ingest:delivery_read")
     return _take(spark, dataset, ds, delivery)
 

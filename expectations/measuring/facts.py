@@ -14,7 +14,9 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
+from expectations.rules import sql
 from expectations.rules.rule import Suite
+from expectations.rules.samples import RATES
 from spark_jobs.contract.features import Dataset, EventType
 
 Facts = dict[str, Any]
@@ -137,15 +139,13 @@ def sample_joins(
         .crossJoin(quarantined_df.agg(F.count("*").alias("broken")))
         .crossJoin(samples_df.agg(F.sum(F.size("candidate_impression_id")).alias("built")))
     )
-    sizes = {"rows": "1", "candidates": "size(candidate_time_ms)"} | {
-        name: f"aggregate({label}, 0, (total, one) -> total + coalesce(CAST(one AS INT), 0))"
-        for name, label in (("ctr", "label_click"), ("ctcvr", "label_conversion"))
-    }
+    sizes = {"rows": "1", "candidates": "size(candidate_time_ms)", "stand_for": sql.stands_for(dataset)}
+    sizes |= {name: sql.ones(label, dataset) for name, label in RATES.items()}
     by_user_df = samples_df.groupBy("user_id").agg(
-        *(F.expr(f"sum({size})").alias(name) for name, size in sizes.items())
+        *(F.expr(f"CAST(sum({size}) AS DOUBLE)").alias(name) for name, size in sizes.items())
     )
     return _collected(
-        _of_users(by_user_df, "rows", "candidates", rates=("ctr", "ctcvr")),
+        _of_users(by_user_df, "rows", "candidates", rates=tuple(RATES), of="stand_for"),
         window_overlaps=overlaps_df.agg(F.count_if("overlaps").alias("value")),
         duplicate_candidates=_surplus(candidates_df, "impression_id"),
         built_share=shown_df.select(F.expr("built / nullif(expected, 0)").alias("value")),
@@ -215,7 +215,7 @@ def _surplus(df: DataFrame, *key: str) -> DataFrame:
     )
 
 
-def _of_users(by_user_df: DataFrame, *sizes: str, rates: Sequence[str] = ()) -> DataFrame:
+def _of_users(by_user_df: DataFrame, *sizes: str, rates: Sequence[str] = (), of: str = "") -> DataFrame:
     """Users, exactly, and standard errors of sums and rates over users who come and go independently.
 
     What one user does is one draw, however many rows it has: of a sum over users n the variance is the sum of
@@ -223,14 +223,15 @@ def _of_users(by_user_df: DataFrame, *sizes: str, rates: Sequence[str] = ()) -> 
 
     Args:
         by_user_df: One row a user.
-        sizes: Columns whose sums are facts; rates are of the last one.
+        sizes: Columns whose sums are facts.
         rates: Columns of what is counted for the rates.
+        of: Column whose sum rates are of.
 
     Returns:
         (fact, value): users, users_error, `<size>_error`, `<rate>_error`, and effective_users: as many users
         of equal size would say as much (Kish).
     """
-    n = f"`{sizes[-1]}`"
+    n = f"`{of}`"
     values = {
         "users": "count(*)",
         "users_error": "sqrt(count(*))",

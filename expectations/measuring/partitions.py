@@ -14,10 +14,11 @@ from spark_jobs.contract import locations
 from spark_jobs.contract.clock import parse_day, shift_day
 from spark_jobs.contract.features import Dataset, EventType
 from spark_jobs.contract.tables import event_columns, sample_columns
-from spark_jobs.lake.log import exists, last_commit, partition_values, written
+from spark_jobs.lake.log import exists, last_commit, open_table, partition_values, written
 from spark_jobs.lake.verdicts import partition_of
 from spark_jobs.lake.writer import table_at
 from spark_jobs.samples.build import by_user
+from spark_jobs.samples.deliveries import history_days, on_their_days
 from spark_jobs.samples.events import around, at_requests, is_event
 
 
@@ -48,7 +49,8 @@ def inspect_events(
     if not exists(uri):
         return {ds: Inspection(facts={"rows": 0}) for ds in days}
     log = written(uri)
-    events_df = table_at(spark, uri, log.newest)
+    of_history = history_days(open_table(uri, log.newest).partitions())
+    events_df = on_their_days(table_at(spark, uri, log.newest), of_history)
     schema, details = _schema(events_df, event_columns(dataset))
     deliveries_df = events_df.where(_among("delivery_ds", days))
     measured = measure(deliveries_df, suite, "delivery_ds")
@@ -63,7 +65,7 @@ def inspect_events(
             facts=facts,
             details=details,
             table=log.table,
-            version=log.version_of(partition_of("events", ds)),
+            version=log.version_of(partition_of("events", ds, of_history)),
             partition_df=delivery_df,
         )
     return inspections
@@ -88,7 +90,9 @@ def inspect_samples(
         facts = {**schema, "rows": 0, **measured.get(ds, {})}
         partition_df = samples_df.where(_among("ds", [ds]))
         if facts["rows"] and not schema["schema_missing"] and exists(events_uri):
-            known_df = table_at(spark, events_uri).where(_not_among("delivery_ds", _left_out(uri, ds)))
+            of_history = history_days(open_table(events_uri).partitions())
+            known_df = on_their_days(table_at(spark, events_uri), of_history)
+            known_df = known_df.where(_not_among("delivery_ds", _left_out(uri, ds)))
             events_df = around(known_df, dataset, [ds]).where(is_event(EventType.IMPRESSION))
             placed_df = events_df.transform(by_user).transform(at_requests, dataset).where(_among("ds", [ds]))
             facts |= sample_joins(partition_df, placed_df, _lost(spark, dataset, ds), dataset)

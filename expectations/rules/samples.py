@@ -13,6 +13,7 @@ from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind
 from spark_jobs.contract.limits import Limits
 
 _KEY = ("user_id", "window_start_ms")
+RATES = {"ctr": "label_click", "ctcvr": "label_conversion"}
 LEAST, MOST, HASH = "_least", "_most", "_hash"
 
 
@@ -26,7 +27,7 @@ def samples_suite(dataset: Dataset, limits: Limits) -> Suite:
         rules=(
             *schema_rules(),
             *_volume_rules(limits),
-            *_label_rate_rules(limits),
+            *_label_rate_rules(limits, dataset.has_weights),
             *jagged_rules(dataset),
             *_drift_rules(dataset, limits),
             *_alike_rules(),
@@ -43,9 +44,10 @@ def _facts(dataset: Dataset) -> tuple[Fact, ...]:
         Fact(name="static_tokens", sql="sum(size(static_time_ms))", needs=("static_time_ms",)),
         Fact(name="realtime_tokens", sql="sum(size(realtime_time_ms))", needs=("realtime_time_ms",)),
     ]
-    for rate, label in (("ctr", "label_click"), ("ctcvr", "label_conversion")):
-        ones = f"sum(aggregate({label}, 0, (total, one) -> total + coalesce(CAST(one AS INT), 0)))"
-        facts.append(Fact(name=rate, sql=sql.ratio(ones, candidates), needs=(label, "candidate_time_ms")))
+    needs = ("candidate_time_ms", *(("candidate_weight",) if dataset.has_weights else ()))
+    for rate, label in RATES.items():
+        mean = sql.ratio(f"sum({sql.ones(label, dataset)})", f"sum({sql.stands_for(dataset)})")
+        facts.append(Fact(name=rate, sql=mean, needs=(label, *needs)))
     for column, feature in compared_columns(dataset):
         facts += _fingerprint(column, feature)
     for column, feature, value in _drifting(dataset):
@@ -176,17 +178,16 @@ def _volume_rules(limits: Limits) -> tuple[Rule, ...]:
     )
 
 
-def _label_rate_rules(limits: Limits) -> tuple[Rule, ...]:
+def _label_rate_rules(limits: Limits, weighted: bool) -> tuple[Rule, ...]:
     rules = []
-    for rate, column, (low, high) in (
-        ("ctr", "label_click", limits.ctr),
-        ("ctcvr", "label_conversion", limits.ctcvr),
-    ):
+    by = ", by their weights" if weighted else ""
+    for rate, column in RATES.items():
+        low, high = limits.ctr if rate == "ctr" else limits.ctcvr
         rules.append(
             Rule(
                 name=f"{rate}_level",
                 column=column,
-                description=f"{rate}: mean of {column} over candidates",
+                description=f"{rate}: mean of {column} over candidates{by}",
                 fact=rate,
                 low=low,
                 high=high,

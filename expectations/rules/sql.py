@@ -57,6 +57,23 @@ def lengths_differ(columns: Sequence[str]) -> str:
     return f"(least({', '.join(sizes)}) < greatest({', '.join(sizes)}) OR {sizes[0]} < 0)"
 
 
+def stands_for(dataset: Dataset) -> str:
+    """How many impressions a row's candidates stand for: their number, or the sum of their weights."""
+    return _weights("candidate_weight") if dataset.has_weights else "size(candidate_time_ms)"
+
+
+def ones(label: str, dataset: Dataset) -> str:
+    """How many impressions with the label a row's candidates stand for."""
+    if dataset.has_weights:
+        return _weights(f"zip_with({label}, candidate_weight, (one, weight) -> one * weight)")
+    return f"aggregate({label}, 0, (total, one) -> total + coalesce(CAST(one AS INT), 0))"
+
+
+def _weights(values: str) -> str:
+    """The sum of a list of weights, as a decimal: sums of it do not hang on the order of rows."""
+    return f"CAST(aggregate({values}, 0D, (total, one) -> total + coalesce(one, 0D)) AS DECIMAL(28, 9))"
+
+
 def not_ascending(column: str) -> str:
     """True for a list that is not in ascending order (equal neighbours allowed)."""
     return f"coalesce(sort_array({column}) <> {column}, false)"

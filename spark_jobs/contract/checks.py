@@ -221,9 +221,9 @@ def check_dataset(dataset: Dataset) -> None:
         "history_days": (1, MAX_DAYS),
         "late_days": (0, MAX_DAYS),
         "max_impressions_a_day": (1, 2**31 - 1),
-        "utc_offset_hours": (-12, 14),
     }.items():
         whole(getattr(dataset, name), low, high, f"{thing}, {name}")
+    _check_offset(dataset.utc_offset_hours, f"{thing}, utc_offset_hours")
     for name in ("has_requests", "has_weights"):
         if not isinstance(getattr(dataset, name), bool):
             refuse(thing, f"{name} is {getattr(dataset, name)!r}", "give True or False")
@@ -237,6 +237,12 @@ def check_dataset(dataset: Dataset) -> None:
             )
         if feature.statistic:
             _check_columns_of(dataset, feature, feature.statistic, f"{thing}, feature {feature.name!r}")
+
+
+def _check_offset(hours: float, thing: str) -> None:
+    is_number = isinstance(hours, int | float) and not isinstance(hours, bool)
+    if not (is_number and -12 <= hours <= 14 and hours * 4 % 1 == 0):
+        refuse(thing, f"{hours!r} is no offset from -12 to 14 in quarters of an hour", "give one, e.g. 5.5")
 
 
 def _check_names(dataset: Dataset, thing: str) -> None:

@@ -210,7 +210,7 @@ class Dataset:
         features: All features, in token order.
         actions: Action names; an event's `action` is 1 + its index here (0 is "unknown").
         conversion: What a conversion is, for people.
-        utc_offset_hours: Offset of the dataset's days and hours from UTC.
+        utc_offset_hours: Offset of the dataset's days and hours from UTC, in quarters: 5.75 for Nepal.
         attribution_ms: A click or conversion counts for an impression if it follows within this time.
         history_days: How many days before the sample's day the static sequence may reach back.
         late_days: A record that arrives more days after its event than this is quarantined.
@@ -229,7 +229,7 @@ class Dataset:
     features: tuple[FeatureSpec, ...]
     actions: tuple[str, ...]
     conversion: str
-    utc_offset_hours: int = 0
+    utc_offset_hours: float = 0
     attribution_ms: int = 2 * HOUR_MS
     history_days: int = 90
     late_days: int = 3
@@ -246,6 +246,8 @@ class Dataset:
         snapshot = checks.one_of(Snapshot, self.snapshot, f"dataset {self.name!r}, snapshot")
         object.__setattr__(self, "snapshot", snapshot)
         checks.check_dataset(self)
+        if float(self.utc_offset_hours).is_integer():  # 8 and 8.0 are one declaration
+            object.__setattr__(self, "utc_offset_hours", int(self.utc_offset_hours))
 
     @property
     def reach_days(self) -> int:
@@ -263,7 +265,7 @@ class Dataset:
     @property
     def utc_offset_ms(self) -> int:
         """What its clock is ahead of UTC, milliseconds."""
-        return self.utc_offset_hours * HOUR_MS
+        return int(self.utc_offset_hours * HOUR_MS)
 
     def day_start_ms(self, ds: str) -> int:
         """First millisecond of day `ds` (inclusive), UTC epoch milliseconds."""

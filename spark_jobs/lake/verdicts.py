@@ -22,13 +22,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from spark_jobs.contract import locations
+from spark_jobs.contract.clock import HISTORY_DS
 from spark_jobs.lake.log import LakeError, Written, exists, written
 
 _PARTITION_COLUMN = {"events": "delivery_ds", "samples": "ds"}
@@ -117,9 +118,15 @@ def command(dataset: str, suite: str, days: Iterable[str], preset: str | None = 
     return f"python -m expectations.gate --dataset {dataset} --suite {suite}{more} --ds {' '.join(days)}"
 
 
-def partition_of(suite: str, ds: str) -> str:
-    """The partition that a suite judges for a day, as commits name it: of events, the day's delivery."""
-    return f"{_PARTITION_COLUMN[suite]}={ds}"
+def partition_of(suite: str, ds: str, of_history: Collection[str] = ()) -> str:
+    """The partition that a suite judges for a day, as commits name it: of events, the day's delivery.
+
+    Args:
+        suite: `events` or `samples`.
+        ds: The day.
+        of_history: Days that only the history from before the log brought: its delivery is judged.
+    """
+    return f"{_PARTITION_COLUMN[suite]}={HISTORY_DS if ds in of_history else ds}"
 
 
 def path_of(dataset: str, suite: str, ds: str, preset: str | None = None) -> Path:
@@ -162,7 +169,13 @@ def read(path: Path) -> dict[str, Any] | None:
     raise ValueError(f"{path} is no verdict of a gate: delete it and run the gate of that day again")
 
 
-def standings(dataset: str, suite: str, days: Iterable[str], version: int | None = None) -> Standings:
+def standings(
+    dataset: str,
+    suite: str,
+    days: Iterable[str],
+    version: int | None = None,
+    of_history: Collection[str] = (),
+) -> Standings:
     """How partitions of a table stand.
 
     Args:
@@ -170,6 +183,7 @@ def standings(dataset: str, suite: str, days: Iterable[str], version: int | None
         suite: `events` (partitions are deliveries) or `samples`.
         days: The partitions.
         version: Version of the table that is about to be read; the newest by default.
+        of_history: Further partitions, of the delivery that brought the history, see `partition_of`.
 
     Raises:
         ValueError: A verdict cannot be read.
@@ -181,9 +195,9 @@ def standings(dataset: str, suite: str, days: Iterable[str], version: int | None
     reasons: dict[str, str] = {}
     failed: dict[str, int] = {}
     earlier: dict[str, int] = {}
-    for day in sorted(set(days)):
+    for day in sorted({*days, *of_history}):
         verdict = read(path_of(dataset, suite, day))
-        standing = _standing(verdict, log, partition_of(suite, day))
+        standing = _standing(verdict, log, partition_of(suite, day, of_history))
         of[day] = standing
         if verdict is not None and standing is Standing.UNJUDGED and _was_usable(verdict, log):
             earlier[day] = int(verdict["version"])
@@ -257,7 +271,9 @@ def require_evaluation(dataset: str, preset: str, ds: str, path: Path) -> str:
     return "" if verdict["success"] else str(verdict["allowed"])
 
 
-def allow(dataset: str, suite: str, days: Iterable[str], reason: str) -> None:
+def allow(
+    dataset: str, suite: str, days: Iterable[str], reason: str, of_history: Collection[str] = ()
+) -> None:
     """Says of partitions as they are now, without a gate, why they may be used; for tests and benchmarks.
 
     Args:
@@ -265,6 +281,7 @@ def allow(dataset: str, suite: str, days: Iterable[str], reason: str) -> None:
         suite: `events` or `samples`.
         days: The partitions.
         reason: Why; later stages record it.
+        of_history: See `partition_of`.
     """
     log = written(locations.table(dataset, suite))
     for day in days:
@@ -275,7 +292,7 @@ def allow(dataset: str, suite: str, days: Iterable[str], reason: str) -> None:
             "success": False,
             "allowed": reason,
             "table": log.table,
-            "version": log.version_of(partition_of(suite, day)),
+            "version": log.version_of(partition_of(suite, day, of_history)),
             "facts": {},
             "findings": [],
         }

@@ -11,7 +11,7 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract.clock import DAY_MS, HISTORY_DS, HOUR_MS, shift_day
+from spark_jobs.contract.clock import DAY_MS, HOUR_MS, shift_day
 from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Owner, Snapshot
 from spark_jobs.contract.tables import SCALAR_TYPES
 
@@ -25,10 +25,8 @@ def repeated(events_df: DataFrame) -> DataFrame:
 
     Copies have the same type, id and day; the same id in another log, or on another day, is another event. So
     a copy lies in a delivery of another day than its event's, and only such rows need to be looked for: few.
-    The history from before the log ends where the log begins: it has no copies.
     """
-    is_off = (F.col("ds") != F.col("delivery_ds")) & (F.col("delivery_ds") != HISTORY_DS)
-    off_df = events_df.where(is_off).select(*_EVENT).distinct()
+    off_df = events_df.where(F.col("ds") != F.col("delivery_ds")).select(*_EVENT).distinct()
     return (
         events_df.select(*_EVENT, "delivery_ds")
         .join(off_df, _EVENT, "left_semi")

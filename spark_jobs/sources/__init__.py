@@ -16,7 +16,7 @@ from typing import Protocol, cast
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract.clock import DAY_MS
+from spark_jobs.contract.clock import DAY_MS, HOUR_MS
 from spark_jobs.contract.datasets import dataset_named
 from spark_jobs.sources.files import castable
 
@@ -116,12 +116,12 @@ def code_of(name: Column, table: tuple[str, ...]) -> Column:
     return F.coalesce(F.element_at(F.create_map(*pairs), name), F.lit(0))
 
 
-def day_of(time_ms: Column, utc_offset_hours: int) -> Column:
+def day_of(time_ms: Column, utc_offset_hours: float) -> Column:
     """The day `YYYY-MM-DD` of a UTC time in milliseconds, in a clock with a fixed offset.
 
     Integer arithmetic on days since 1970, so that neither the session's time zone nor the machine's matters.
     Null for a time that no calendar has: Spark's casts would end the job for one such record.
     """
     in_calendar = F.when(time_ms.between(*_CALENDAR_MS), time_ms)
-    day = F.floor((in_calendar + F.lit(utc_offset_hours * 3_600_000)) / F.lit(DAY_MS))
+    day = F.floor((in_calendar + F.lit(int(utc_offset_hours * HOUR_MS))) / F.lit(DAY_MS))
     return F.date_format(F.date_from_unix_date(day.cast("int")), "yyyy-MM-dd")

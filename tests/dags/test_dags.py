@@ -1,5 +1,6 @@
 """What the two DAGs are: tasks and their order, schedule, pools, retries, and what a task may not do."""
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -149,14 +150,19 @@ def test_every_calendar_day_has_exactly_one_run(dags, first, days):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "cron", "offset"), [("foodlog", "30 2 * * *", -1), ("kuairand", "30 18 * * *", 0)]
+    ("dataset", "cron", "offset"),
+    [("foodlog", "30 2 * * *", -1), ("kuairand", "30 18 * * *", 0), ("nepal", "45 20 * * *", 0)],
 )
 def test_a_run_starts_when_the_attribution_window_has_closed(
     airflow_home, monkeypatch, dataset, cron, offset
 ):
     from dags import steps
+    from spark_jobs.contract import datasets
     from spark_jobs.contract.datasets import dataset_named
 
+    foodlog = dataset_named("foodlog")
+    nepal = dataclasses.replace(foodlog, name="nepal", utc_offset_hours=5.75)
+    monkeypatch.setitem(datasets.DATASETS, "nepal", nepal)
     monkeypatch.setattr(steps, "DATASET", dataset)
     assert steps.schedule() == (cron, offset)
     minute, hour = (int(part) for part in cron.split()[:2])

@@ -10,7 +10,7 @@ from spark_jobs.contract.limits import Limits
 from spark_jobs.contract.tables import sample_columns
 
 DS = "2026-03-02"
-OFFSET_HOURS = 8
+OFFSET_HOURS = 5.75  # Nepal
 
 
 LIMITS = Limits(

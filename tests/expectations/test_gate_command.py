@@ -18,7 +18,7 @@ from expectations.judging.verdict import Verdict
 from expectations.rules.listing import rule_tables
 from expectations.rules.samples import samples_suite
 from spark_jobs.contract import locations
-from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.clock import HISTORY_DS, shift_day
 from spark_jobs.contract.features import Owner
 from spark_jobs.contract.tables import dimension_columns, event_columns, sample_columns
 from spark_jobs.lake.verdicts import Standing, path_of, read, standings
@@ -87,6 +87,31 @@ def run(capsys: pytest.CaptureFixture[str], *days: str) -> tuple[int, dict[str, 
 def quarantined(stage: str = "gate_events") -> list[dict[str, Any]]:
     rows = DeltaTable(locations.table("mini", "quarantine")).to_pyarrow_table().to_pylist()
     return [row for row in rows if row["stage"] == stage]
+
+
+@pytest.mark.timeout(1200)
+def test_a_day_of_the_history_has_a_gate_like_a_day_of_the_log(
+    mini: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One delivery of many days, each judged by itself; what is wrong with one of them is its own."""
+    eve, before = shift_day(DS, -1), shift_day(DS, -2)
+    snapshots = {"users": ("user_id", (1, 2), Owner.PROFILE), "items": ("item_id", (10, 11), Owner.ITEM)}
+    for name, (key, values, owner) in snapshots.items():
+        rows = [{key: value, "ds": HISTORY_DS} for value in values]
+        write(name, dimension_columns(MINI, owner), rows, ["ds"])
+    rows = []
+    for days, ds in ((-1, eve), (-2, before)):
+        for row in valid_events():
+            moved = {"event_id": f"{row['event_id']}{ds}", "impression_id": f"{row['impression_id']}{ds}"}
+            moved |= {"time_ms": row["time_ms"] + days * DAY_MINUTES * 60_000}
+            rows.append(row | moved | {"ds": ds, "delivery_ds": HISTORY_DS})
+    rows[-1]["user_id"] = 987654321
+    write_events(rows)
+    assert run(capsys, eve)[0] == 0
+    code, result = run(capsys, before)
+    assert (code, result["failed"]) == (1, [f"{before}/user_known"])
+    stands = standings("mini", "events", [DS], of_history=[eve, before])
+    assert stands.of == {before: Standing.FAILED, eve: Standing.PASSED, DS: Standing.UNJUDGED}
 
 
 @pytest.mark.timeout(1200)  # two Delta writes: minutes on a machine that does much else

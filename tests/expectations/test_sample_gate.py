@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -376,5 +377,33 @@ def test_standard_errors_are_of_users_not_of_rows(spark: Any) -> None:
     assert facts["effective_users"] == pytest.approx(16 / 6)
 
 
+def test_label_rates_are_of_weights_where_candidates_have_them(spark: Any) -> None:
+    """Clicks that were sampled whole, other impressions one in ten: the rate is that of all impressions."""
+    dataset = replace(MINI, has_weights=True)
+    suite = samples_suite(dataset, LIMITS)
+    clicks = {1: [1, 0, 0], 2: [0, 1, 1], 3: [0, 0, 0]}
+    weights = {user: [1.0 if one else 10.0 for one in ones] for user, ones in clicks.items()}
+    columns = sample_columns(dataset)
+    rows = [
+        sample(user_id=user, label_click=ones, label_conversion=ones, candidate_weight=weights[user])
+        for user, ones in clicks.items()
+    ]
+    samples_df = spark.createDataFrame(
+        [tuple(row[name] for name, _ in columns) for row in rows],
+        ", ".join(f"{name} {kind}" for name, kind in columns),
+    )
+    facts = measure(samples_df, suite, "ds")[DS]
+    none_df = spark.createDataFrame([], "log string")
+    facts |= sample_joins(samples_df, impressions(spark, *SHOWN), none_df, dataset)
+    shown, clicked = [21, 12, 30], [1, 2, 0]
+    rate = sum(clicked) / sum(shown)
+    assert (facts["ctr"], facts["ctcvr"]) == (pytest.approx(rate), pytest.approx(rate))
+    error = sum((x - rate * n) ** 2 for x, n in zip(clicked, shown, strict=True)) ** 0.5 / sum(shown)
+    assert facts["ctr_error"] == pytest.approx(error)
+    assert facts["candidates_error"] == pytest.approx(27**0.5)
+    level = next(rule for rule in suite.rules if rule.name == "ctr_level")
+    assert broken_by(suite, {level.name: facts[level.fact]}) == {"ctr_level"}  # .33 of the sample is within
+
+
 def test_the_day_of_a_sample_is_the_datasets_day() -> None:
-    assert MINI.day_start_ms(DS) == 1772380800000  # 2026-03-01 16:00 UTC
+    assert MINI.day_start_ms(DS) == 1772388900000  # 2026-03-01 18:15 UTC

@@ -320,7 +320,7 @@ def _at_requests(events: list[Row], dataset: Dataset) -> list[Row]:
 
 
 def _described(event: Row, item_of: dict[int, Row], dataset: Dataset) -> Row:
-    local = datetime.fromtimestamp(event["time_ms"] // 1000 + dataset.utc_offset_hours * 3600, UTC)
+    local = datetime.fromtimestamp(event["time_ms"] // 1000 + int(dataset.utc_offset_hours * 3600), UTC)
     described = {**event, **item_of.get(event["item_id"], {})}
     described |= {"item_id": event["item_id"], "hour": local.hour, "weekday": local.weekday()}
     for spec in dataset.of(Owner.ITEM, Owner.CONTEXT):

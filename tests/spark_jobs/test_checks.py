@@ -204,8 +204,14 @@ def test_a_range_that_a_statistic_leaves_is_refused() -> None:
             {"name": "lake"},
             "dataset 'lake': MTGR_LAKE is a setting, not a folder of raw logs; call it otherwise",
         ),
-        ((), {"utc_offset_hours": 5.5}, "utc_offset_hours: 5.5 is no whole number from -12 to 14"),
-        ((), {"utc_offset_hours": 330}, "utc_offset_hours: 330 is no whole number from -12 to 14"),
+        (
+            (),
+            {"utc_offset_hours": 5.4},
+            "utc_offset_hours: 5.4 is no offset from -12 to 14 in quarters of an",
+        ),
+        ((), {"utc_offset_hours": 330}, "utc_offset_hours: 330 is no offset from -12 to 14"),
+        ((), {"utc_offset_hours": True}, "utc_offset_hours: True is no offset"),
+        ((), {"utc_offset_hours": float("nan")}, "utc_offset_hours: nan is no offset"),
         (
             (),
             {"attribution_ms": 25 * 3_600_000},
@@ -275,7 +281,7 @@ def test_a_dataset_is_a_file_and_no_entry_in_a_list(tmp_path: Path, monkeypatch:
     for file, text in {
         "grocery": declaration.format(name="grocery", more=""),
         "bakery": declaration.format(name="bread", more=""),
-        "kiosk": declaration.format(name="kiosk", more=", utc_offset_hours=5.5"),
+        "kiosk": declaration.format(name="kiosk", more=", utc_offset_hours=5.4"),
         "stall": "import no_such_module\n",
         "helpers": "NUMBER = 1\n",
     }.items():
@@ -287,9 +293,9 @@ def test_a_dataset_is_a_file_and_no_entry_in_a_list(tmp_path: Path, monkeypatch:
     assert refused["bakery"] == (
         "some/declared/bakery.py declares dataset 'bread'; call the file bread.py, or the dataset bakery"
     )
-    assert refused["kiosk"].startswith("some/declared/kiosk.py: dataset 'kiosk', utc_offset_hours: 5.5 is no")
+    assert refused["kiosk"].startswith("some/declared/kiosk.py: dataset 'kiosk', utc_offset_hours: 5.4 is no")
     monkeypatch.setattr(datasets, "_REFUSED", refused)
-    with pytest.raises(ValueError, match=r"some/declared/kiosk\.py: dataset 'kiosk', utc_offset_hours: 5\.5"):
+    with pytest.raises(ValueError, match=r"some/declared/kiosk\.py: dataset 'kiosk', utc_offset_hours: 5\.4"):
         datasets.dataset_named("kiosk")
     with pytest.raises(
         ValueError, match=r"unknown dataset 'x'; known: foodlog, kuairand.*bakery\.py declares"

@@ -141,6 +141,14 @@ def test_what_changes_no_row_makes_no_day_again(other: Dataset) -> None:
     assert rows_digest(other) == rows_digest(FOODLOG)
 
 
+def test_an_offset_of_whole_hours_is_one_offset_however_it_is_written() -> None:
+    assert dataclasses.replace(FOODLOG, utc_offset_hours=8.0) == dataclasses.replace(
+        FOODLOG, utc_offset_hours=8
+    )
+    digests = {rows_digest(dataclasses.replace(FOODLOG, utc_offset_hours=hours)) for hours in (8, 8.0, 7.75)}
+    assert len(digests) == 2
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -153,7 +161,7 @@ def test_what_changes_no_row_makes_no_day_again(other: Dataset) -> None:
         dataclasses.replace(FOODLOG, features=FOODLOG.features[::-1]),
         dataclasses.replace(FOODLOG, history_days=91),
         dataclasses.replace(FOODLOG, attribution_ms=1),
-        dataclasses.replace(FOODLOG, utc_offset_hours=8),
+        dataclasses.replace(FOODLOG, utc_offset_hours=0.25),
         dataclasses.replace(FOODLOG, max_impressions_a_day=10),
     ],
     ids=lambda _: "",

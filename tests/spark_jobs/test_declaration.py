@@ -72,6 +72,7 @@ def test_what_no_model_reads_is_no_difference(other: Dataset) -> None:
         ),
         (dataclasses.replace(FOODLOG, actions=("order", "click")), "actions was ('click', 'order')", False),
         (dataclasses.replace(FOODLOG, utc_offset_hours=8), "utc_offset_hours was 0 and is 8", False),
+        (dataclasses.replace(FOODLOG, utc_offset_hours=5.5), "utc_offset_hours was 0 and is 5.5", False),
         (dataclasses.replace(FOODLOG, attribution_ms=1), "attribution_ms was 7200000 and is 1", True),
         (
             dataclasses.replace(FOODLOG, features=(*FOODLOG.features[1:], FOODLOG.features[0])),

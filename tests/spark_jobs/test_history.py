@@ -7,6 +7,7 @@ prints; it is not shrunk, since a Spark job an attempt would take hours.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from dataclasses import replace
@@ -88,7 +89,9 @@ def built(spark: Any, log: Log) -> list[Row]:
 
 
 def check_built(spark: Any, seed: int) -> None:
-    dataset = replace(TINY, snapshot=list(Snapshot)[seed % 2], has_weights=seed % 4 > 1)
+    offset = (8, 5.75, -9.5)[seed % 3]  # Nepal, the Marquesas: clocks whose hours do not begin with UTC's
+    snapshot, has_weights = list(Snapshot)[seed % 2], seed % 4 > 1
+    dataset = replace(TINY, snapshot=snapshot, has_weights=has_weights, utc_offset_hours=offset)
     log = Log(seed, dataset)
     rows = wanted(log)
     assert len({row["ds"] for row in rows}) == len(DAYS)
@@ -112,25 +115,30 @@ def test_many_logs_give_what_the_slow_reference_gives(spark: Any, seed: int) -> 
     check_built(spark, seed)
 
 
+def delivery_of(spark: Any, arrival: Arrival) -> Delivery:
+    """What a source reads of an arrival, some records sent twice, in no order."""
+    columns = [*event_columns(TINY), ("arrival_ms", "bigint"), ("file", "string")]
+    broken = [(name, "string") for name in ("log", "reason", "record", "file")]
+    draw = random.Random(len(arrival.events))
+    sent = [e | {"arrival_ms": 2} for e in arrival.events]
+    sent += [e | {"arrival_ms": 1, "item_id": 12} for e in sent if draw.random() < 0.1]  # sent twice
+    draw.shuffle(sent)
+    snapshots = (
+        frame(spark, rows, dimension_columns(TINY, owner)) if rows else None
+        for rows, owner in ((arrival.users, Owner.PROFILE), (arrival.items, Owner.ITEM))
+    )
+    return Delivery(frame(spark, sent, columns), *snapshots, frame(spark, [], broken))
+
+
 @pytest.fixture
 def arrive(spark: Any, lake: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`arrive(log)`: takes a log in, each arrival followed by its day's run; the samples of a fresh lake."""
     monkeypatch.setattr("spark_jobs.contract.datasets.dataset_named", lambda name: TINY)
     monkeypatch.setattr("spark_jobs.samples.build.Limits", lambda: LIMITS)
     lakes = itertools.count()
-    columns = [*event_columns(TINY), ("arrival_ms", "bigint"), ("file", "string")]
-    broken = [(name, "string") for name in ("log", "reason", "record", "file")]
 
     def take(arrival: Arrival) -> None:
-        draw = random.Random(len(arrival.events))
-        sent = [e | {"arrival_ms": 2} for e in arrival.events]
-        sent += [e | {"arrival_ms": 1, "item_id": 12} for e in sent if draw.random() < 0.1]  # sent twice
-        draw.shuffle(sent)
-        snapshots = (
-            frame(spark, rows, dimension_columns(TINY, owner)) if rows else None
-            for rows, owner in ((arrival.users, Owner.PROFILE), (arrival.items, Owner.ITEM))
-        )
-        delivery = Delivery(frame(spark, sent, columns), *snapshots, frame(spark, [], broken))
+        delivery = delivery_of(spark, arrival)
         source = SimpleNamespace(read_delivery=lambda spark, root, ds: delivery)
         monkeypatch.setattr(ingest, "source_of", lambda name: source)
         ingest.ingest(spark, TINY, arrival.ds, "unused")
@@ -168,3 +176,31 @@ def test_deliveries_in_any_order_end_in_the_reference(arrive: Any, seed: int) ->
 def test_many_logs_in_any_order_end_in_the_reference(arrive: Any, seed: int) -> None:
     log = Log(seed)
     assert differences(arrive(log), wanted(log)) == [], f"Log({seed})"
+
+
+@pytest.mark.timeout(900)
+def test_days_of_the_history_give_what_they_would_have_given_one_by_one(
+    spark: Any, arrive: Any, lake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first day comes as history, without a delivery; the second with copies and late records of it."""
+    log = Log(1, days=DAYS[:2])
+    first, second = DAYS[:2]
+    past, rest = log.final
+    of_first = [e | {"delivery_ds": min(e["ds"], first)} for e in past.events]
+    assert {e["ds"] for e in of_first} >= {first, second}, "an outcome across the midnight that ends it"
+    copied = {(e["event_type"], e["event_id"]) for e in of_first}
+    assert copied & {(e["event_type"], e["event_id"]) for e in rest.events}
+    log.arrivals = [replace(past, events=of_first), rest]
+    monkeypatch.setattr(ingest, "read_history", lambda spark, name, root: delivery_of(spark, past))
+    monkeypatch.setenv("MTGR_VAR", str(lake.parent / "0"))  # where `arrive` takes the second day in
+    ingest.ingest_history(spark, TINY, "unused")
+    verdicts.allow("tiny", "events", [first], "a test", of_history=[first])
+    build_days(spark, TINY, first)
+    assert differences(arrive(replace_arrivals(log, [rest])), wanted(log)) == []
+
+
+def replace_arrivals(log: Log, arrivals: list[Arrival]) -> Log:
+    """The same log with other arrivals."""
+    other = copy.copy(log)
+    other.arrivals = arrivals
+    return other

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +114,17 @@ def test_the_copy_that_arrived_last_wins(spark: Any) -> None:
         ("a", 11),
         ("b", 10),
     ]
+
+
+@pytest.mark.parametrize("hours", [8, 5.75, -9.5])
+def test_an_event_lies_on_the_day_of_the_datasets_clock(spark: Any, hours: float) -> None:
+    dataset = replace(TINY, utc_offset_hours=hours)
+    start = dataset.day_start_ms(DAY)
+    assert start == TINY.day_start_ms(DAY) + (8 - hours) * HOUR
+    rows = [event("eve", start - 1), event("day", start), event("night", start + 24 * HOUR - 1)]
+    placed = with_days(frame(spark, rows, COLUMNS), dataset, DAY).collect()
+    days = {row["event_id"]: row["ds"] for row in placed}
+    assert days == {"eve": shift_day(DAY, -1), "day": DAY, "night": DAY}
 
 
 def test_every_reason_has_a_row_that_has_it_and_the_borders_are_taken(spark: Any) -> None:
@@ -548,6 +560,64 @@ def test_a_delivery_that_failed_its_gate_is_neither_history_nor_statistics_nor_a
     verdicts.write(path, {**failed, "success": True})
     assert build_days(spark, TINY, days[1])["stale"] == [days[2]]
     assert built(days[2]) == before
+
+
+def test_a_day_of_the_history_is_judged_and_left_out_like_a_day_of_the_log(
+    spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, eve = shift_day(DAY, -2), shift_day(DAY, -1)
+    uri = locations.table("tiny", "samples")
+    past = []
+    for ds in (before, eve):
+        past.append(event(ds, TINY.day_start_ms(ds) + HOUR, weather=2))
+        past.append({**past[-1], "event_id": f"{ds}-c", "event_type": "click", "action": 1})
+        past[-1]["time_ms"] += 5
+    users, items = [{"user_id": 1, "city": 4}], [{"item_id": 10, "merchant_id": 7, "price": 5.0}]
+    history = Delivery(
+        frame(spark, past, COLUMNS),
+        frame(spark, users, dimension_columns(TINY, Owner.PROFILE)),
+        frame(spark, items, dimension_columns(TINY, Owner.ITEM)),
+        frame(spark, [], BROKEN),
+    )
+    monkeypatch.setattr(ingest, "read_history", lambda spark, dataset, root: history)
+    deliver(DAY, [event("a", START)], users=[{"user_id": 1, "city": 9}])
+
+    def built(ds: str) -> Any:
+        build_days(spark, TINY, ds)
+        (row,) = table(spark, "samples").where(f"ds = '{ds}'").collect()
+        return len(row["static_time_ms"]), row["profile_city"], list(row["label_click"])
+
+    assert built(DAY) == (0, 9, [0])
+    ingest.ingest_history(spark, TINY, "unused")
+    assert built(DAY) == (2, 9, [0])
+    with pytest.raises(NotPassedError, match=f"judged events of {eve} as they are now"):
+        build_days(spark, TINY, eve)
+    verdicts.allow("tiny", "events", [before, eve], "a test", of_history=[before, eve])
+    assert build_days(spark, TINY, before)["stale"] == []
+    assert (built(before), built(eve)) == ((0, 4, [1]), (1, 4, [1]))
+
+    def absent(spark: Any, root: str, ds: str) -> None:
+        raise FileNotFoundError(f"no delivery of {ds}")
+
+    monkeypatch.setattr(ingest, "source_of", lambda name: SimpleNamespace(read_delivery=absent))
+    assert ingest.ingest(spark, TINY, eve, "unused")["of_history"]  # as the chain of a day does
+    with pytest.raises(FileNotFoundError, match="no delivery"):
+        ingest.ingest(spark, TINY, shift_day(DAY, -3), "unused")
+    # Its gate failed: then no day knows it, as of a delivery; the other day of the history is.
+    path = verdicts.path_of("tiny", "events", before)
+    verdicts.write(path, {**(verdicts.read(path) or {}), "allowed": ""})
+    assert (built(eve)[0], built(DAY)[0]) == (0, 1)
+    with pytest.raises(NotPassedError, match=f"events of {before} did not pass their gate"):
+        build_days(spark, TINY, before)
+    # Taken in again, its days are other rows: later days are stale, and the verdicts are of the past.
+    ingest.ingest_history(spark, TINY, "unused")
+    with pytest.raises(NotPassedError, match=f"judged events of {eve} as they are now"):
+        build_days(spark, TINY, eve)
+    verdicts.allow("tiny", "events", [before, eve], "a test", of_history=[before, eve])
+    assert build_days(spark, TINY, before)["stale"] == [eve, DAY]
+    commit = last_commit(uri, f"ds={before}")
+    assert commit is not None
+    assert set(commit.metadata["allowed"]) == {"0001-01-01", before, eve, DAY}
 
 
 @pytest.mark.slow
