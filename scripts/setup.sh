@@ -103,18 +103,21 @@ if [ "$(cut -d' ' -f1 "$stamp" 2>/dev/null)" != "$environment" ]; then
   "$uv" pip sync -q --python .venv/bin/python "$lock" >&2
 fi
 
-# The jars and the compiler do not need each other.
+# The jars, the empty databases and the compiler do not need each other.
 .venv/bin/python -m scripts.embedded.jars &
 jars=$!
+.venv/bin/python -m scripts.embedded.databases &
+databases=$!
 say "compiling hstu_ops"
 log=$(mktemp)
 if ! "$uv" pip install -q --python .venv/bin/python --no-deps --no-build-isolation --reinstall-package hstu-ops \
   ./cuda_ext >"$log" 2>&1; then
   tail -n 40 "$log" >&2
-  wait "$jars" || true
+  wait "$jars" "$databases" || true
   fail "hstu_ops did not compile (log: $log)"
 fi
 rm -f "$log"
 wait "$jars" || fail "Delta's jars were not fetched: see the message above"
+wait "$databases" || fail "the empty databases of Airflow and MLflow were not made: see the message above"
 printf '%s\n' "$wanted" >"$stamp"
 say "done in $SECONDS s: .venv/bin/python is $(.venv/bin/python --version)"

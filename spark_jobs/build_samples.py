@@ -37,7 +37,7 @@ from spark_jobs.contract.tables import rows_digest, sample_columns
 from spark_jobs.lake.failures import spark_errors
 from spark_jobs.lake.log import Commit, commits, current_version, last_commit, partition_values
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
-from spark_jobs.lake.session import spark_session
+from spark_jobs.lake.session import keeping, spark_session
 from spark_jobs.lake.verdicts import partition_of
 from spark_jobs.lake.writer import EmptyInputError, already_written, replace_partition, table_at
 from spark_jobs.samples.build import build, by_user, outcomes, with_labels
@@ -303,10 +303,10 @@ def inputs_of(
         for name in ("users", "items")
     }
     scope_df = scope(deliveries.events(tables["events"]), dataset, days)
-    repeated_df = repeated(scope_df).persist()
-    once_df = scope_df if repeated_df.isEmpty() else events_of(scope_df, repeated_df)
-    bots_df = bots(once_df, dataset).persist()
-    try:
+    with keeping() as keep:
+        repeated_df = keep(repeated(scope_df))
+        once_df = scope_df if repeated_df.isEmpty() else events_of(scope_df, repeated_df)
+        bots_df = keep(bots(once_df, dataset))
         yield Inputs(
             events_df=once_df,
             bots_df=bots_df,
@@ -314,9 +314,6 @@ def inputs_of(
             users_df=as_of(tables["users"], held["users"], dataset, days),
             items_df=as_of(tables["items"], held["items"], dataset, days),
         )
-    finally:
-        bots_df.unpersist()
-        repeated_df.unpersist()
 
 
 def as_of(snapshots_df: DataFrame, held: Sequence[str], dataset: Dataset, days: Sequence[str]) -> DataFrame:
@@ -343,19 +340,10 @@ def as_of(snapshots_df: DataFrame, held: Sequence[str], dataset: Dataset, days: 
 @contextlib.contextmanager
 def samples_of(inputs: Inputs, dataset: Dataset, days: Sequence[str]) -> Iterator[DataFrame]:
     """The samples of `days`, and what is kept for them while they are written."""
-    kept: list[DataFrame] = []
-
-    def keep(df: DataFrame) -> DataFrame:
-        kept.append(df.persist())
-        return kept[-1]
-
-    try:
+    with keeping() as keep:
         samples_df = build(inputs.people_df, inputs.users_df, inputs.items_df, dataset, days, keep=keep)
         # Several days are written one by one; each would compute all of them.
         yield samples_df if len(days) == 1 else keep(samples_df)
-    finally:
-        for df in kept:
-            df.unpersist()
 
 
 def write_samples(

@@ -39,7 +39,7 @@ from spark_jobs.lake import verdicts
 from spark_jobs.lake.failures import spark_errors
 from spark_jobs.lake.log import exists, open_table
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
-from spark_jobs.lake.session import spark_session
+from spark_jobs.lake.session import keeping, spark_session
 from spark_jobs.lake.writer import replace_partition, table_at
 from spark_jobs.samples.deliveries import history_days
 from spark_jobs.sources import Delivery, day_of, read_history, source_of
@@ -59,16 +59,17 @@ def last_copies(events_df: DataFrame) -> DataFrame:
     """One row an event id and type: the copy that arrived last; of equal arrivals the greatest row.
 
     Logs may count their ids each for itself: click 1 is no copy of order 1. Rows without an id are kept as
-    they are: they are quarantined later, each of them.
+    they are: they are quarantined later, each of them. Adds `copies`, how many records the row stands for.
     """
     rest = [c for c in events_df.columns if c not in ("event_type", "event_id", "arrival_ms")]
     last_df = (
         events_df.where(F.col("event_id").isNotNull())
         .groupBy("event_type", "event_id")
-        .agg(F.max(F.struct("arrival_ms", *rest)).alias("last"))
-        .select("event_type", "event_id", "last.*")
+        .agg(F.max(F.struct("arrival_ms", *rest)).alias("last"), F.count("*").alias("copies"))
+        .select("event_type", "event_id", "last.*", "copies")
     )
-    return last_df.unionByName(events_df.where(F.col("event_id").isNull()))
+    without_id_df = events_df.where(F.col("event_id").isNull()).withColumn("copies", F.lit(1).cast("bigint"))
+    return last_df.unionByName(without_id_df)
 
 
 def with_days(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
@@ -240,51 +241,39 @@ def _take(spark: SparkSession, dataset: Dataset, ds: str, delivery: Delivery) ->
     events_df = delivery.events_df
     if "log" not in events_df.columns:
         events_df = events_df.withColumn("log", F.lit("events"))
-    checked_df = (
-        events_df.transform(last_copies)
-        .transform(with_days, dataset, ds)
-        .transform(with_reason, dataset, ds)
-        .persist()
-    )
-    try:
-        return _write(spark, dataset, ds, delivery, checked_df)
-    finally:
-        checked_df.unpersist()
+    with keeping() as keep:
+        checked_df = keep(
+            events_df.transform(last_copies)
+            .transform(with_days, dataset, ds)
+            .transform(with_reason, dataset, ds)
+        )
+        snapshots = {
+            name: keep(checked_dimension(rows_df, dataset, owner, ds))
+            for name, owner, rows_df in (
+                ("users", Owner.PROFILE, delivery.users_df),
+                ("items", Owner.ITEM, delivery.items_df),
+            )
+            if rows_df is not None
+        }
+        refused_df = checked_df.where("reason IS NOT NULL").drop("copies")
+        quarantined_df = delivery.broken_df.unionByName(as_quarantined(refused_df, F.col("log"), file="file"))
+        for name, snapshot_df in snapshots.items():
+            refused_df = snapshot_df.where("reason IS NOT NULL")
+            quarantined_df = quarantined_df.unionByName(as_quarantined(refused_df, name))
+        # Kept, for what is broken is read from the raw files once more.
+        return _write(spark, dataset, ds, checked_df, snapshots, keep(quarantined_df))
 
 
 def _write(
-    spark: SparkSession, dataset: Dataset, ds: str, delivery: Delivery, checked_df: DataFrame
-) -> dict[str, Any]:
-    snapshots = {
-        name: checked_dimension(rows_df, dataset, owner, ds).persist()
-        for name, owner, rows_df in (
-            ("users", Owner.PROFILE, delivery.users_df),
-            ("items", Owner.ITEM, delivery.items_df),
-        )
-        if rows_df is not None
-    }
-    try:
-        return _write_checked(spark, dataset, ds, delivery, checked_df, snapshots)
-    finally:
-        for snapshot_df in snapshots.values():
-            snapshot_df.unpersist()
-
-
-def _write_checked(
     spark: SparkSession,
     dataset: Dataset,
     ds: str,
-    delivery: Delivery,
     checked_df: DataFrame,
     snapshots: Mapping[str, DataFrame],
+    quarantined_df: DataFrame,
 ) -> dict[str, Any]:
-    refused_df = checked_df.where("reason IS NOT NULL")
-    quarantined_df = delivery.broken_df.unionByName(as_quarantined(refused_df, F.col("log"), file="file"))
-    for name, snapshot_df in snapshots.items():
-        refused_df = snapshot_df.where("reason IS NOT NULL")
-        quarantined_df = quarantined_df.unionByName(as_quarantined(refused_df, name))
     usable = {name: snapshot_df.where("reason IS NULL").count() for name, snapshot_df in snapshots.items()}
-    counts = _counts(dataset, ds, delivery, checked_df, quarantined_df, usable)
+    counts = _counts(dataset, ds, checked_df, quarantined_df, usable)
     _refuse_when_broken(dataset, ds, counts)
     metadata = {"ds": ds, "inputs": {"delivery": ds}}
     versions = {"quarantine": quarantine(quarantined_df, dataset.name, ds, "ingest", metadata)}
@@ -338,7 +327,6 @@ def _write_dimension(
 def _counts(
     dataset: Dataset,
     ds: str,
-    delivery: Delivery,
     checked_df: DataFrame,
     quarantined_df: DataFrame,
     usable: Mapping[str, int],
@@ -348,9 +336,10 @@ def _counts(
     `broken` counts event records alone, `logs` the usable and the broken records of every log, snapshots with
     theirs; what is only late is not broken.
     """
-    records = delivery.events_df.count()
     is_good = F.col("reason").isNull().alias("good")
-    rows = checked_df.groupBy("ds", "log", is_good).agg(F.count("*").alias("n")).collect()
+    numbers = F.count("*").alias("n"), F.sum("copies").alias("records")
+    rows = checked_df.groupBy("ds", "log", is_good).agg(*numbers).collect()
+    records = sum(row["records"] for row in rows)
     refused = quarantined_df.groupBy("log", "reason").agg(F.count("*").alias("n")).collect()
     reasons: Counter[str] = Counter()
     logs: dict[str, dict[str, int]] = {name: {"usable": n, "broken": 0} for name, n in usable.items()}

@@ -1,7 +1,7 @@
 """The Spark Connect server of the embedded run: `python -m spark_jobs.session serve --port 15002`.
 
-Prints a line with its address when it takes jobs, and stops at SIGTERM. Start-up is what a small job pays:
-one server for all steps turns half a minute a step into seconds.
+Prints a line with its address when it takes jobs, and stops at SIGTERM. With `--classes` it starts from an
+archive of the classes that it loaded when it ran before, and makes one where there is none.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from spark_jobs.contract import command, environment
-from spark_jobs.lake.session import SparkUnavailableError, serve
+from spark_jobs.lake.server import serve
+from spark_jobs.lake.session import SparkUnavailableError
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if serve(arguments.port, arguments.master):
+    if serve(arguments.port, arguments.master, arguments.classes):
         raise SparkUnavailableError(
             f"Spark Connect on port {arguments.port} ended by itself: see its log above"
         )
@@ -28,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     server = commands.add_parser("serve", help="run the Spark Connect server until SIGTERM")
     server.add_argument("--port", type=int, default=15002)
     server.add_argument("--master", default=environment.spark_master())
+    server.add_argument("--classes", type=Path, help="folder of archives of the JVM's loaded classes")
     return command.run(parser, _run, argv)
 
 

@@ -24,10 +24,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def spark_connect(log: Path, **environment: str) -> Iterator[str]:
+def spark_connect(log: Path, *arguments: str, **environment: str) -> Iterator[str]:
     """A Spark Connect server; yields its address. It has to stop when it is told to."""
     port = free_port()
-    command = [sys.executable, "-m", "spark_jobs.session", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "spark_jobs.session", "serve", "--port", str(port), *arguments]
     with log.open("w") as stderr:
         server = subprocess.Popen(
             command,

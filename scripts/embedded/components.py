@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scripts import doctor
-from scripts.embedded import ports, secrets_store
+from scripts.embedded import databases, ports, secrets_store
 from scripts.embedded.airflow_api import AirflowApi
 from scripts.embedded.processes import Processes, exclusive
-from scripts.embedded.settings import EmbeddedRunError, EmbeddedSettings
+from scripts.embedded.settings import PREPARED, EmbeddedRunError, EmbeddedSettings
 from spark_jobs.contract import locations
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,9 @@ def embedded(
         started = time.monotonic()
         logger.info("starting %s; each logs to %s", _names(settings, ui=ui), logs)
         if settings.has_own_spark:
+            port, classes = str(settings.spark_port), str(PREPARED / "classes")
             processes.start(
-                "spark", python("spark_jobs.session", "serve", "--port", str(settings.spark_port))
+                "spark", python("spark_jobs.session", "serve", "--port", port, "--classes", classes)
             )
         commands = {**_store_commands(), **(meanwhile or {})}
         running = {name: processes.start(name, command) for name, command in commands.items()}
@@ -108,8 +109,11 @@ def _store_version() -> str:
 
 def _store_commands() -> dict[str, list[str]]:
     """Prepares MLflow's store, once for a version of MLflow: asking costs ten seconds of a core."""
-    database = Path(locations.tracking_uri().removeprefix("sqlite:///"))
+    scheme, _, path = locations.tracking_uri().partition(":///")
+    database = Path(path)
     stamp = _store_stamp()
+    if scheme == "sqlite" and not database.exists() and databases.copy("mlflow", database):
+        return {}
     if database.is_file() and stamp.exists() and stamp.read_text() == _store_version():
         return {}
     return {"mlflow-store": python("model.tracking", "prepare")}
@@ -119,6 +123,9 @@ def _migrate(settings: EmbeddedSettings, processes: Processes) -> None:
     """Makes or migrates Airflow's database, once for a version of Airflow."""
     version = importlib.metadata.version("apache-airflow-core")
     stamp = settings.database.with_suffix(".version")
+    if not settings.database.exists() and databases.copy("apache-airflow-core", settings.database):
+        stamp.write_text(version)
+        return
     if settings.database.exists() and stamp.exists() and stamp.read_text() == version:
         return
     processes.run("airflow-database", python("airflow", "db", "migrate"))

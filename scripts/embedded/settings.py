@@ -28,6 +28,7 @@ from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.machine import spare_loopback
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PREPARED = Path(sys.prefix) / "share" / "mtgr"  # what depends on the environment alone, see `databases`
 # A server that lives for minutes does not earn back what the second compiler costs: without it a first ingest
 # takes half the processor time (33 s for 64 s). The first compiler alone would have 48 MB for its code, which
 # two days of steps fill ("Out of space in CodeCache"): it gets what both have.

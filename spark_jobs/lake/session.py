@@ -1,4 +1,4 @@
-"""One way to a Spark session, wherever a job runs, and the Spark Connect server.
+"""One way to a Spark session, wherever a job runs.
 
 | where | how it is chosen |
 |---|---|
@@ -6,27 +6,24 @@
 | Spark Connect | `SPARK_REMOTE`, e.g. `sc://127.0.0.1:15002` |
 | a master, or this process | `SPARK_MASTER`, e.g. `spark://host:7077`; default `local[2]` |
 
-Start-up is what a small job pays: one server for all steps turns half a minute a step into seconds. It is
-started by `python -m spark_jobs.session serve --port 15002`, prints a line with its address when it takes
-jobs, and stops at SIGTERM. Settings come from `spark_jobs/spark-defaults.conf`; `SPARK_CONF` adds to it
-(`key=value;key=value`), for example `spark.driver.memory=4g`.
+Settings come from `spark_jobs/spark-defaults.conf`; `SPARK_CONF` adds to it (`key=value;key=value`), for
+example `spark.driver.memory=4g`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import socket
-import subprocess
-import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spark_jobs.contract import environment, machine
 from spark_jobs.contract.command import CommandError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
 logger = logging.getLogger(__name__)
 DEFAULTS = Path(__file__).resolve().parents[1] / "spark-defaults.conf"
@@ -122,6 +119,22 @@ def spark_session(name: str) -> Any:
     return spark
 
 
+@contextlib.contextmanager
+def keeping() -> Iterator[Callable[[DataFrame], DataFrame]]:
+    """A function that persists a DataFrame which several jobs read; at the end all of them are let go."""
+    kept: list[DataFrame] = []
+
+    def keep(df: DataFrame) -> DataFrame:
+        kept.append(df.persist())
+        return kept[-1]
+
+    try:
+        yield keep
+    finally:
+        for df in kept:
+            df.unpersist()
+
+
 def _remote_session(remote: str) -> Any:
     from pyspark.sql import SparkSession
 
@@ -204,64 +217,3 @@ def _require_port(setting: str, value: str, host: str, port: str, remedy: str) -
         raise SparkUnavailableError(
             f"{setting}={value}: no answer from {host}:{port} ({error}); start {remedy} or correct {setting}"
         ) from error
-
-
-def serve(port: int, master: str) -> int:
-    """Runs the Spark Connect server in the foreground until SIGTERM or SIGINT.
-
-    Args:
-        port: Port on the loopback address.
-        master: Master URL that the server works on.
-
-    Returns:
-        0 when it was told to stop; 1 when it ended by itself.
-    """
-    require_machine()
-    conf = settings(local=master.startswith("local")) | {
-        "spark.connect.grpc.binding.address": "127.0.0.1",
-        "spark.connect.grpc.binding.port": str(port),
-    }
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise SparkUnavailableError(
-                f"port {port} is taken ({error}); choose another with --port"
-            ) from error
-    home = spark_home()
-    command = [str(home / "bin" / "spark-submit"), "--master", master]
-    for key, value in conf.items():
-        command += ["--conf", f"{key}={value}"]
-    command += [
-        "--class",
-        "org.apache.spark.sql.connect.service.SparkConnectServer",
-        "--name",
-        "mtgr-connect",
-    ]
-    command += ["spark-internal"]
-    variables = environment.child({"TZ": "UTC"}, without=("SPARK_REMOTE", "PYTHONPATH"))
-    server = subprocess.Popen(command, env=variables, stdout=sys.stderr, start_new_session=True)
-    stopped: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-        with contextlib.suppress(ProcessLookupError):
-            server.terminate()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    _announce(server, port)
-    code = server.wait()
-    logger.info("Spark Connect on port %d has ended (%d)", port, code)
-    return 0 if stopped else 1
-
-
-def _announce(server: subprocess.Popen[bytes], port: int) -> None:
-    """Waits until the server takes connections, then says where on stdout."""
-    while server.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            sys.stdout.write(f"ready sc://127.0.0.1:{port}\n")
-            sys.stdout.flush()
-            return
-        time.sleep(0.2)
