@@ -21,7 +21,7 @@ import argparse
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -31,26 +31,25 @@ from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 from spark_jobs.contract import command, locations
 from spark_jobs.contract.clock import shift_day
-from spark_jobs.contract.features import Dataset, EventType, Owner
+from spark_jobs.contract.features import Dataset, EventType
 from spark_jobs.contract.phases import reach
 from spark_jobs.contract.tables import rows_digest, sample_columns
 from spark_jobs.lake.failures import spark_errors
-from spark_jobs.lake.log import Commit, commits, current_version, last_commit, partition_values
+from spark_jobs.lake.log import Commit, commits, current_version, last_commit, partition_values, table_id
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
 from spark_jobs.lake.session import keeping, spark_session
 from spark_jobs.lake.verdicts import partition_of
 from spark_jobs.lake.writer import EmptyInputError, already_written, replace_partition, table_at
-from spark_jobs.samples.build import build, by_user, outcomes, with_labels
+from spark_jobs.samples.again import Changes, changes, people
+from spark_jobs.samples.build import build
 from spark_jobs.samples.deliveries import Deliveries, deliveries_of
 from spark_jobs.samples.events import (
-    at_requests,
     bots,
     days_after,
     events_of,
     is_event,
     repeated,
     snapshot_ds,
-    with_context,
     without,
 )
 
@@ -103,15 +102,24 @@ def build_days(spark: SparkSession, dataset: Dataset, ds: str, *, late: bool = F
             "empty": True,
         }
     made = _last_commits(dataset, built)
-    rebuilt = _rebuilt(spark, dataset, ds, events_df, built, made) if late else {}
-    again = [day for day, differs in rebuilt.items() if differs]
-    done = _build(spark, dataset, [*again, ds], versions, ds, deliveries)
+    inputs = {
+        **versions,
+        "tables": {name: table_id(locations.table(dataset.name, name)) for name in versions},
+        "declaration": rows_digest(dataset),
+        "left_out": list(deliveries.left_out),
+    }
+    with keeping() as keep:
+        again = _changes(spark, dataset, ds, events_df, built, inputs, keep) if late else None
+        done = _build(spark, dataset, ds, inputs, deliveries, again)
     reach(f"{STAGE}:done")
+    # A day that an attempt before this one made again is named once more: its gate may not have seen it.
+    rebuilt = {day for day, commit in made.items() if late and commit.metadata.get("run") == ds and day < ds}
+    rebuilt |= done.keys() - {ds}
     versions_made = {day: made[day].version for day in rebuilt if day in made}
     return {
         "dataset": dataset.name,
         "ds": ds,
-        "rebuilt": list(rebuilt),
+        "rebuilt": sorted(rebuilt),
         "stale": _stale(dataset, ds, made, deliveries),
         "versions": versions_made | {day: result["samples_version"] for day, result in done.items()},
         **done[ds],
@@ -127,82 +135,30 @@ def _last_commits(dataset: Dataset, built: Sequence[str]) -> dict[str, Commit]:
     return {day: made[day] for day in built if day in made}
 
 
-def _rebuilt(
+def _changes(
     spark: SparkSession,
     dataset: Dataset,
     ds: str,
     events_df: DataFrame,
     built: Sequence[str],
-    made: Mapping[str, Commit],
-) -> dict[str, bool]:
-    """Earlier days that the run of `ds` makes again, ascending: whether that is still to be done.
+    inputs: Mapping[str, Any],
+    keep: Callable[[DataFrame], DataFrame],
+) -> Changes | None:
+    """What the run of `ds` makes again of earlier days.
 
-    A day that an attempt before this one made again is named once more: what follows, the gate, may not have
-    seen it. A day without samples is made by its own run alone.
+    A day without samples is made by its own run alone; one whose own delivery is left out, by none.
     """
     first = shift_day(ds, -dataset.late_days - days_after(dataset))
-    days = [day for day in built if first <= day < ds]
+    days = [day for day in built if first <= day < ds and day not in inputs["left_out"]]
     if not days:
-        return {}
-    samples_df = table_at(spark, locations.table(dataset.name, "samples"))
-    last = shift_day(days[-1], days_after(dataset))
-    people_df = people(events_df, dataset, shift_day(days[0], -1), last)
-    changed = changed_days(people_df, samples_df, dataset, days)
-    again = {day for day in days if day in made and made[day].metadata.get("run") == ds}
-    return {day: day in changed for day in days if day in changed or day in again}
-
-
-def changed_days(
-    people_df: DataFrame, samples_df: DataFrame, dataset: Dataset, days: Sequence[str]
-) -> set[str]:
-    """Those of `days` whose samples hold other candidates or labels than the events say.
-
-    After its own delivery nothing else of a day changes: what features and sequences know of was delivered
-    by then. Both sides are compared by the sum of their rows' hashes, in one job.
-
-    Args:
-        people_df: Events from the day before the first of `days` to `days_after` the last, see `people`.
-        samples_df: The table `samples`.
-        dataset: Dataset.
-        days: Days, ascending.
-    """
-    context = [f.name for f in dataset.of(Owner.CONTEXT)]
-    shown = ["item_id", *context]
-    labels = ["label_click", "label_conversion"]
-    lists = ["candidate_time_ms", "candidate_request_id", "candidate_impression_id"]
-    held_df = (
-        samples_df.where(F.col("ds").isin(*days))
-        .select("user_id", "ds", F.explode(F.arrays_zip(*lists, *(f"candidate_{c}" for c in shown), *labels)))
-        .select(
-            "user_id",
-            "ds",
-            *(F.col("col")[c].alias(c.removeprefix("candidate_")) for c in lists),
-            *(F.col("col")[f"candidate_{c}"].alias(c) for c in shown),
-            *(F.col("col")[c].alias(c) for c in labels),
-        )
-    )
-    said_df = (
-        people_df.where(is_event(EventType.IMPRESSION))
-        .transform(by_user)
-        .transform(at_requests, dataset)
-        .where(F.col("ds").isin(*days))
-        .transform(with_context, dataset)
-        .transform(with_labels, outcomes(people_df), dataset)
-        .select(*held_df.columns)
-    )
-    row = F.xxhash64(*(F.coalesce(F.col(c).cast("string"), F.lit("-")) for c in held_df.columns))
-    sides = [
-        df.select("ds", F.lit(i).alias("side"), row.cast("decimal(38,0)").alias("hash"))
-        for i, df in enumerate((held_df, said_df))
-    ]
-    sums = (
-        sides[0]
-        .unionByName(sides[1])
-        .groupBy("ds", "side")
-        .agg(F.count("*").alias("n"), F.sum("hash").alias("hash"))
-    )
-    state = {(r["ds"], r["side"]): (r["n"], r["hash"]) for r in sums.collect()}
-    return {day for day in days if state.get((day, 0)) != state.get((day, 1))}
+        return None
+    uri = locations.table(dataset.name, "samples")
+    version = current_version(
+        uri
+    )  # before the commits are read: none of the rows that stay is older than its own
+    made = {day: commit for day, commit in _last_commits(dataset, days).items() if commit.version <= version}
+    people_df = people(events_df, dataset, shift_day(days[0], -1), shift_day(days[-1], days_after(dataset)))
+    return changes(people_df, table_at(spark, uri, version), dataset, days, made, inputs, keep)
 
 
 def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit], deliveries: Deliveries) -> list[str]:
@@ -232,14 +188,14 @@ def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit], deliveries: De
 def _build(
     spark: SparkSession,
     dataset: Dataset,
-    days: Sequence[str],
-    versions: dict[str, int],
-    run: str,
+    ds: str,
+    inputs: Mapping[str, Any],
     deliveries: Deliveries,
+    again: Changes | None,
 ) -> dict[str, dict[str, Any]]:
-    """Builds `days` (ascending) in the run of a day, all by one plan; what was done by day."""
+    """Builds `ds` and the days that are made again, ascending and all by one plan; what was done by day."""
     uri = locations.table(dataset.name, "samples")
-    inputs = {**versions, "declaration": rows_digest(dataset), "left_out": list(deliveries.left_out)}
+    days = [*(again.days if again else ()), ds]
     made = {
         day: version for day in days if (version := already_written(uri, {"ds": day}, inputs)) is not None
     }
@@ -253,15 +209,19 @@ def _build(
     done = {day: {"samples_version": version, "unchanged": True} for day, version in made.items()}
     left = [day for day in days if day not in made]
     if left:
+        versions = {name: inputs[name] for name in _INPUTS}
         with (
             inputs_of(spark, dataset, left, versions, deliveries) as inputs_df,
-            samples_of(inputs_df, dataset, left) as samples_df,
+            samples_of(inputs_df, dataset, left, again) as samples_df,
         ):
             for day in left:
-                metadata = {"ds": day, "run": run, "inputs": inputs, "allowed": dict(deliveries.allowed)}
+                metadata = {"ds": day, "run": ds, "inputs": inputs, "allowed": dict(deliveries.allowed)}
                 # The samples last: once they are there, a rerun takes the day for done.
                 quarantine(unused(inputs_df, dataset, day), dataset.name, day, STAGE, metadata)
-                version = write_samples(samples_df, inputs_df, dataset, day, metadata)
+                of_day_df = samples_df.where(F.col("ds") == day)
+                if again is not None and day in again.partly:
+                    of_day_df = again.with_others(of_day_df, day)
+                version = write_samples(of_day_df, inputs_df, dataset, day, metadata)
                 done[day] = {"samples_version": version, "unchanged": False}
     return {
         day: result | _sizes(spark, uri, day, int(result["samples_version"])) for day, result in done.items()
@@ -338,10 +298,22 @@ def as_of(snapshots_df: DataFrame, held: Sequence[str], dataset: Dataset, days: 
 
 
 @contextlib.contextmanager
-def samples_of(inputs: Inputs, dataset: Dataset, days: Sequence[str]) -> Iterator[DataFrame]:
-    """The samples of `days`, and what is kept for them while they are written."""
+def samples_of(
+    inputs: Inputs, dataset: Dataset, days: Sequence[str], again: Changes | None = None
+) -> Iterator[DataFrame]:
+    """The samples of `days`, and what is kept for them while they are written.
+
+    Args:
+        inputs: What they are made from.
+        dataset: Dataset.
+        days: The days, ascending.
+        again: On its days `partly` only the users that changed are built.
+    """
+    only_df = again.of_partly() if again is not None and again.partly.intersection(days) else None
     with keeping() as keep:
-        samples_df = build(inputs.people_df, inputs.users_df, inputs.items_df, dataset, days, keep=keep)
+        samples_df = build(
+            inputs.people_df, inputs.users_df, inputs.items_df, dataset, days, only_df=only_df, keep=keep
+        )
         # Several days are written one by one; each would compute all of them.
         yield samples_df if len(days) == 1 else keep(samples_df)
 
@@ -349,10 +321,10 @@ def samples_of(inputs: Inputs, dataset: Dataset, days: Sequence[str]) -> Iterato
 def write_samples(
     samples_df: DataFrame, inputs: Inputs, dataset: Dataset, ds: str, metadata: Mapping[str, Any]
 ) -> int:
-    """Replaces the partition of a day by its rows of `samples_df`; returns the table version."""
+    """Replaces the partition of a day by `samples_df`; returns the table version."""
     is_shown = (F.col("ds") == ds) & is_event(EventType.IMPRESSION)
     return replace_partition(
-        samples_df.where(F.col("ds") == ds),
+        samples_df,
         locations.table(dataset.name, "samples"),
         {"ds": ds},
         columns=sample_columns(dataset),
@@ -367,12 +339,6 @@ def scope(events_df: DataFrame, dataset: Dataset, days: Sequence[str]) -> DataFr
     """Events that the samples of `days` can depend on: history, the days, and the days of their outcomes."""
     first, last = shift_day(days[0], -dataset.reach_days), shift_day(days[-1], days_after(dataset))
     return events_df.where(F.col("ds").between(first, last))
-
-
-def people(events_df: DataFrame, dataset: Dataset, first: str, last: str) -> DataFrame:
-    """Events of the days `first` to `last`, every event once, without bots."""
-    once_df = events_of(events_df.where(F.col("ds").between(first, last)))
-    return without(once_df, bots(once_df, dataset))
 
 
 def unused(inputs: Inputs, dataset: Dataset, ds: str) -> DataFrame:

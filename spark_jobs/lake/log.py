@@ -156,6 +156,15 @@ def current_version(uri: str) -> int:
     return int(open_table(uri).version())
 
 
+def table_id(uri: str) -> str:
+    """Delta's id of a table: another one after it was made anew.
+
+    Raises:
+        LakeError: As `open_table`.
+    """
+    return str(open_table(uri).metadata().id)
+
+
 def commits(uri: str, limit: int | None = None) -> Iterator[Commit]:
     """Commits of a table, newest first."""
     for entry in _history(uri, limit):

@@ -135,6 +135,8 @@ def arrive(spark: Any, lake: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`arrive(log)`: takes a log in, each arrival followed by its day's run; the samples of a fresh lake."""
     monkeypatch.setattr("spark_jobs.contract.datasets.dataset_named", lambda name: TINY)
     monkeypatch.setattr("spark_jobs.samples.build.Limits", lambda: LIMITS)
+    # Code without changes: what it made before may stay where nothing that it knew of has changed.
+    monkeypatch.setattr("spark_jobs.lake.writer.git_sha", lambda: "abc")
     lakes = itertools.count()
 
     def take(arrival: Arrival) -> None:
