@@ -25,7 +25,6 @@ from spark_jobs.contract.command import CommandError, UsageError
 from spark_jobs.contract.datasets import dataset_named, require_source
 from spark_jobs.contract.environment import flag, raw_logs, text, whole
 from spark_jobs.contract.features import Dataset
-from spark_jobs.contract.machine import spare_loopback
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PREPARED = Path(sys.prefix) / "share" / "mtgr"  # what depends on the environment alone, see `databases`
@@ -127,7 +126,7 @@ class EmbeddedSettings:
                 self.step_socket,
             )
             defaults["MTGR_LAUNCHER"] = shlex.join(str(word) for word in words)
-        return {**defaults, **os.environ, **given, **spare_loopback(os.environ)}
+        return {**defaults, **os.environ, **given}
 
     @property
     def step_socket(self) -> Path:

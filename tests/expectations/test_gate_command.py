@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 
 from expectations import gate
 from expectations.judging.verdict import Verdict
@@ -41,11 +41,17 @@ def arrow_type(kind: str) -> pa.DataType:
 
 
 def write(
-    name: str, columns: list[tuple[str, str]], rows: list[dict[str, Any]], partitions: list[str]
+    name: str,
+    columns: list[tuple[str, str]],
+    rows: list[dict[str, Any]],
+    partitions: list[str],
+    metadata: dict[str, str] | None = None,
 ) -> None:
     schema = pa.schema([(column, arrow_type(kind)) for column, kind in columns])
     table = pa.Table.from_pylist(rows, schema=schema)
-    write_deltalake(locations.table("mini", name), table, partition_by=partitions, mode="append")
+    said = CommitProperties(custom_metadata={"userMetadata": json.dumps(metadata)} if metadata else {})
+    uri = locations.table("mini", name)
+    write_deltalake(uri, table, partition_by=partitions, mode="append", commit_properties=said)
 
 
 def write_events(rows: list[dict[str, Any]]) -> None:
@@ -106,7 +112,8 @@ def test_a_day_of_the_history_has_a_gate_like_a_day_of_the_log(
             moved |= {"time_ms": row["time_ms"] + days * DAY_MINUTES * 60_000}
             rows.append(row | moved | {"ds": ds, "delivery_ds": HISTORY_DS})
     rows[-1]["user_id"] = 987654321
-    write_events(rows)
+    ours = {"stage": "ingest", "partition": f"delivery_ds={HISTORY_DS}"}
+    write("events", event_columns(MINI), rows, ["ds", "delivery_ds"], ours)
     assert run(capsys, eve)[0] == 0
     code, result = run(capsys, before)
     assert (code, result["failed"]) == (1, [f"{before}/user_known"])

@@ -134,6 +134,19 @@ def test_a_paired_gain_is_the_difference_of_the_gaucs_and_its_interval_holds_it(
         paired_gain(ours, group_auc(user // 2, label, worse), user)
 
 
+def test_a_paired_interval_is_as_wide_as_there_are_users_however_many_windows_each_has():
+    """What one user's windows say is one draw: a win over windows alone would promote by chance."""
+    widths = []
+    for windows in (1, 40):
+        user, window, label, score = windows_of(np.random.default_rng(3), 50, windows)
+        ours, theirs = group_auc(window, label, score), group_auc(window, label, np.zeros(len(label)))
+        gain = paired_gain(ours, theirs, user)
+        assert (gain.users, gain.gain) == (50, 0)
+        widths.append(gain.high - gain.low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.02)
+    assert widths[0] == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(50), rel=0.15)
+
+
 def test_the_draws_of_a_paired_bootstrap_are_those_of_a_plain_one():
     rng = np.random.default_rng(6)
     user = np.repeat(np.arange(40), 10)

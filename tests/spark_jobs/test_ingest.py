@@ -241,14 +241,18 @@ def test_ids_are_unique_in_their_log_only(spark: Any, deliver: Any) -> None:
         event("1", START + n, event_type=kind, impression_id="1", action=action[kind])
         for n, kind in enumerate(kinds)
     ]
-    result = deliver(DAY, [*once, *once])
-    assert (result["events"], result["duplicates"]) == (3, 3)
-    deliver("2026-03-06", [event("2", START + 24 * HOUR), *once[1:]])  # the copies come again
+    other = event("5", START + 9)
+    result = deliver(DAY, [*once, *once, other])
+    assert (result["events"], result["duplicates"]) == (4, 3)
+    late = [other | {"event_type": kind, "action": action[kind]} for kind in kinds[1:]]  # click 5, order 5
+    deliver("2026-03-06", [event("2", START + 24 * HOUR), *once[1:], *late])  # and copies come again
     first = events_of(table(spark, "events")).where(f"ds = '{DAY}'").collect()
-    assert sorted((r["event_type"], r["delivery_ds"]) for r in first) == sorted((k, DAY) for k in kinds)
+    wanted = [(kind, "1", DAY) for kind in kinds] + [("impression", "5", DAY)]
+    wanted += [(kind, "5", "2026-03-06") for kind in kinds[1:]]
+    assert sorted((r["event_type"], r["event_id"], r["delivery_ds"]) for r in first) == sorted(wanted)
     build_days(spark, TINY, DAY)
     (row,) = table(spark, "samples").where(f"ds = '{DAY}'").collect()
-    assert (row["label_click"], row["label_conversion"]) == ([1], [1])
+    assert (row["label_click"], row["label_conversion"]) == ([1, 1], [1, 1])
 
 
 def raw_logs(**logs: bytes) -> None:

@@ -144,14 +144,15 @@ class _Health(BaseHTTPRequestHandler):
 # What the programs speak with: urllib (ours), httpx (Airflow's components), requests (MLflow), gRPC (Spark).
 _CLIENTS = """
 import sys, urllib.request
-from spark_jobs.contract import environment, machine
-environment.override(machine.spare_loopback(environment.everything()))
-import grpc, httpx, requests
-url, address = sys.argv[1], sys.argv[2]
-assert urllib.request.urlopen(url, timeout=5).status == 200
-assert httpx.get(url, timeout=5).status_code == 200
-assert requests.get(url, timeout=5).status_code == 200
-grpc.channel_ready_future(grpc.insecure_channel(address)).result(timeout=5)
+from spark_jobs.contract import command
+url, address = sys.argv[1:]
+def body(arguments):
+    import grpc, httpx, requests
+    assert urllib.request.urlopen(url, timeout=5).status == 200
+    assert httpx.get(url, timeout=5).status_code == 200
+    assert requests.get(url, timeout=5).status_code == 200
+    grpc.channel_ready_future(grpc.insecure_channel(address)).result(timeout=5)
+sys.exit(command.run(command.parser("clients", "any command"), body, []))
 """
 
 
