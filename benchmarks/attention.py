@@ -206,6 +206,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "environment": machine(args.device),
         "results": results,
         "ratios": ratios(results, backends),
+        "summary": {
+            f"attention_{line['workload'].lower()}_{label}_ms": line["median_ms"]
+            for line in results
+            for passes, label in zip(PASSES, ("forward", "both"), strict=True)
+            if (line["operator"], line["side"], line["passes"]) == ("mtgr_attention", backends[-1], passes)
+        },
     }
     if args.device == "cpu":
         report["memory"] = memory()

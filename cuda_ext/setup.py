@@ -12,6 +12,7 @@ compiled against, so build isolation must be off.
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,45 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 HERE = Path(__file__).parent
 
 GIB_PER_CPU_JOB = 1.5
+
+# Calls a library's kernel by its dispatch key with CPU tensors and offsets that run past T: both refuse.
+PROVOKE = """
+import runpy, sys
+import torch
+
+schemas, library, key = sys.argv[1:]
+defined = runpy.run_path(schemas)
+torch.ops.load_library(library)
+q = torch.zeros(4, 1, 64)
+offsets, visible_end = torch.tensor([0, 9], dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+try:
+    torch.ops.hstu_ops.mtgr_attention.default.redispatch(keys, q, q, q, offsets, visible_end, 1.0, 1.0, False)
+except ValueError:
+    print("raised")
+"""
+
+
+def cxx_runtime() -> list[str]:
+    """The C++ library that PyTorch runs with, to link by its path.
+
+    A compiler that brings a C++ library of its own, a static one at that, would link it, and what one such
+    library throws ends the process in another.
+    """
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    return [line.split()[-1] for line in lines if "/libstdc++.so" in line][:1]
+
+
+def provoke(library: Path, key: str) -> None:
+    """Makes a check of a library fail, as its last step of building; SystemExit if that does not raise."""
+    command = [sys.executable, "-c", PROVOKE, str(HERE / "hstu_ops" / "schemas.py"), str(library), key]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.stdout != "raised\n":
+        raise SystemExit(
+            f"a check that fails in {library} does not raise, it ends the process "
+            f"(exit code {run.returncode}): build with another compiler, by CXX\n{run.stderr[-2000:]}"
+        )
 
 
 def cpu_extension() -> Any:
@@ -41,7 +81,7 @@ def cpu_extension() -> Any:
         "hstu_ops._cpu",
         sorted(str(path.relative_to(HERE)) for path in (HERE / "csrc" / "cpu").glob("*.cpp")),
         extra_compile_args={"cxx": flags + openmp},
-        extra_link_args=openmp,
+        extra_link_args=[*openmp, *cxx_runtime()],
     )
 
 
@@ -67,7 +107,7 @@ def extensions() -> list[Any]:
     sm90 = sm90_module() if wish != "0" else None
     toolkit = sm90.find_toolkit() if sm90 is not None else None
     if toolkit is not None:
-        built.append(sm90.extension(toolkit))
+        built.append(sm90.extension(toolkit, cxx_runtime()))
     elif wish == "1":
         raise SystemExit(
             "HSTU_OPS_CUDA=1, but there is no CUDA toolkit: set CUDA_HOME, or install nvidia-cuda-nvcc"
@@ -91,12 +131,15 @@ class Build(BuildExtension):
         parts = [extension.name.rpartition("_")[2] for extension in self.extensions]
         for part in {"cpu", "sm90"}.difference(parts):
             (folder / f"_{part}.so").unlink(missing_ok=True)  # left by an earlier build
+        for part in parts:
+            provoke(folder / f"_{part}.so", {"cpu": "CPU", "sm90": "CUDA"}[part])
         record.write_text(json.dumps({"torch": torch.__version__, "parts": parts}))
 
 
-setup(
-    packages=["hstu_ops", "hstu_ops.triton_ops"],
-    package_data={"hstu_ops": ["py.typed"]},
-    ext_modules=extensions(),
-    cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=True)},
-)
+if __name__ == "__main__":
+    setup(
+        packages=["hstu_ops", "hstu_ops.triton_ops"],
+        package_data={"hstu_ops": ["py.typed"]},
+        ext_modules=extensions(),
+        cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=True)},
+    )

@@ -52,13 +52,20 @@ def mtgr_attention_reference(
 ) -> Tensor:
     """Computes `SiLU(alpha q k^T) * inv_n`, masked, times v, by rows; arguments as `mtgr_attention`."""
     bounds = offsets_B1.tolist()
+    parts = (q_TND, k_TND, v_TND)
+    finite = torch.stack([part.detach().isfinite().flatten(1).all(1) for part in parts]).all(0).tolist()
     starts_by_length: dict[int, list[int]] = defaultdict(list)
-    for start, end in itertools.pairwise(bounds):
-        if end > start:
-            starts_by_length[end - start].append(start)
-    if not starts_by_length:
-        return q_TND * k_TND * v_TND  # no tokens: nothing to compute, yet still a function of its inputs
     places, outputs = [], []
+    for start, end in itertools.pairwise(bounds):
+        if all(finite[start:end]):
+            starts_by_length[end - start].append(start)
+        else:
+            places.append(torch.arange(start, end, device=q_TND.device))
+            q, k, v = (part[start:end] for part in parts)
+            outputs.append(_poisoned_row(q, k, v, visible_end_T[start:end], alpha, inv_n))
+    starts_by_length.pop(0, None)
+    if not starts_by_length and not places:
+        return q_TND * k_TND * v_TND  # no tokens: nothing to compute, yet still a function of its inputs
     for length, starts in starts_by_length.items():
         rows_at_once = max(1, _MAX_SCORES // (length * length * q_TND.shape[1]))
         within = torch.arange(length, device=q_TND.device)
@@ -74,6 +81,26 @@ def mtgr_attention_reference(
             outputs.append(out.flatten(0, 1))
     order = torch.cat(places).argsort()
     return torch.cat(outputs).index_select(0, order)
+
+
+def _poisoned_row(
+    q_LND: Tensor, k_LND: Tensor, v_LND: Tensor, visible_end_L: Tensor, alpha: float, inv_n: float
+) -> Tensor:
+    """Computes a row that holds NaN or infinity, each token from what it sees and nothing else.
+
+    A mask would not do: it hides a value by a weight of zero, and zero times NaN is NaN. Tokens that see
+    equally far share a product.
+    """
+    places, outputs = [], []
+    for end in sorted(set(visible_end_L.tolist())):
+        place_R = (visible_end_L == end).nonzero().squeeze(1)
+        q_RND, own_k_RND, own_v_RND = (part[place_R] for part in (q_LND, k_LND, v_LND))
+        weights = F.silu(torch.einsum("rnd,jnd->nrj", q_RND, k_LND[:end]) * alpha) * inv_n
+        own_weights = F.silu((q_RND * own_k_RND).sum(-1, keepdim=True) * alpha) * inv_n
+        own_weights = own_weights.masked_fill((place_R < end).view(-1, 1, 1), 0)
+        places.append(place_R)
+        outputs.append(torch.einsum("nrj,jnd->rnd", weights, v_LND[:end]) + own_weights * own_v_RND)
+    return torch.cat(outputs).index_select(0, torch.cat(places).argsort())
 
 
 def group_layer_norm_reference(

@@ -2,10 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from hstu_ops import BackendUnavailableError, backends, checks, group_layer_norm, libraries, mtgr_attention
+
+from benchmarks.attention_choice import totals
 
 
 def attention_arguments() -> dict:
@@ -145,6 +148,19 @@ def test_auto_says_which_backend_it_chose(monkeypatch, caplog):
         mtgr_attention(**attention_arguments())
     assert "auto chose reference for mtgr_attention" in caplog.messages[-1]
     backends._choose_and_log.cache_clear()
+
+
+CHOICE = Path(__file__).parents[2] / "benchmarks" / "results" / "attention_choice_h100.json"
+
+
+@pytest.mark.parametrize(
+    ("case", "ratios"), totals(json.loads(CHOICE.read_text())["results"]).items(), ids=str
+)
+def test_auto_chooses_what_was_measured_fastest(monkeypatch, case, ratios):
+    dtype, head_dim = getattr(torch, case[0]), case[1]
+    monkeypatch.setattr(backends, "missing", lambda name, *rest: None if name in ratios else "not measured")
+    chosen, _ = backends._choose("auto", "cuda", dtype, head_dim)
+    assert ratios[chosen] <= 1.05 * min(ratios.values()), ratios
 
 
 def test_a_library_for_another_pytorch_or_a_lost_one_is_refused(tmp_path, monkeypatch):

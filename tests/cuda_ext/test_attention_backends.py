@@ -104,6 +104,36 @@ def test_extreme_scores_saturate_and_nan_stays_nan(backend):
     assert out.isnan().all()
 
 
+def check_far_below_zero(backend: str, rows: Jagged, head_dim: int, dtype: torch.dtype, score: float) -> None:
+    """Holds results and gradients to 1 % where all scores are about `score`: all are small there together."""
+    alpha = head_dim**-0.5
+    generator = torch.Generator().manual_seed(6)
+    normal = torch.randn(4, rows.num_tokens, 2, head_dim, generator=generator) * 0.3
+    common = (-score / (alpha * head_dim)) ** 0.5
+    drawn = [normal[0] + common, normal[1] - common, normal[2], normal[3]]
+    grad, *parts = (part.to(rows.offsets.device, dtype) for part in (drawn[3], *drawn[:3]))
+
+    def run(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        q, k, v = (part.to(dtype).requires_grad_() for part in parts)
+        out = mtgr_attention(q, k, v, rows.offsets, rows.visible_end, alpha, 1.0, backend=name)
+        return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad.to(dtype))]
+
+    for ours, exact in zip(run(backend, dtype), run("reference", torch.float64), strict=True):
+        assert (ours.double() - exact).norm() <= 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize("score", [-6.0, -10.0, -14.0, -20.0, -40.0])
+def test_scores_far_below_zero(backend, score):
+    check_far_below_zero(backend, batch("mixed"), 16, torch.float32, score)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("score", [-6.0, -10.0, -14.0, -20.0, -40.0])
+def test_scores_far_below_zero_on_a_gpu(backend, head_dim, score):
+    check_far_below_zero(backend, batch("mixed", "cuda"), head_dim, torch.bfloat16, score)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128, 256])

@@ -61,6 +61,7 @@ def test_bench_writes_json_and_tables_follow(tmp_path, monkeypatch):
     assert bench.main(["--device", "cpu", "--out", str(out), *options]) == 0
     report = json.loads(out.read_text())
     assert {"commit", "date", "python", "torch", "threads"} <= report["environment"].keys()
+    assert report["summary"].keys() == {"attention_tiny_forward_ms", "attention_tiny_both_ms"}
     sides = {(line["operator"], line["side"], line["passes"]) for line in report["results"]}
     assert ("mtgr_attention", "padded PyTorch", "forward + backward") in sides
     assert ("block", "cpu", "forward") in sides

@@ -44,13 +44,17 @@ class BackwardWorker {
         visible_end_ + token,
     };
     cut_row(row.visible_end, length, blocks_);
+    const bool finite = all_finite(row.grad_out, length, dim_) && all_finite(row.q, length, dim_) &&
+                        all_finite(row.k, length, dim_) && all_finite(row.v, length, dim_);
+    if (!finite) blocks_.clear();
     for (const QueryBlock& block : blocks_) {
       for (int64_t key = 0; key < block.visible_end; key += kKeyBlock) {
         add_keys(row, block, key, std::min(key + kKeyBlock, block.visible_end));
       }
     }
     for (int64_t i = 0; i < length; ++i) {
-      if (i >= row.visible_end[i]) add_itself(row, i);
+      for (int64_t j = 0; !finite && j < row.visible_end[i]; ++j) add_key(row, i, j);
+      if (i >= row.visible_end[i]) add_key(row, i, i);
     }
     write_head(row.grad_q, grad_q_, token, length, head, dim_);
     write_head(row.grad_k, grad_k_, token, length, head, dim_);
@@ -89,14 +93,14 @@ class BackwardWorker {
                              num_queries, dim_, num_keys, 1);
   }
 
-  // Adds the gradients of what token i takes from itself.
-  void add_itself(const Row& row, int64_t i) {
-    acc_t weight = dot(row.q.row(i), row.k.row(i), dim_);
-    acc_t grad = dot(row.grad_out.row(i), row.v.row(i), dim_);
+  // Adds the gradients of what token i takes from token j.
+  void add_key(const Row& row, int64_t i, int64_t j) {
+    acc_t weight = dot(row.q.row(i), row.k.row(j), dim_);
+    acc_t grad = dot(row.grad_out.row(i), row.v.row(j), dim_);
     silu_backward(&weight, &grad, 1, alpha_, inv_n_);
-    add_scaled(row.grad_v.row(i), row.grad_out.row(i), weight, dim_);
-    add_scaled(row.grad_q.row(i), row.k.row(i), grad, dim_);
-    add_scaled(row.grad_k.row(i), row.q.row(i), grad, dim_);
+    add_scaled(row.grad_v.row(j), row.grad_out.row(i), weight, dim_);
+    add_scaled(row.grad_q.row(i), row.k.row(j), grad, dim_);
+    add_scaled(row.grad_k.row(j), row.q.row(i), grad, dim_);
   }
 
   Heads<scalar_t> grad_out_, q_, k_, v_, grad_q_, grad_k_, grad_v_;

@@ -33,16 +33,16 @@ class ForwardWorker {
     const auto out = sum_head(out_, token, length, head, dim_, out_scratch_);
     const int32_t* visible_end = visible_end_ + token;
     cut_row(visible_end, length, blocks_);
+    const bool finite = all_finite(q, length, dim_) && all_finite(k, length, dim_) && all_finite(v, length, dim_);
+    if (!finite) blocks_.clear();
     for (const QueryBlock& block : blocks_) {
       for (int64_t key = 0; key < block.visible_end; key += kKeyBlock) {
         add_keys(q, k, v, out, visible_end, block, key, std::min(key + kKeyBlock, block.visible_end));
       }
     }
     for (int64_t i = 0; i < length; ++i) {
-      if (i < visible_end[i]) continue;  // it has already met itself
-      acc_t weight = dot(q.row(i), k.row(i), dim_);
-      silu_forward(&weight, 1, alpha_, inv_n_);
-      add_scaled(out.row(i), v.row(i), weight, dim_);
+      for (int64_t j = 0; !finite && j < visible_end[i]; ++j) add_key(q, k, v, out, i, j);
+      if (i >= visible_end[i]) add_key(q, k, v, out, i, i);  // it has not yet met itself
     }
     write_head(out, out_, token, length, head, dim_);
   }
@@ -63,6 +63,13 @@ class ForwardWorker {
     }
     multiply_matrices<acc_t>(scores, Transpose::kNo, v.rows_from(begin), Transpose::kNo, out.rows_from(block.begin),
                              num_queries, dim_, num_keys, 1);
+  }
+
+  // Adds what token i takes from token j.
+  void add_key(Matrix<acc_t> q, Matrix<acc_t> k, Matrix<acc_t> v, Matrix<acc_t> out, int64_t i, int64_t j) {
+    acc_t weight = dot(q.row(i), k.row(j), dim_);
+    silu_forward(&weight, 1, alpha_, inv_n_);
+    add_scaled(out.row(i), v.row(j), weight, dim_);
   }
 
   Heads<scalar_t> q_, k_, v_, out_;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
@@ -79,6 +80,18 @@ Matrix<acc_type<scalar_t>> read_head(const Heads<scalar_t>& heads, int64_t token
     for (int64_t d = 0; d < dim; ++d) to[d] = static_cast<acc_t>(from[d]);
   }
   return {scratch.data(), dim};
+}
+
+// Whether a head's rows hold nothing but finite numbers. If not, blocks will not do: their products also multiply what
+// the mask hides, by a weight of zero, and zero times NaN or infinity is NaN.
+template <typename T>
+bool all_finite(Matrix<T> rows, int64_t length, int64_t dim) {
+  bool finite = true;
+  for (int64_t i = 0; i < length; ++i) {
+    const T* row = rows.row(i);
+    for (int64_t d = 0; d < dim; ++d) finite &= std::isfinite(row[d]);
+  }
+  return finite;
 }
 
 // The same rows as a matrix to sum into: the result itself, or scratch that `write_head` rounds into the result.

@@ -26,6 +26,7 @@ struct BackwardKVTraits {
     Element grad_out[kStages][kQueries * kDim];
     Barrier k_full, k_empty, v_full, v_empty, full[kStages], empty[kStages];
     int query[kStages];  // first query of the stage's tile, its lowest bit set if the mask must be read
+    Outbox outbox[2];
     TileInfo tile;
     int key, head, count;
   };
@@ -79,32 +80,33 @@ __device__ __forceinline__ void backward_kv_compute(BackwardKVParams const& p, t
       int const stage = step % kStages;
       s.full[stage].wait(step / kStages & 1);
       int const query = s.query[stage];
-      bool const masked = query & 1;
       issue<true>(mma_scores, k, rows_of(s.q[stage]), scores);
       issue<true>(mma_scores, v, rows_of(s.grad_out[stage]), grad_weights);
       finish<1>(scores);
-      CUTE_UNROLL
-      for (int e = 0; e < size(scores); e += 4) {  // two neighbouring queries of two keys
-        bool keep[4] = {true, true, true, true};
-        if (masked) {
-          CUTE_UNROLL
-          for (int c = 0; c < 2; ++c) {
-            int const position = (query & ~1) + fragment_column(e + c);
-            bool const inside = position < tile.length;
-            int const end = inside ? __ldg(p.visible_end + tile.row_start + position) : 0;
-            keep[c] = row < end || (inside && row == position);
-            keep[c + 2] = row + 8 < end || (inside && row + 8 == position);
-          }
-        }
-        float weight[4];
+      auto activate = [&](auto exact) {  // scores become twice SiLU' of them
         CUTE_UNROLL
-        for (int c = 0; c < 4; ++c) {
-          float const h = scores(e + c) * p.half_alpha, t = tanh_approx(h), ht = h * t;
-          weight[c] = keep[c] ? h + ht : 0.f;
-          scores(e + c) = keep[c] ? 1.f + (t + fmaf(-ht, t, h)) : 0.f;  // twice SiLU'
+        for (int e = 0; e < size(scores); e += 2) {
+          Silu const low = silu<decltype(exact)::value>(scores(e));
+          Silu const high = silu<decltype(exact)::value>(scores(e + 1));
+          weight_words(e / 2) = pack<Element>(low.weight, high.weight);
+          scores(e) = low.twice_slope;
+          scores(e + 1) = high.twice_slope;
         }
-        weight_words(e / 2) = pack<Element>(weight[0], weight[1]);
-        weight_words(e / 2 + 1) = pack<Element>(weight[2], weight[3]);
+      };
+      if (halve(scores, p.half_alpha)) {
+        activate(true_type{});
+      } else {
+        activate(false_type{});
+      }
+      if (query & 1) {
+        CUTE_UNROLL
+        for (int e = 0; e < size(scores); e += 4) {  // two neighbouring queries of two keys
+          KeepPairs const keep(p, tile, row, query & ~1, e);
+          CUTE_UNROLL
+          for (int c = 0; c < 4; ++c) scores(e + c) = keep.pair[c] ? scores(e + c) : 0.f;
+          weight_words(e / 2) &= keep.bits(0);
+          weight_words(e / 2 + 1) &= keep.bits(1);
+        }
       }
       issue<false>(mma_grad, weights, columns_of(s.grad_out[stage]), grad_v);
       finish<1>(grad_weights);
@@ -125,8 +127,13 @@ __device__ __forceinline__ void backward_kv_compute(BackwardKVParams const& p, t
         static_cast<Element*>(p.grad_k.data) + token * p.grad_k.token_stride + head * p.grad_k.head_stride;
     Element* const to_v =
         static_cast<Element*>(p.grad_v.data) + token * p.grad_v.token_stride + head * p.grad_v.head_stride;
-    store_rows<Element, kDim>(grad_v, p.inv_n, to_v, p.grad_v.token_stride, tile.length - key);
-    store_rows<Element, kDim>(grad_k, p.scale_k, to_k, p.grad_k.token_stride, tile.length - key);
+    int const rows = tile.length - key;
+    unsigned const bad_v =
+        store_rows<Element, kDim>(grad_v, p.inv_n, to_v, p.grad_v.token_stride, rows, s.outbox[half]);
+    unsigned const bad_k =
+        store_rows<Element, kDim>(grad_k, p.scale_k, to_k, p.grad_k.token_stride, rows, s.outbox[half]);
+    if (bad_v) repair_values<Element, kDim>(p, tile, head, key, bad_v);
+    if (bad_k) repair_keys<Element, kDim>(p, tile, head, key, bad_k);
   }
 }
 
@@ -150,9 +157,10 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kv_kernel(__grid_constan
   if (group == 0) {
     cutlass::arch::warpgroup_reg_dealloc<24>();
     if (threadIdx.x < 32) {
-      wait_for_kernel_before();  // the plan
-      let_next_kernel_start();   // the kernel of queries fills the multiprocessors this one leaves
+      let_next_kernel_start();
       backward_kv_load<Traits>(p, s);
+      wait_for_kernel_before();  // that of queries, which it does not read, but whose results are due when this one
+                                 // ends
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<240>();

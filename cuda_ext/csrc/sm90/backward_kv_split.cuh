@@ -1,4 +1,4 @@
-// The backward kernel of keys for head dims 256 and 64: grad_k and grad_v of 64 key tokens of a head at a time.
+// The backward kernel of keys for head dim 64: grad_k and grad_v of 64 key tokens of a head at a time.
 //
 // Persistent, as the forward. Each result takes the registers of one warpgroup, so the two share the work of a step, a
 // tile of queries: one computes the scores S^T = K Q^T, from them the weights, and accumulates
@@ -19,16 +19,17 @@ struct BackwardKVSplitTraits {
   using QtLayout = MNMajor<Element, kQueries, kDim>;
   using MmaScores = MmaSS<Element, kQueries, kDim>;
   using MmaGrad = MmaRS<Element, kDim, kQueries>;
-  static constexpr int kExchange = kQueries / 8;  // 16-byte words a thread passes on, four half pairs each, over 2
+  static constexpr int kExchange = kQueries / 8;  // 16-byte words a thread passes on, four pairs each, over 2
 
   struct alignas(1024) Shared {
     Element k[kHalves][kHalf * kDim];
     Element v[kHalves][kHalf * kDim];
     Element q[kStages][kQueries * kDim];
     Element grad_out[kStages][kQueries * kDim];
-    uint4 slope[2][kExchange / 2][kWarpgroup];  // SiLU'(S^T) as half pairs, each thread's own
+    uint4 slope[2][kExchange / 2][kWarpgroup];  // SiLU'(S^T) in pairs, each thread's own
     Barrier k_full, k_empty, v_full, v_empty, full[kStages], empty[kStages], slope_full[2], slope_empty[2];
     int query[kStages];  // first query of the stage's tile, its lowest bit set if the mask must be read
+    Outbox outbox[2];
     TileInfo tile;
     int key, head, count;
   };
@@ -47,6 +48,7 @@ __device__ __forceinline__ void backward_kv_split_values(BackwardKVParams const&
   auto grad_v = partition_fragment_C(mma_grad, Shape<_64, Int<kDim>>{});
   auto scores = partition_fragment_C(mma_scores, Shape<_64, Int<kQueries>>{});
   auto weights = make_operand<Element, kQueries>();
+  auto weight_words = recast<uint32_t>(weights);
   int const thread = threadIdx.x % kWarpgroup;
 
   uint32_t step = 0;
@@ -68,37 +70,37 @@ __device__ __forceinline__ void backward_kv_split_values(BackwardKVParams const&
       finish<0>(scores);
       if (i == count - 1) s.k_empty.arrive();
       s.slope_empty[buffer].wait((step / 2 & 1) ^ 1);
-      bool const masked = query & 1;
       uint32_t slope[2 * Traits::kExchange];
-      CUTE_UNROLL
-      for (int e = 0; e < size(scores); e += 4) {  // two neighbouring queries of two keys
-        bool keep[4] = {true, true, true, true};
-        if (masked) {
+      auto activate = [&](auto exact) {
+        CUTE_UNROLL
+        for (int e = 0; e < size(scores); e += 2) {
+          Silu const low = silu<decltype(exact)::value>(scores(e));
+          Silu const high = silu<decltype(exact)::value>(scores(e + 1));
+          weight_words(e / 2) = pack<Element>(low.weight, high.weight);
+          slope[e / 2] = pack<Element>(low.twice_slope, high.twice_slope);
+        }
+      };
+      if (halve(scores, p.half_alpha)) {
+        activate(true_type{});
+      } else {
+        activate(false_type{});
+      }
+      if (query & 1) {
+        CUTE_UNROLL
+        for (int e = 0; e < size(scores); e += 4) {  // two neighbouring queries of two keys
+          KeepPairs const keep(p, tile, row, query & ~1, e);
           CUTE_UNROLL
-          for (int c = 0; c < 2; ++c) {
-            int const position = (query & ~1) + fragment_column(e + c);
-            bool const inside = position < tile.length;
-            int const end = inside ? __ldg(p.visible_end + tile.row_start + position) : 0;
-            keep[c] = row < end || (inside && row == position);
-            keep[c + 2] = row + 8 < end || (inside && row + 8 == position);
+          for (int j = 0; j < 2; ++j) {
+            weight_words(e / 2 + j) &= keep.bits(j);
+            slope[e / 2 + j] &= keep.bits(j);
           }
         }
-        float twice[4];
-        CUTE_UNROLL
-        for (int c = 0; c < 4; ++c) {
-          float const h = scores(e + c) * p.half_alpha, t = tanh_approx(h), ht = h * t;
-          scores(e + c) = keep[c] ? h + ht : 0.f;
-          twice[c] = keep[c] ? 1.f + (t + fmaf(-ht, t, h)) : 0.f;
-        }
-        slope[e / 2] = pack<cutlass::half_t>(twice[0], twice[1]);
-        slope[e / 2 + 1] = pack<cutlass::half_t>(twice[2], twice[3]);
       }
       CUTE_UNROLL
       for (int w = 0; w < Traits::kExchange / 2; ++w) {
         s.slope[buffer][w][thread] = make_uint4(slope[4 * w], slope[4 * w + 1], slope[4 * w + 2], slope[4 * w + 3]);
       }
       s.slope_full[buffer].arrive();
-      to_operand<Element>(scores, weights);
       issue<false>(
           mma_grad, weights,
           thread_grad.partition_fragment_B(make_tensor(make_smem_ptr(s.grad_out[stage]), typename Traits::QtLayout{})),
@@ -108,7 +110,9 @@ __device__ __forceinline__ void backward_kv_split_values(BackwardKVParams const&
     }
     Element* const to = static_cast<Element*>(p.grad_v.data) + int64_t(tile.row_start + key) * p.grad_v.token_stride +
                         head * p.grad_v.head_stride;
-    store_rows<Element, kDim>(grad_v, p.inv_n, to, p.grad_v.token_stride, tile.length - key);
+    unsigned const bad =
+        store_rows<Element, kDim>(grad_v, p.inv_n, to, p.grad_v.token_stride, tile.length - key, s.outbox[0]);
+    if (bad) repair_values<Element, kDim>(p, tile, head, key, bad);
   }
 }
 
@@ -150,7 +154,7 @@ __device__ __forceinline__ void backward_kv_split_keys(BackwardKVParams const& p
         uint32_t const words[4] = {got.x, got.y, got.z, got.w};
         CUTE_UNROLL
         for (int c = 0; c < 4; ++c) {
-          float2 const slope = __half22float2(reinterpret_cast<__half2 const&>(words[c]));
+          float2 const slope = unpack<Element>(words[c]);
           grad_weights(8 * w + 2 * c) *= slope.x;
           grad_weights(8 * w + 2 * c + 1) *= slope.y;
         }
@@ -166,7 +170,9 @@ __device__ __forceinline__ void backward_kv_split_keys(BackwardKVParams const& p
     }
     Element* const to = static_cast<Element*>(p.grad_k.data) + int64_t(tile.row_start + key) * p.grad_k.token_stride +
                         head * p.grad_k.head_stride;
-    store_rows<Element, kDim>(grad_k, p.scale_k, to, p.grad_k.token_stride, tile.length - key);
+    unsigned const bad =
+        store_rows<Element, kDim>(grad_k, p.scale_k, to, p.grad_k.token_stride, tile.length - key, s.outbox[1]);
+    if (bad) repair_keys<Element, kDim>(p, tile, head, key, bad);
   }
 }
 
@@ -195,9 +201,10 @@ __global__ void __launch_bounds__(kThreads, Traits::kBlocks)
   if (group == 0) {
     cutlass::arch::warpgroup_reg_dealloc<Registers<Traits::kBlocks>::kLoad>();
     if (threadIdx.x < 32) {
-      wait_for_kernel_before();  // the plan
-      let_next_kernel_start();   // the kernel of queries fills the multiprocessors this one leaves
+      let_next_kernel_start();
       backward_kv_load<Traits>(p, s);
+      wait_for_kernel_before();  // that of queries, which it does not read, but whose results are due when this one
+                                 // ends
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<Registers<Traits::kBlocks>::kCompute>();

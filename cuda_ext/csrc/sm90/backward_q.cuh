@@ -1,7 +1,7 @@
 // The backward kernel of queries: grad_q of one tile of 128 query tokens of a head at a time.
 //
 // The forward's items with three products a key tile: S = Q K^T, dP = grad_out V^T, grad_q += dS K. Each warpgroup does
-// them in turn; the other's fill the gaps. It starts while the last CTAs of the kernel of keys still run. Nothing is
+// them in turn; the other's fill the gaps. The kernel of keys starts while its last CTAs still run. Nothing is
 // accumulated across CTAs, so the result is the same every time.
 #pragma once
 
@@ -14,7 +14,10 @@ struct BackwardQParams {
   WorkHeader* header;
   TileInfo const* tiles;
   int const* visible_end;
+  Inputs in;
   Matrix grad_q;
+  void const* grad_scores;
+  int64_t blocks_a_head;
   int num_heads;
   float half_alpha;
   float scale;  // alpha * inv_n / 2: the derivative kept is doubled
@@ -25,6 +28,7 @@ struct BackwardQTraits {
   using Element = Element_;
   static constexpr int kDim = kDim_, kKeys = kKeys_, kKStages = kKStages_, kVStages = kVStages_;
   static_assert(kKeys % kHalf == 0, "a self term is in a regular key tile or in a diagonal one, never in both");
+  static constexpr bool kOwnOutbox = kDim < 256;  // else results go out through grad_out's memory
   using QLayout = KMajor<Element, kHalf, kDim>;
   using KLayout = KMajor<Element, kKeys, kDim>;
   using KtLayout = MNMajor<Element, kKeys, kDim>;
@@ -37,9 +41,11 @@ struct BackwardQTraits {
     Element k[kKStages][kKeys * kDim];
     Element v[kVStages][kKeys * kDim];
     Barrier q_full[2], q_empty, k_full[kKStages], k_empty[kKStages], v_full[kVStages], v_empty[kVStages];
+    std::conditional_t<kOwnOutbox, Outbox, char> outbox[2];
     TileInfo tile;
     int head;
   };
+  static_assert(sizeof(Shared) <= 227 * 1024);
 };
 
 template <class Traits>
@@ -51,7 +57,7 @@ __device__ __forceinline__ void backward_q_load(BackwardQParams const& p, typena
   int item = blockIdx.x;
   TileInfo tile;
   if (item < num_items) tile = p.tiles[item / p.num_heads];
-  while (item < num_items) {
+  while (item < num_items && tile.block < 0) {  // from the first row on whose score gradients are kept, all are
     int const next = atomicAdd(&p.header->next[2], 1) + gridDim.x;
     int const head = item % p.num_heads;
     KeyTiles const keys(tile, kKeys);
@@ -132,10 +138,12 @@ __device__ __forceinline__ void backward_q_compute(BackwardQParams const& p, typ
       s.v_empty[c % kVStages].arrive();
     };
     auto slope = [&](int i) {  // scores become twice SiLU' of them, 0 where masked
-      CUTE_UNROLL
-      for (int e = 0; e < size(scores); ++e) {
-        float const h = scores(e) * p.half_alpha, t = tanh_approx(h);
-        scores(e) = 1.f + (t + fmaf(-h * t, t, h));
+      if (halve(scores, p.half_alpha)) {
+        CUTE_UNROLL
+        for (int e = 0; e < size(scores); ++e) scores(e) = silu<true>(scores(e)).twice_slope;
+      } else {
+        CUTE_UNROLL
+        for (int e = 0; e < size(scores); ++e) scores(e) = silu<false>(scores(e)).twice_slope;
       }
       bool const diagonal = i >= keys.regular;
       if (diagonal || (i + 1) * kKeys > least) {
@@ -159,7 +167,7 @@ __device__ __forceinline__ void backward_q_compute(BackwardQParams const& p, typ
       slope(i);
       finish<0>(grad_weights);
       s.v_empty[v_stage].arrive();
-      if (i == last) s.q_empty.arrive();
+      if (Traits::kOwnOutbox && i == last) s.q_empty.arrive();
       CUTE_UNROLL
       for (int e = 0; e < size(scores); ++e) grad_weights(e) *= scores(e);
       to_operand<Element>(grad_weights, grad_scores);
@@ -172,7 +180,18 @@ __device__ __forceinline__ void backward_q_compute(BackwardQParams const& p, typ
       int64_t const token = tile.row_start + tile.first + half * kHalf;
       Element* const to =
           static_cast<Element*>(p.grad_q.data) + token * p.grad_q.token_stride + head * p.grad_q.head_stride;
-      store_rows<Element, kDim>(grad_q, p.scale, to, p.grad_q.token_stride, rows);
+      Outbox* const box =
+          Traits::kOwnOutbox ? reinterpret_cast<Outbox*>(s.outbox) + half : reinterpret_cast<Outbox*>(s.grad_out[half]);
+      unsigned const bad = store_rows<Element, kDim>(grad_q, p.scale, to, p.grad_q.token_stride, rows, *box);
+      if constexpr (!Traits::kOwnOutbox) {
+        cutlass::arch::fence_view_async_shared();  // what is loaded next comes after what was written here
+        s.q_empty.arrive();
+      }
+      if (bad) {
+        Spoilt const spoilt{tile, head, tile.first + half * kHalf, bad, p.half_alpha, p.scale};
+        Visible const sees{p.visible_end + tile.row_start};
+        repair<Element, kDim, true>(spoilt, p.in.q, p.in.k, p.in.grad_out, p.in.v, p.in.k, p.grad_q, sees);
+      }
     }
   }
 }
@@ -200,8 +219,9 @@ __global__ void __launch_bounds__(kThreads, 1) backward_q_kernel(__grid_constant
   if (group == 0) {
     cutlass::arch::warpgroup_reg_dealloc<40>();
     if (threadIdx.x == 0) {
+      wait_for_kernel_before();  // the plan
+      let_next_kernel_start();   // the kernel of keys fills the multiprocessors this one leaves
       backward_q_load<Traits>(p, s);
-      wait_for_kernel_before();  // which it does not read, but whose results are due when this one ends
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<232>();

@@ -69,9 +69,9 @@ void check(at::Tensor const& q, at::Tensor const& k, at::Tensor const& v, at::Te
 Problem describe(at::Tensor const& q, at::Tensor const& k, at::Tensor const& v, at::Tensor const& offsets,
                  at::Tensor const& visible_end, at::Tensor const& workspace, double alpha, double inv_n) {
   Problem problem{};
-  problem.q = matrix(q);
-  problem.k = matrix(k);
-  problem.v = matrix(v);
+  problem.in.q = matrix(q);
+  problem.in.k = matrix(k);
+  problem.in.v = matrix(v);
   problem.offsets = offsets.const_data_ptr<int>();
   problem.visible_end = visible_end.const_data_ptr<int>();
   problem.workspace = workspace.data_ptr();
@@ -122,7 +122,15 @@ void backward_out(at::Tensor const& grad_out, at::Tensor const& q, at::Tensor co
   at::Tensor const grad = loadable(grad_out) ? grad_out : grad_out.clone(at::MemoryFormat::Contiguous);
   at::Tensor const workspace = make_workspace(q, offsets);
   Problem problem = describe(q, k, v, offsets, visible_end, workspace, alpha, inv_n);
-  problem.grad_out = matrix(grad);
+  int64_t const blocks =
+      hstu_sm90_grad_score_blocks(q.size(0), offsets.size(0) - 1, static_cast<int>(q.size(2))) * q.size(1);
+  at::Tensor grad_scores;
+  if (blocks > 0) {
+    // The last block is loaded with its neighbour.
+    grad_scores = at::empty({(blocks + 1) * hstu_sm90::kBlock}, q.options());
+    problem.grad_scores = grad_scores.data_ptr();
+  }
+  problem.in.grad_out = matrix(grad);
   problem.grad_q = matrix(grad_q);
   problem.grad_k = matrix(grad_k);
   problem.grad_v = matrix(grad_v);

@@ -150,8 +150,8 @@ def _write_instances(folder: Path) -> list[str]:
     return paths
 
 
-def extension(toolkit: Toolkit) -> Any:
-    """Describes the library `hstu_ops/_sm90.so` to setuptools."""
+def extension(toolkit: Toolkit, link: list[str]) -> Any:
+    """Describes the library `hstu_ops/_sm90.so` to setuptools; `link` is given to its linker, too."""
     cpp_extension.CUDA_HOME = str(toolkit.home)  # read when it composes nvcc's command
     root = HERE.parent.parent
     sources = [str((HERE / name).relative_to(root)) for name in ("binding.cpp", "api.cu")]
@@ -162,5 +162,5 @@ def extension(toolkit: Toolkit) -> Any:
         include_dirs=[str(HERE), *toolkit.include],
         libraries=["c10_cuda", "torch_cuda"],
         extra_compile_args={"cxx": ["-O2", "-std=c++17", "-g0"], "nvcc": list(NVCC_FLAGS)},
-        extra_link_args=[str(toolkit.runtime)],
+        extra_link_args=[str(toolkit.runtime), *link],
     )

@@ -91,6 +91,37 @@ __device__ __forceinline__ float tanh_approx(float x) {
   return y;
 }
 
+// SiLU(2 h) and twice its derivative. By tanh they cost one special instruction, but far below zero 1 + tanh(h) keeps
+// no digits; exact, they cost two.
+struct Silu {
+  float weight, twice_slope;
+};
+template <bool kExact>
+__device__ __forceinline__ Silu silu(float h) {
+  if constexpr (kExact) {
+    float const s = __fdividef(1.f, 1.f + __expf(-2.f * h)), weight = 2.f * h * s;
+    return {weight, 2.f * fmaf(weight, 1.f - s, s)};
+  } else {
+    float const t = tanh_approx(h), ht = h * t;
+    return {h + ht, 1.f + (t + fmaf(-ht, t, h))};
+  }
+}
+
+// Halves scores in place to what `silu` takes, and tells whether any needs the exact way: one three-way maximum for two
+// of them, since of floats below zero the larger has the larger bits.
+template <class Acc>
+__device__ __forceinline__ bool halve(Acc& scores, float half_alpha) {
+  constexpr unsigned kFarBelow = 0xc0800000;  // -4: from there on the way by tanh is off by more than 2^-10
+  unsigned most = 0;
+  CUTE_UNROLL
+  for (int e = 0; e < size(scores); e += 2) {
+    scores(e) *= half_alpha;
+    scores(e + 1) *= half_alpha;
+    most = __vimax3_u32(most, __float_as_uint(scores(e)), __float_as_uint(scores(e + 1)));
+  }
+  return most > kFarBelow;
+}
+
 template <class T>
 __device__ __forceinline__ uint32_t pack(float low, float high) {
   if constexpr (std::is_same_v<T, cutlass::half_t>) {
@@ -99,6 +130,15 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   } else {
     __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return reinterpret_cast<uint32_t&>(pair);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ float2 unpack(uint32_t pair) {
+  if constexpr (std::is_same_v<T, cutlass::half_t>) {
+    return __half22float2(reinterpret_cast<__half2 const&>(pair));
+  } else {
+    return __bfloat1622float2(reinterpret_cast<__nv_bfloat162 const&>(pair));
   }
 }
 
@@ -122,39 +162,71 @@ __device__ __forceinline__ auto make_operand() {
 __device__ __forceinline__ int fragment_row() { return (threadIdx.x % kWarpgroup) / 32 * 16 + (threadIdx.x % 32) / 4; }
 __device__ __forceinline__ int fragment_column(int i) { return i / 4 * 8 + (threadIdx.x % 4) * 2 + i % 2; }
 
-// Stores rows [0, rows) of a 64 x D accumulator, scaled, 16 bytes a thread: four threads that share a row exchange
-// their columns so that each has eight neighbouring ones.
+// x times zero, plus sum, in pairs: not zero once an x is not finite.
+template <class T>
+__device__ __forceinline__ void add_unless_finite(uint32_t& sum, uint32_t x) {
+  if constexpr (std::is_same_v<T, cutlass::half_t>) {
+    asm("fma.rn.f16x2 %0, %1, %2, %0;" : "+r"(sum) : "r"(x), "r"(0));
+  } else {
+    asm("fma.rn.bf16x2 %0, %1, %2, %0;" : "+r"(sum) : "r"(x), "r"(0));
+  }
+}
+
+// Shared memory through which a warpgroup's results go out, 64 columns at a time: 16 rows of 128 bytes a warp.
+struct alignas(128) Outbox {
+  uint4 line[kWarpgroup / 32][16][8];
+};
+
+// Writes four matrices of 8 x 8 numbers of 16 bits, row by row, each lane giving where one row goes.
+__device__ __forceinline__ void store_matrices(uint4* row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(cute::cast_smem_ptr_to_uint(row)),
+      "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
+}
+
+// Stores rows [0, rows) of a 64 x D accumulator, scaled. Returns which of the warp's 16 rows hold a number that is not
+// finite, a bit each.
 template <class T, int kDim, class Acc>
-__device__ __forceinline__ void store_rows(Acc const& acc, float scale, T* to, int64_t token_stride, int rows) {
-  int const lane = threadIdx.x % 4;
-  bool const odd = lane & 1, high = lane & 2;
+__device__ __forceinline__ unsigned store_rows(Acc const& acc, float scale, T* to, int64_t token_stride, int rows,
+                                               Outbox& box) {
+  int const lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroup / 32;
+  auto& line = box.line[warp];
+  to += warp * 16 * token_stride + lane % 8 * 8;
+  rows -= warp * 16;
+  uint32_t sum[2] = {};
   CUTE_UNROLL
-  for (int j = 0; j < 2; ++j) {
-    int const row = fragment_row() + 8 * j;
-    T* const line = to + row * token_stride;
+  for (int c = 0; c < kDim / 64; ++c) {
     CUTE_UNROLL
-    for (int g = 0; g < kDim / 32; ++g) {
+    for (int b = 0; b < 4; ++b) {  // 16 columns: two blocks of eight, of rows 0 to 7 and 8 to 15
       uint32_t word[4];
       CUTE_UNROLL
-      for (int b = 0; b < 4; ++b) {
-        int const i = 4 * (4 * g + b) + 2 * j;
-        word[b] = pack<T>(acc(i) * scale, acc(i + 1) * scale);
+      for (int w = 0; w < 4; ++w) {
+        int const i = 4 * (8 * c + 2 * b + w / 2) + 2 * (w % 2);
+        word[w] = pack<T>(acc(i) * scale, acc(i + 1) * scale);
+        add_unless_finite<T>(sum[w % 2], word[w]);
       }
-      CUTE_UNROLL
-      for (int b = 0; b < 4; b += 2) {
-        uint32_t const got = __shfl_xor_sync(0xffffffffu, odd ? word[b] : word[b + 1], 1);
-        (odd ? word[b] : word[b + 1]) = got;
-      }
-      CUTE_UNROLL
-      for (int b = 0; b < 2; ++b) {
-        uint32_t const got = __shfl_xor_sync(0xffffffffu, high ? word[b] : word[b + 2], 2);
-        (high ? word[b] : word[b + 2]) = got;
-      }
-      if (row < rows) {
-        *reinterpret_cast<uint4*>(line + 32 * g + 8 * lane) = make_uint4(word[0], word[1], word[2], word[3]);
-      }
+      int const row = lane % 16, chunk = 2 * b + lane / 16;
+      store_matrices(&line[row][chunk ^ (row % 8)], word[0], word[1], word[2], word[3]);
     }
+    __syncwarp();
+    CUTE_UNROLL
+    for (int r = 0; r < 16; r += 4) {
+      int const row = r + lane / 8;
+      uint4 const words = line[row][(lane ^ row) % 8];
+      if (row < rows) *reinterpret_cast<uint4*>(to + row * token_stride + 64 * c) = words;
+    }
+    __syncwarp();
   }
+  unsigned spoilt = 0;
+  CUTE_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    bool const bad = lane / 4 + 8 * j < rows && (sum[j] & 0x7fff7fffu) != 0;
+    unsigned const threads = __ballot_sync(0xffffffffu, bad);
+    CUTE_UNROLL
+    for (int r = 0; r < 8; ++r) spoilt |= (threads >> 4 * r & 0xf ? 1u : 0u) << (8 * j + r);
+  }
+  return spoilt;
 }
 
 }  // namespace hstu_sm90

@@ -7,7 +7,7 @@
 // weights; with two, a warpgroup takes its steps in turn, with fewer registers, and the other CTA fills the gaps.
 #pragma once
 
-#include "device.cuh"
+#include "repair.cuh"
 
 namespace hstu_sm90 {
 
@@ -16,6 +16,7 @@ struct ForwardParams {
   WorkHeader* header;
   TileInfo const* tiles;
   int const* visible_end;
+  Inputs in;
   Matrix out;
   int num_heads;
   float half_alpha;
@@ -38,6 +39,7 @@ struct ForwardTraits {
     Element k[kStages][kKeys * kDim];
     Element v[kStages][kKeys * kDim];
     Barrier q_full[2], q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+    Outbox outbox[2];
     TileInfo tile;
     int head;
   };
@@ -77,7 +79,7 @@ struct RowMask {
   // Element i of a fragment whose first column is key `base`; on a diagonal tile only self terms count.
   __device__ bool keeps(int i, int base, bool diagonal) const {
     int const j = i / 2 % 2, key = base + fragment_column(i);
-    return key == row + 8 * j || (!diagonal && key < end[j]);
+    return (key == row + 8 * j) | (!diagonal & (key < end[j]));
   }
 };
 
@@ -168,10 +170,12 @@ __device__ __forceinline__ void forward_compute(ForwardParams const& p, typename
       s.v_empty[stage].arrive();
     };
     auto activate = [&](int i) {
-      CUTE_UNROLL
-      for (int e = 0; e < size(scores); ++e) {
-        float const h = scores(e) * p.half_alpha;
-        scores(e) = fmaf(h, tanh_approx(h), h);
+      if (halve(scores, p.half_alpha)) {
+        CUTE_UNROLL
+        for (int e = 0; e < size(scores); ++e) scores(e) = silu<true>(scores(e)).weight;
+      } else {
+        CUTE_UNROLL
+        for (int e = 0; e < size(scores); ++e) scores(e) = silu<false>(scores(e)).weight;
       }
       bool const diagonal = i >= keys.regular;
       if (diagonal || (i + 1) * kKeys > least) {
@@ -246,7 +250,12 @@ __device__ __forceinline__ void forward_compute(ForwardParams const& p, typename
     if (rows > 0) {
       int64_t const token = tile.row_start + tile.first + half * kHalf;
       Element* const to = static_cast<Element*>(p.out.data) + token * p.out.token_stride + head * p.out.head_stride;
-      store_rows<Element, kDim>(out, p.inv_n, to, p.out.token_stride, rows);
+      unsigned const bad = store_rows<Element, kDim>(out, p.inv_n, to, p.out.token_stride, rows, s.outbox[half]);
+      if (bad) {
+        Spoilt const spoilt{tile, head, tile.first + half * kHalf, bad, p.half_alpha, p.inv_n};
+        Visible const sees{p.visible_end + tile.row_start};
+        repair<Element, kDim, false>(spoilt, p.in.q, p.in.k, p.in.q, p.in.k, p.in.v, p.out, sees);
+      }
     }
   }
 }

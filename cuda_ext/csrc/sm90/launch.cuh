@@ -3,7 +3,9 @@
 
 #include "backward_kv.cuh"
 #include "backward_kv_split.cuh"
+#include "backward_kv_trio.cuh"
 #include "backward_q.cuh"
+#include "backward_q_kept.cuh"
 #include "forward.cuh"
 
 namespace hstu_sm90 {
@@ -55,6 +57,7 @@ void set_common(Params& params, Problem const& problem) {
   params.header = static_cast<WorkHeader*>(problem.workspace);
   params.tiles = reinterpret_cast<TileInfo const*>(params.header + 1);
   params.visible_end = problem.visible_end;
+  params.in = problem.in;
   params.num_heads = problem.num_heads;
   params.half_alpha = problem.alpha * 0.5f;
 }
@@ -62,7 +65,8 @@ void set_common(Params& params, Problem const& problem) {
 // Starts `blocks` CTAs on each multiprocessor, possibly before the kernel before it in the stream has ended: the
 // kernels wait for that one themselves (griddepcontrol).
 template <class Shared, class Params>
-char const* launch(void (*kernel)(Params), Params const& params, cudaStream_t stream, int blocks) {
+char const* launch(void (*kernel)(Params), Params const& params, cudaStream_t stream, int blocks,
+                   int threads = kThreads) {
   int device, multiprocessors;
   HSTU_SM90_CHECK(cudaGetDevice(&device));
   HSTU_SM90_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
@@ -72,7 +76,7 @@ char const* launch(void (*kernel)(Params), Params const& params, cudaStream_t st
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks * multiprocessors);
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(threads);
   config.dynamicSmemBytes = sizeof(Shared);
   config.stream = stream;
   config.attrs = &attribute;
@@ -92,39 +96,43 @@ char const* run_forward(Problem const& problem, cudaStream_t stream) {
   set_common(params, problem);
   params.out = problem.out;
   params.inv_n = problem.inv_n;
-  HSTU_SM90_TRY(encode(params.q, problem.q, problem, kHalf));
-  HSTU_SM90_TRY(encode(params.k, problem.k, problem, Traits::kKeys));
-  HSTU_SM90_TRY(encode(params.v, problem.v, problem, Traits::kKeys));
+  HSTU_SM90_TRY(encode(params.q, problem.in.q, problem, kHalf));
+  HSTU_SM90_TRY(encode(params.k, problem.in.k, problem, Traits::kKeys));
+  HSTU_SM90_TRY(encode(params.v, problem.in.v, problem, Traits::kKeys));
   void (*kernel)(ForwardParams) = forward_kernel<Traits>;
   return launch<typename Traits::Shared>(kernel, params, stream, Traits::kBlocks);
 }
 
 template <class Traits>
-char const* run_backward_kv(void (*kernel)(BackwardKVParams), Problem const& problem, cudaStream_t stream) {
+char const* run_backward_kv(void (*kernel)(BackwardKVParams), Problem const& problem, cudaStream_t stream,
+                            int threads = kThreads) {
   BackwardKVParams params;
   set_common(params, problem);
   params.grad_k = problem.grad_k;
   params.grad_v = problem.grad_v;
+  params.grad_scores = problem.grad_scores;
+  params.blocks_a_head = hstu_sm90_grad_score_blocks(problem.num_tokens, problem.num_rows, problem.head_dim);
   params.scale_k = problem.alpha * problem.inv_n * 0.5f;
   params.inv_n = problem.inv_n;
-  HSTU_SM90_TRY(encode(params.q, problem.q, problem, Traits::kQueries));
-  HSTU_SM90_TRY(encode(params.grad_out, problem.grad_out, problem, Traits::kQueries));
-  HSTU_SM90_TRY(encode(params.k, problem.k, problem, kHalf));
-  HSTU_SM90_TRY(encode(params.v, problem.v, problem, kHalf));
-  return launch<typename Traits::Shared>(kernel, params, stream, Traits::kBlocks);
+  HSTU_SM90_TRY(encode(params.q, problem.in.q, problem, Traits::kQueries));
+  HSTU_SM90_TRY(encode(params.grad_out, problem.in.grad_out, problem, Traits::kQueries));
+  HSTU_SM90_TRY(encode(params.k, problem.in.k, problem, kHalf));
+  HSTU_SM90_TRY(encode(params.v, problem.in.v, problem, kHalf));
+  return launch<typename Traits::Shared>(kernel, params, stream, Traits::kBlocks, threads);
 }
 
 template <class Traits>
-char const* run_backward_q(Problem const& problem, cudaStream_t stream) {
+char const* run_backward_q(void (*kernel)(BackwardQParams), Problem const& problem, cudaStream_t stream) {
   BackwardQParams params;
   set_common(params, problem);
   params.grad_q = problem.grad_q;
   params.scale = problem.alpha * problem.inv_n * 0.5f;
-  HSTU_SM90_TRY(encode(params.q, problem.q, problem, kHalf));
-  HSTU_SM90_TRY(encode(params.grad_out, problem.grad_out, problem, kHalf));
-  HSTU_SM90_TRY(encode(params.k, problem.k, problem, Traits::kKeys));
-  HSTU_SM90_TRY(encode(params.v, problem.v, problem, Traits::kKeys));
-  void (*kernel)(BackwardQParams) = backward_q_kernel<Traits>;
+  params.grad_scores = problem.grad_scores;
+  params.blocks_a_head = hstu_sm90_grad_score_blocks(problem.num_tokens, problem.num_rows, problem.head_dim);
+  HSTU_SM90_TRY(encode(params.q, problem.in.q, problem, kHalf));
+  HSTU_SM90_TRY(encode(params.grad_out, problem.in.grad_out, problem, kHalf));
+  HSTU_SM90_TRY(encode(params.k, problem.in.k, problem, Traits::kKeys));
+  HSTU_SM90_TRY(encode(params.v, problem.in.v, problem, Traits::kKeys));
   return launch<typename Traits::Shared>(kernel, params, stream, 1);
 }
 

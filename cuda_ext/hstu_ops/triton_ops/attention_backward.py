@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hstu_ops.triton_ops.configs import Tile, tiles_for
+from hstu_ops.triton_ops.configs import Tile, precision, tiles_for
+from hstu_ops.triton_ops.repair import any_spoilt, sum_seen
 from hstu_ops.triton_ops.silu import sigmoid
 from hstu_ops.triton_ops.tiles import locate_tile, rows_of_tiles
 
@@ -105,12 +106,37 @@ def _backward_kv_kernel(
             own_grad = grad_start + j[:, None] * grad_token + dims[None, :]
             grad_v += own_weight[:, None] * tl.load(own_grad, mask=behind[:, None], other=0.0).to(tl.float32)
         tl.store(grad_v_ptr + out, (grad_v * inv_n).to(grad_v_ptr.dtype.element_ty), mask=in_row[:, None])
+        if any_spoilt(grad_v, in_row):
+            tl.debug_barrier()  # what is written here has been written by other threads
+            k_start = k_ptr + token * k_token + head * k_head
+            out_start = grad_v_ptr + token * out_token + head * out_head
+            for place in range(first, tl.minimum(first + KEYS, length)):
+                total = sum_seen(
+                    k_start + place * k_token, k_start + place * k_token, q_start, q_token, q_start, q_token,
+                    grad_start, grad_token, visible_end + token, place, length, alpha, True, False, D, 16,
+                )  # fmt: skip
+                tl.store(
+                    out_start + place * out_token + dims, (total * inv_n).to(grad_v_ptr.dtype.element_ty)
+                )
     if GRAD_K:
         if any_behind:
             own = q_start + j[:, None] * q_token + dims[None, :]
             grad_k += own_grad_x[:, None] * tl.load(own, mask=behind[:, None], other=0.0).to(tl.float32)
         grad_k *= alpha * inv_n
         tl.store(grad_k_ptr + out, grad_k.to(grad_k_ptr.dtype.element_ty), mask=in_row[:, None])
+        if any_spoilt(grad_k, in_row):
+            tl.debug_barrier()
+            k_start = k_ptr + token * k_token + head * k_head
+            v_start = v_ptr + token * v_token + head * v_head
+            out_start = grad_k_ptr + token * out_token + head * out_head
+            for place in range(first, tl.minimum(first + KEYS, length)):
+                total = sum_seen(
+                    k_start + place * k_token, v_start + place * v_token, q_start, q_token,
+                    grad_start, grad_token, q_start, q_token, visible_end + token, place, length, alpha,
+                    True, True, D, 16,
+                )  # fmt: skip
+                total *= alpha * inv_n
+                tl.store(out_start + place * out_token + dims, total.to(grad_k_ptr.dtype.element_ty))
 
 
 @triton.jit
@@ -181,6 +207,19 @@ def _backward_q_kernel(
 
     out = grad_q_ptr + token * out_token + head * out_head + i[:, None] * out_token + dims[None, :]
     tl.store(out, (acc * (alpha * inv_n)).to(grad_q_ptr.dtype.element_ty), mask=in_row[:, None])
+    if any_spoilt(acc, in_row):
+        tl.debug_barrier()  # what is written here has been written by other threads
+        q_start = q_ptr + token * q_token + head * q_head
+        grad_start = grad_ptr + token * grad_token + head * grad_head
+        out_start = grad_q_ptr + token * out_token + head * out_head
+        for place in range(first, tl.minimum(first + QUERIES, length)):
+            total = sum_seen(
+                q_start + place * q_token, grad_start + place * grad_token, k_start, k_token,
+                v_start, v_token, k_start, k_token, visible_end + token, place, length, alpha,
+                False, True, D, 16,
+            )  # fmt: skip
+            total *= alpha * inv_n
+            tl.store(out_start + place * out_token + dims, total.to(grad_q_ptr.dtype.element_ty))
 
 
 def attention_backward(
@@ -226,7 +265,7 @@ def attention_backward_out(
 
     def constants(tile: Tile) -> dict[str, object]:
         return {
-            "FAST": q.dtype == torch.bfloat16, "PRECISION": "ieee", "D": head_dim,
+            "FAST": q.dtype == torch.bfloat16, "PRECISION": precision(q.dtype), "D": head_dim,
             "QUERIES": tile.queries, "KEYS": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages,
         }  # fmt: skip
 

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hstu_ops.triton_ops.configs import tiles_for
+from hstu_ops.triton_ops.configs import precision, tiles_for
+from hstu_ops.triton_ops.repair import any_spoilt, sum_seen
 from hstu_ops.triton_ops.silu import sigmoid
 from hstu_ops.triton_ops.tiles import locate_tile, rows_of_tiles
 
@@ -87,6 +88,15 @@ def _forward_kernel(
 
     out = out_ptr + token * out_token + head * out_head + i[:, None] * out_token + dims[None, :]
     tl.store(out, (acc * inv_n).to(out_ptr.dtype.element_ty), mask=in_row[:, None])
+    if any_spoilt(acc, in_row):
+        tl.debug_barrier()  # what is written here has been written by other threads
+        out_start = out_ptr + token * out_token + head * out_head
+        for place in range(first, tl.minimum(first + QUERIES, length)):
+            total = sum_seen(
+                q_start + place * q_token, q_start + place * q_token, k_start, k_token, k_start, k_token,
+                v_start, v_token, visible_end + token, place, length, alpha, False, False, D, 16,
+            )  # fmt: skip
+            tl.store(out_start + place * out_token + dims, (total * inv_n).to(out_ptr.dtype.element_ty))
 
 
 def attention_forward(
@@ -111,7 +121,7 @@ def attention_forward(
             q, k, v, out, offsets, visible_end, tile_row, alpha, inv_n,
             q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
             out.stride(0), out.stride(1),
-            FAST=q.dtype == torch.bfloat16, PRECISION="ieee", D=head_dim,
+            FAST=q.dtype == torch.bfloat16, PRECISION=precision(q.dtype), D=head_dim,
             QUERIES=tile.queries, KEYS=tile.keys, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out

@@ -43,8 +43,8 @@ _SMALL = {
     128: _joint(Tile(64, 32, 4, 2), Tile(32, 64, 4, 1), Tile(64, 32, 4, 1)),
     256: _joint(Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
 }
-# float32 is multiplied exactly, outside the tensor cores: small tiles, for proofs and small runs.
-_FLOAT32 = {256: _joint(Tile(32, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1))}
+# float32 is multiplied in three parts of 11 bits on the tensor cores: small tiles, for proofs and small runs.
+_FLOAT32 = {256: _joint(Tile(32, 32, 4, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1))}
 _HOPPER_SHARED_MEMORY = 220 * 1024
 
 
@@ -61,3 +61,8 @@ def tiles_for(device: torch.device, head_dim: int, dtype: torch.dtype) -> Tiles:
         index = device.index if device.index is not None else torch.cuda.current_device()
         table = _HOPPER if _shared_memory(index) >= _HOPPER_SHARED_MEMORY else _SMALL
     return table[min(size for size in table if size >= head_dim)]
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Returns how a dtype is multiplied: float32 as three products of TF32, which is as exact."""
+    return "tf32x3" if dtype == torch.float32 else "ieee"
