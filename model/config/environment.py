@@ -4,12 +4,13 @@
 |---|---|---|
 | `MTGR_DEVICE` | where to compute: `auto`, `cpu` or `cuda` | `auto`: a GPU if there is one |
 | `MTGR_THREADS` | threads that compute on a CPU | 1 |
-| `RANK`, `LOCAL_RANK` | set by torchrun | one process alone |
+| `RANK`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE` | set by torchrun | one process alone |
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Mapping
 
 import torch
@@ -42,6 +43,12 @@ def device() -> torch.device:
 def rank() -> int:
     """This process's rank among those that train together."""
     return environment.whole("RANK", 0)
+
+
+def reader_threads() -> int:
+    """Threads that make tensors of rows beside the one that computes: its share of the cores, up to 4."""
+    cores = len(os.sched_getaffinity(0)) // environment.whole("LOCAL_WORLD_SIZE", 1, low=1)
+    return max(1, min(4, cores - 1))
 
 
 def is_launched() -> bool:

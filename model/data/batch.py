@@ -1,7 +1,9 @@
 """`JaggedBatch`: rows of the samples table as tensors, without padding.
 
 One dataclass from the encoder to the model, for training, evaluation and serving. Values of a group lie end
-to end, feature by feature, so that a batch is twelve tensors however many features a dataset declares.
+to end, feature by feature, so that a batch is some fifteen tensors however many features a dataset declares.
+`packed` puts them, and the layout that was made with them on the CPU, into one buffer: what goes to a GPU
+goes in one copy out of page-locked memory, and the tensors are views of it there.
 
 Legend: B rows, P, S, R, C tokens of a group over all rows (P = B for the profile), F features.
 """
@@ -10,15 +12,21 @@ Legend: B rows, P, S, R, C tokens of a group over all rows (P = B for the profil
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.data.layout import Layout, layout
 from spark_jobs.contract.features import Group
 
 SEQUENCES = (Group.STATIC, Group.REALTIME, Group.CANDIDATE)
+_ALIGNMENT = 64  # bytes: of every tensor in a buffer
+_LAYOUT = ("offsets", "group", "visible_end", "source", "candidates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +43,9 @@ class JaggedBatch:
         weights: float32 `[C]`: how many impressions a candidate stands for; 1 where nothing was sampled.
         frozen_numbers: float32 `[F_numbers of candidates]`: what replaces a candidate's number while the
             real-time state is frozen; infinity where the number stays.
+        layouts: Where the tokens lie, one for each run of rows that is computed at once; none until
+            `laid_out`.
+        storage: uint8, the buffer whose views all tensors are; None until `packed`.
     """
 
     ids: dict[Group, Tensor]
@@ -45,6 +56,8 @@ class JaggedBatch:
     labels: Tensor
     weights: Tensor
     frozen_numbers: Tensor
+    layouts: tuple[Layout, ...] = ()
+    storage: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -81,34 +94,110 @@ class JaggedBatch:
         """Candidates of each row, int64 `[B]`."""
         return self.lengths[Group.CANDIDATE]
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> JaggedBatch:
-        return JaggedBatch(
-            ids={group: change(tensor) for group, tensor in self.ids.items()},
-            numbers={group: change(tensor) for group, tensor in self.numbers.items()},
-            lengths={group: change(tensor) for group, tensor in self.lengths.items()},
-            realtime_visible=change(self.realtime_visible),
-            candidate_visible=change(self.candidate_visible),
-            labels=change(self.labels),
-            weights=change(self.weights),
-            frozen_numbers=change(self.frozen_numbers),
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows, the profile's among them."""
+        sequences = (tensor.shape[1] for group, tensor in self.ids.items() if group is not Group.PROFILE)
+        return int(sum(sequences) + self.num_profile * self.num_rows)
+
+    def layout(self) -> Layout:
+        """The layout of all rows: the one made by `laid_out`, or else one that is made now."""
+        if len(self.layouts) > 1:
+            raise ValueError(f"the batch is laid out in {len(self.layouts)} parts: take one of `parts`")
+        return self.layouts[0] if self.layouts else layout(self)
+
+    def laid_out(self, num_parts: int = 1) -> JaggedBatch:
+        """This batch with its layout, in runs of rows of about equal tokens."""
+        ends = token_shares(self.tokens_B(), num_parts)
+        return dataclasses.replace(
+            self, layouts=tuple(layout(self, *run) for run in itertools.pairwise([0, *ends]))
         )
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> JaggedBatch:
-        """This batch on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def parts(self) -> list[JaggedBatch]:
+        """The runs of rows by which it was laid out, each as a batch of views."""
+        return [self] if len(self.layouts) == 1 else [self._part(where) for where in self.layouts]
 
-    def pin_memory(self) -> JaggedBatch:
-        """This batch in page-locked memory, from which a copy to the GPU can overlap with computing."""
-        return self._map(lambda tensor: tensor.pin_memory())
+    def _part(self, where: Layout) -> JaggedBatch:
+        of = {group: slice(*bounds) for group, bounds in where.places.items()}
+        rows = slice(*where.rows)
+        return JaggedBatch(
+            ids={group: tensor[:, of[group]] for group, tensor in self.ids.items()},
+            numbers={group: tensor[:, of[group]] for group, tensor in self.numbers.items()},
+            lengths={group: lengths_B[rows] for group, lengths_B in self.lengths.items()},
+            realtime_visible=self.realtime_visible[of[Group.REALTIME]],
+            candidate_visible=self.candidate_visible[of[Group.CANDIDATE]],
+            labels=self.labels[:, of[Group.CANDIDATE]],
+            weights=self.weights[of[Group.CANDIDATE]],
+            frozen_numbers=self.frozen_numbers,
+            layouts=(where,),
+        )
+
+    def _tensors(self) -> list[Tensor]:
+        return [
+            *self.ids.values(),
+            *self.numbers.values(),
+            *self.lengths.values(),
+            self.realtime_visible,
+            self.candidate_visible,
+            self.labels,
+            self.weights,
+            self.frozen_numbers,
+            *(getattr(where, name) for where in self.layouts for name in _LAYOUT),
+        ]
+
+    def _of(self, tensors: Sequence[Tensor], storage: Tensor | None) -> JaggedBatch:
+        """This batch with other tensors, in the order of `_tensors`."""
+        rest = iter(tensors)
+        return JaggedBatch(
+            ids={group: next(rest) for group in self.ids},
+            numbers={group: next(rest) for group in self.numbers},
+            lengths={group: next(rest) for group in self.lengths},
+            realtime_visible=next(rest),
+            candidate_visible=next(rest),
+            labels=next(rest),
+            weights=next(rest),
+            frozen_numbers=next(rest),
+            layouts=tuple(
+                dataclasses.replace(where, **{name: next(rest) for name in _LAYOUT}) for where in self.layouts
+            ),
+            storage=storage,
+        )
+
+    def packed(self, *, pin: bool = False) -> JaggedBatch:
+        """This batch in one buffer, page-locked for copies to a GPU that nothing waits for."""
+        tensors = self._tensors()
+        size = sum(_padded(tensor) for tensor in tensors)
+        storage = torch.empty(size, dtype=torch.uint8, pin_memory=pin)
+        views = _views(storage, tensors)
+        for view, tensor in zip(views, tensors, strict=True):
+            view.copy_(tensor)
+        return self._of(views, storage)
+
+    def to(self, device: torch.device | str) -> JaggedBatch:
+        """This batch on `device`: as it is if it is there, else by one copy, unwaited for if page-locked."""
+        if self.device == torch.device(device):
+            return self
+        packed = self if self.storage is not None else self.packed()
+        assert packed.storage is not None
+        storage = packed.storage.to(device, non_blocking=packed.storage.is_pinned())
+        return packed._of(_views(storage, packed._tensors()), storage)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Tells the allocator that `stream` uses the tensors, so that none is freed under it."""
+        """Tells the allocator that `stream` uses a batch of one buffer, so that it is not freed under it."""
+        assert self.storage is not None
+        self.storage.record_stream(stream)
 
-        def record(tensor: Tensor) -> Tensor:
-            tensor.record_stream(stream)
-            return tensor
-
-        self._map(record)
+    @staticmethod
+    def joined(batches: Sequence[JaggedBatch]) -> JaggedBatch:
+        """The rows of several batches of one dataset, one after the other."""
+        if len(batches) == 1:
+            return batches[0]
+        first = batches[0]
+        joined = [
+            torch.cat(parts, dim=-1)
+            for parts in zip(*(batch._tensors()[:-1] for batch in batches), strict=True)
+        ]
+        return dataclasses.replace(first, layouts=(), storage=None)._of([*joined, first.frozen_numbers], None)
 
     def select(self, rows_N: Tensor) -> JaggedBatch:  # noqa: N803
         """The given rows, in the given order: int64 `[N]` of row numbers."""
@@ -138,13 +227,16 @@ class JaggedBatch:
         """
         if rows_B is None:
             rows_B = torch.ones(self.num_rows, dtype=torch.bool, device=self.device)
-        frozen_C = rows_B.repeat_interleave(self.lengths[Group.CANDIDATE])
+        lengths_B = self.lengths[Group.CANDIDATE]
+        frozen_C = rows_B.repeat_interleave(lengths_B, output_size=self.num_candidates)
         replaced_FC = ~self.frozen_numbers.isinf().unsqueeze(1) & frozen_C
         numbers = torch.where(replaced_FC, self.frozen_numbers.unsqueeze(1), self.numbers[Group.CANDIDATE])
         return dataclasses.replace(
             self,
             numbers={**self.numbers, Group.CANDIDATE: numbers},
             candidate_visible=self.candidate_visible.masked_fill(frozen_C, 0),
+            layouts=(),
+            storage=None,
         )
 
 
@@ -157,20 +249,53 @@ def ragged_index(lengths_B: Tensor, starts_B: Tensor, rows_N: Tensor) -> Tensor:
     return torch.arange(total, device=lengths_B.device) + shift_N.repeat_interleave(lengths_N)
 
 
+def _padded(tensor: Tensor) -> int:
+    """Bytes that a tensor takes in a buffer."""
+    return -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+
+
+def _views(storage: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Views of a buffer, in the shapes and dtypes of `tensors`, one behind the other."""
+    views, first = [], 0
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        views.append(storage[first : first + size].view(tensor.dtype).view(tensor.shape))
+        first += _padded(tensor)
+    return views
+
+
+def nearest_cut(ends: npt.NDArray[np.float64], target: float, first: int = 0) -> int:
+    """How many rows, from row `first` on, cost in sum what is nearest `target`; at least one.
+
+    Args:
+        ends: Cumulative cost of the rows, that of all before `first` included.
+        target: What a run of rows should cost.
+        first: Where the run starts.
+    """
+    done = float(ends[first - 1]) if first else 0.0
+    place = int(np.searchsorted(ends, done + target))
+    if place == len(ends):
+        return place - first
+    if place > first:  # the first row stays, however much it costs
+        over, under = ends[place] - done - target, target + done - ends[place - 1]
+        place -= int(under <= over)
+    return place + 1 - first
+
+
 def token_cuts(tokens: Tensor, target: int) -> list[int]:
     """Ends of runs of rows, each cut where its cumulative tokens are nearest `target` (at least one row)."""
-    # Row i ends at token ends[i]. A step wants to end at token `done + target`; `place` is the first row that
-    # ends there or beyond, so the cut goes after this row or, where that is nearer, after the one before. The
-    # next step counts from where this one ended, not from where it should have: errors do not add up, and the
-    # cuts depend on the rows alone, not on how many ranks share a step.
-    ends = tokens.cumsum(0)
-    cuts: list[int] = []
-    done = 0
-    while (first := cuts[-1] if cuts else 0) < len(tokens):
-        place = int(torch.searchsorted(ends, done + target))
-        if place < len(ends) and place > first:  # the first row of a step stays, however long it is
-            over, under = int(ends[place]) - done - target, target + done - int(ends[place - 1])
-            place -= int(under <= over)
-        cuts.append(min(max(place, first) + 1, len(tokens)))
-        done = int(ends[cuts[-1] - 1])
-    return cuts
+    # Each run counts from where the one before ended, not from where it should have: errors do not add up.
+    ends = tokens.cumsum(0).double().numpy()
+    cuts = [0]
+    while cuts[-1] < len(ends):
+        cuts.append(cuts[-1] + nearest_cut(ends, target, cuts[-1]))
+    return cuts[1:]
+
+
+def token_shares(tokens: Tensor, num_parts: int) -> list[int]:
+    """Ends of `num_parts` runs of rows of about equal tokens: a row falls to where its middle token lies."""
+    ends = tokens.cumsum(0).double()
+    middles = ends - tokens / 2
+    total = ends[-1] if len(ends) else ends.new_zeros(())
+    bounds = total * torch.arange(1, num_parts, dtype=torch.float64) / num_parts
+    return [*torch.searchsorted(middles, bounds).tolist(), len(tokens)]

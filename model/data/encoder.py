@@ -27,12 +27,22 @@ import torch
 from torch import Tensor
 
 from model.data.batch import SEQUENCES, JaggedBatch
-from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Owner
+from spark_jobs.contract.features import (
+    MAX_REALTIME,
+    MAX_STATIC,
+    Dataset,
+    FeatureSpec,
+    Group,
+    Kind,
+    Owner,
+)
 from spark_jobs.contract.tables import TYPE_NAMES, item_type, sample_columns
 
 RECENCY = "recency"
 LABELS = ("label_click", "label_conversion")
+NO_IDS = (-1, 2**63 - 1)  # what systems write for "none": one row of a table for all that lack an id
 _BEHAVIOURS = (Group.STATIC, Group.REALTIME)
+_LIMITS = {Group.STATIC: MAX_STATIC, Group.REALTIME: MAX_REALTIME}
 _RATE_MARGIN = 1e-4  # rates are clipped to [margin, 1 - margin] before the logit
 Array = npt.NDArray[Any]
 
@@ -104,23 +114,31 @@ class SampleEncoder:
         self.label_columns = (*LABELS, *weights)
         unread = {"candidate_request_id", "candidate_impression_id", "candidate_time_ms", *self.label_columns}
         self.columns = [name for name, _ in sample_columns(dataset) if name not in unread]
+        read = {*self.columns, *self.label_columns}
+        self._schema = pa.schema([field for field in arrow_schema(dataset) if field.name in read])
 
-    def encode(self, rows: pa.Table | Sequence[dict[str, Any]]) -> JaggedBatch:
+    def encode(
+        self, rows: pa.Table | Sequence[dict[str, Any]], numbers: Sequence[int] | Array | None = None
+    ) -> JaggedBatch:
         """Encodes rows, whose label columns may be missing (a request has none yet).
 
         Args:
             rows: An Arrow table with the columns of the samples table in any order, or rows as dictionaries.
+            numbers: By which numbers errors name the rows, e.g. those in a file; by default from 0 on.
 
         Raises:
-            ValueError: A column is missing, has a null, unequal lists, a value out of range or NaN; the
-                message names the column, the value and the row.
+            ValueError: A column is missing, of another type, has a null, unequal lists, a value out of range
+                or NaN, times out of order, more behaviours than a row may have, or a reserved id; the message
+                names the column, the value and the row.
         """
         table = rows if isinstance(rows, pa.Table) else self._table(rows)
         missing = [name for name in self.columns if name not in table.column_names]
         if missing:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise ValueError(f"samples of {self.dataset.name} lack the columns {shown}")
-        reader = _Rows(table, self.max_static)
+        self._check_types(table)
+        reader = _Rows(table, self.max_static, numbers)
+        self._check_times(reader)
         labels = self._labels(reader)
         return JaggedBatch(
             ids={group: self._ids(reader, group) for group in Group},
@@ -132,6 +150,36 @@ class SampleEncoder:
             weights=self._weights(reader),
             frozen_numbers=self.frozen_numbers(),
         )
+
+    def empty(self) -> JaggedBatch:
+        """A batch without rows."""
+        return self.encode(arrow_schema(self.dataset).empty_table())
+
+    def _check_types(self, table: pa.Table) -> None:
+        for field in self._schema:
+            place = table.schema.get_field_index(field.name)
+            if place >= 0 and not _reads_as(table.schema.field(place).type, field.type):
+                raise ValueError(
+                    f"column {field.name} is {table.schema.field(place).type}, where it must be {field.type}"
+                )
+
+    def _check_times(self, reader: _Rows) -> None:
+        """Checks that behaviours lie oldest first, on their side of the window's start."""
+        reader.scalar("user_id")
+        starts = reader.scalar("window_start_ms")
+        for group in _BEHAVIOURS:
+            column, lengths = f"{group}_time_ms", reader.lengths[group]
+            times = reader.values(column, group)
+            if not len(times):
+                continue
+            is_first = np.zeros(len(times), bool)
+            is_first[(lengths.cumsum() - lengths)[lengths > 0]] = True
+            reader.check(column, group, times, is_first | (times >= np.roll(times, 1)),
+                         "at or after the one before it: behaviours lie oldest first")  # fmt: skip
+            start = np.repeat(starts, lengths)
+            is_valid = times < start if group is Group.STATIC else times >= start
+            wanted = "before" if group is Group.STATIC else "at or after"
+            reader.check(column, group, times, is_valid, f"{wanted} the window's start")
 
     def frozen_numbers(self) -> Tensor:
         """Encoded value of each candidate number while the state is frozen; infinity where it stays."""
@@ -158,6 +206,8 @@ class SampleEncoder:
             column = f"{group}_{feature.name}"
             values = reader.values(column, group)
             if feature.kind is Kind.ID:
+                reader.check(column, group, values, (values != NO_IDS[0]) & (values != NO_IDS[1]),
+                             "an id: -1 and 2^63 - 1 stand for none")  # fmt: skip
                 row[:] = mix64(values).view(np.int64)
             else:
                 reader.check(column, group, values, (values >= 0) & (values < feature.cardinality),
@@ -210,8 +260,11 @@ class SampleEncoder:
 class _Rows:
     """Columns of a table as flat arrays, with the lengths of each group checked."""
 
-    def __init__(self, table: pa.Table, max_static: int) -> None:
+    def __init__(
+        self, table: pa.Table, max_static: int, numbers: Sequence[int] | Array | None = None
+    ) -> None:
         self.table = table
+        self.numbers = range(table.num_rows) if numbers is None else numbers
         self.full_lengths: dict[Group, Array] = {}
         for group in SEQUENCES:
             self.full_lengths[group] = self._lengths_of(f"{group}_time_ms" if group is not Group.CANDIDATE
@@ -220,6 +273,13 @@ class _Rows:
             raise ValueError(
                 f"row {self._name(self.full_lengths[Group.CANDIDATE].argmin())} has no candidate"
             )
+        for group, limit in _LIMITS.items():
+            if (self.full_lengths[group] > limit).any():
+                at = int(self.full_lengths[group].argmax())
+                raise ValueError(
+                    f"row {self._name(at)} has {self.full_lengths[group][at]} {group} behaviours; at most "
+                    f"{limit} are allowed"
+                )
         static = self.full_lengths[Group.STATIC]
         kept = np.minimum(static, max_static)
         self.lengths = {**self.full_lengths, Group.STATIC: kept}
@@ -236,7 +296,10 @@ class _Rows:
         """A column without lists."""
         chunk = self.table.column(column).combine_chunks()
         if chunk.null_count:
-            raise ValueError(f"column {column} has {chunk.null_count} nulls; the samples gate refuses these")
+            raise ValueError(
+                f"column {column} has {chunk.null_count} nulls, the first in row {self._null(chunk)}; the "
+                "samples gate refuses these"
+            )
         values: Array = chunk.to_numpy(zero_copy_only=False)
         return values
 
@@ -254,7 +317,12 @@ class _Rows:
             )
         flat = _flat(self.table.column(column))
         if flat.null_count:
-            raise ValueError(f"column {column} has {flat.null_count} nulls inside its lists")
+            first = int(np.asarray(flat.is_null()).argmax())
+            row = np.searchsorted(lengths.cumsum(), first, "right")
+            raise ValueError(
+                f"column {column} has {flat.null_count} nulls inside its lists, the first in row "
+                f"{self._name(row)}"
+            )
         values: Array = flat.to_numpy(zero_copy_only=False)
         return (
             values[self._static_kept] if group is Group.STATIC and self._static_kept is not None else values
@@ -274,14 +342,36 @@ class _Rows:
     def _lengths_of(self, column: str) -> Array:
         array = self.table.column(column)
         if array.null_count:
-            raise ValueError(f"column {column} has {array.null_count} nulls where it needs lists")
+            raise ValueError(
+                f"column {column} has {array.null_count} nulls where it needs lists, the first in row "
+                f"{self._null(array)}"
+            )
         lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in array.chunks]
         return np.concatenate(lengths).astype(np.int64) if lengths else np.zeros(0, np.int64)
 
+    def _null(self, array: pa.Array | pa.ChunkedArray) -> str:
+        return self._name(array.is_null().to_numpy(zero_copy_only=False).argmax())
+
     def _name(self, row: Any) -> str:
+        name = str(int(self.numbers[int(row)]))
         if "user_id" not in self.table.column_names:
-            return str(int(row))
-        return f"{int(row)} (user {self.table.column('user_id')[int(row)].as_py()})"
+            return name
+        return f"{name} (user {self.table.column('user_id')[int(row)].as_py()})"
+
+
+def _reads_as(given: pa.DataType, declared: pa.DataType) -> bool:
+    """Whether values of a type can be read where another is declared: integers as numbers, no text, ..."""
+    if _is_list(declared) or _is_list(given):
+        return _is_list(declared) and _is_list(given) and _reads_as(given.value_type, declared.value_type)
+    if pa.types.is_integer(declared):
+        return bool(pa.types.is_integer(given))
+    if pa.types.is_floating(declared):
+        return bool(pa.types.is_integer(given) or pa.types.is_floating(given))
+    return bool(given == declared or pa.types.is_large_string(given))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _flat(array: pa.ChunkedArray) -> pa.Array:

@@ -3,20 +3,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from model.data.batch import JaggedBatch
 from spark_jobs.contract.features import Group
+
+if TYPE_CHECKING:
+    from model.data.batch import JaggedBatch
 
 GROUPS = tuple(Group)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the tokens of a batch lie, row by row: profile, static, real-time, candidates.
+    """Where the tokens of a batch, or of a run of its rows, lie: profile, static, real-time, candidates.
+
+    What is a number here is known without a look at a tensor: nothing that asks for it waits for a device.
 
     Attributes:
         offsets: int32 `[B + 1]`, where each row starts.
@@ -24,6 +30,10 @@ class Layout:
         visible_end: int32 `[T]`, leading tokens of its own row that a token sees, beside itself.
         source: int64 `[T]`, each token's place in the groups laid one after the other.
         candidates: int64 `[C]`, places of the candidates in T.
+        rows: First row in the batch, and the one after the last.
+        places: By group, the first token in the batch's tensors and the one after the last (profile: rows).
+        longest: By group, tokens of the row that has most of them.
+        num_pairs: Pairs of tokens of which one sees the other, itself included: what attention must compute.
     """
 
     offsets: Tensor
@@ -31,44 +41,78 @@ class Layout:
     visible_end: Tensor
     source: Tensor
     candidates: Tensor
+    rows: tuple[int, int]
+    places: Mapping[Group, tuple[int, int]]
+    longest: Mapping[Group, int]
+    num_pairs: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens T."""
+        return int(self.group.shape[0])
 
 
-def layout(batch: JaggedBatch) -> Layout:
-    """Lays a batch's tokens out and draws the dynamic mask as visibility counts (3.2).
+def layout(batch: JaggedBatch, first: int = 0, end: int | None = None) -> Layout:
+    """Lays the tokens of a run of rows out and draws the dynamic mask as visibility counts (3.2).
 
     Profile and static tokens see all static ones; a real-time token and a candidate see these and the
     real-time tokens strictly earlier than themselves. Real-time tokens lie oldest first, so that what token
-    i sees is `[0, visible_end[i])` and itself.
+    i sees is `[0, visible_end[i])` and itself. Made where the batch is, which for training is the CPU: on a
+    GPU it waits for the device.
+
+    Args:
+        batch: The rows.
+        first: First row.
+        end: The row after the last; by default all from `first` on.
     """
     device = batch.device
-    profile_B = torch.full_like(batch.lengths[Group.CANDIDATE], batch.num_profile)
-    lengths_GB = torch.stack([batch.lengths.get(group, profile_B) for group in GROUPS])
+    end = batch.num_rows if end is None else end
+    places = _places(batch, first, end)
+    lengths_B = batch.lengths[Group.CANDIDATE][first:end]
+    num_rows = end - first
+    profile_B = torch.full_like(lengths_B, batch.num_profile)
+    lengths_GB = torch.stack([profile_B, *(batch.lengths[group][first:end] for group in GROUPS[1:])])
     ends_B = lengths_GB.sum(0).cumsum(0)
     offsets_B1 = torch.cat([ends_B.new_zeros(1), ends_B])
     # The tokens of (row, group) are a run of T; the groups laid end to end are G runs of rows.
     runs = lengths_GB.t().flatten()
     total = int(offsets_B1[-1])
-    group_T = torch.arange(len(GROUPS), device=device).repeat(batch.num_rows)
+    group_T = torch.arange(len(GROUPS), device=device).repeat(num_rows)
     group_T = group_T.repeat_interleave(runs, output_size=total)
     starts_GB = (lengths_GB.flatten().cumsum(0) - lengths_GB.flatten()).view_as(lengths_GB)
     shift = starts_GB.t().flatten() - (runs.cumsum(0) - runs)
     source_T = torch.arange(total, device=device) + shift.repeat_interleave(runs, output_size=total)
     num_static_B = lengths_GB[0] + lengths_GB[1]
+    of_realtime, of_candidates = (slice(*places[group]) for group in (Group.REALTIME, Group.CANDIDATE))
     visible = torch.cat(
         [
             num_static_B.new_zeros(int(num_static_B.sum())),
-            batch.realtime_visible,
-            batch.candidate_visible,
+            batch.realtime_visible[of_realtime],
+            batch.candidate_visible[of_candidates],
         ]
     )
-    row_T = torch.arange(batch.num_rows, device=device).repeat_interleave(
-        lengths_GB.sum(0), output_size=total
-    )
+    row_T = torch.arange(num_rows, device=device).repeat_interleave(lengths_GB.sum(0), output_size=total)
     visible_end_T = num_static_B[row_T] + visible[source_T]
+    sees_itself = lengths_GB[2:].sum()  # static tokens count themselves among the static ones
     return Layout(
         offsets=offsets_B1.int(),
         group=group_T.int(),
         visible_end=visible_end_T.int(),
         source=source_T,
         candidates=(group_T == GROUPS.index(Group.CANDIDATE)).nonzero().flatten(),
+        rows=(first, end),
+        places=places,
+        longest={
+            group: int(lengths.max()) if num_rows else 0
+            for group, lengths in zip(GROUPS, lengths_GB, strict=True)
+        },
+        num_pairs=int(visible_end_T.sum() + sees_itself),
     )
+
+
+def _places(batch: JaggedBatch, first: int, end: int) -> dict[Group, tuple[int, int]]:
+    places = {Group.PROFILE: (first, end)}
+    for group in GROUPS[1:]:
+        before = int(batch.lengths[group][:first].sum())
+        places[group] = (before, before + int(batch.lengths[group][first:end].sum()))
+    return places

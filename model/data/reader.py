@@ -1,35 +1,28 @@
-"""Reads the samples table by day, streaming, in an order that depends on its rows and a seed alone.
-
-Days come in order; within a day rows come in chunks, and within a chunk in the order of a hash of
-(seed, pass, user, window), so that the order does not depend on how the day's files were written (for a day
-of more than one chunk: beyond the order of its files). Steps are cut by cumulative tokens, and every rank
-reads the same steps and keeps its share of each.
-"""
+"""Reads the samples table by day, streaming, a bounded number of tokens at a time."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from model.data.batch import JaggedBatch, token_cuts
-from model.data.encoder import SampleEncoder, mix64
+from model.data.batch import SEQUENCES
+from model.data.encoder import mix64
 from spark_jobs.contract import locations
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.features import Dataset
 from spark_jobs.lake.log import commits
-from spark_jobs.lake.rows import Rows
+from spark_jobs.lake.rows import Piece, Rows, Slice
 from spark_jobs.lake.verdicts import Standings, standings
 
 logger = logging.getLogger(__name__)
 
-CHUNK_ROWS = 32_768
+CHUNK_TOKENS = 2_000_000  # of a chunk as it is read: some 0.2 GB of rows, and as much of tensors
 
 
 class SamplesUnavailableError(CommandError):
@@ -96,6 +89,18 @@ class SamplesTable:
         for ds in sorted(set(days) - set(self.days())):
             raise SamplesUnavailableError(f"version {self.version} of {self.uri} has no samples of day {ds}")
 
+    def require_columns(self, columns: Sequence[str]) -> None:
+        """Checks that the table has columns.
+
+        Raises:
+            SamplesUnavailableError: It lacks some.
+        """
+        if missing := [name for name in columns if name not in self.columns]:
+            raise SamplesUnavailableError(
+                f"version {self.version} of {self.uri} lacks the columns {', '.join(missing)}; build the "
+                "days again by the declaration of today"
+            )
+
     def require(self, days: Sequence[str]) -> None:
         """Checks that all files of the days are there: before hours of work, not in the midst of it.
 
@@ -125,27 +130,57 @@ class SamplesTable:
                 break
         return dict(sorted(shas.items()))
 
-    def chunks(self, ds: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Rows of a day, at most `CHUNK_ROWS` at a time.
+    def slices(self, ds: str) -> list[Slice]:
+        """The files of a day with their numbers of rows.
 
         Raises:
             SamplesUnavailableError: The day has no rows or a file cannot be read.
         """
         self.require_days([ds])
+        with self._told(ds):
+            slices = self._rows.slices(ds)
+        if not sum(part.rows for part in slices):
+            raise SamplesUnavailableError(
+                f"day {ds} of version {self.version} of {self.uri} has files without any row; build it again"
+            )
+        return slices
+
+    def read(self, ds: str, part: Slice, columns: Sequence[str] | None = None) -> Iterator[Piece]:
+        """Rows of a day's file, a few at a time.
+
+        Raises:
+            SamplesUnavailableError: The file cannot be read.
+        """
+        with self._told(ds):
+            yield from self._rows.read(part, columns)
+
+    def chunks(self, ds: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Rows of a day, at most some `CHUNK_TOKENS` tokens at a time, in the order of its files.
+
+        Raises:
+            SamplesUnavailableError: The day has no rows or a file cannot be read.
+        """
         held: list[pa.RecordBatch] = []
-        try:
-            for record_batch in self._rows.batches(ds, columns):
-                held.append(record_batch)
-                if sum(part.num_rows for part in held) >= CHUNK_ROWS:
+        tokens = 0
+        for part in self.slices(ds):
+            for piece in self.read(ds, part, columns):
+                held.append(piece.batch)
+                tokens += int(tokens_of(piece.batch).sum())
+                if tokens >= CHUNK_TOKENS:
                     yield pa.Table.from_batches(held)
-                    held = []
+                    held, tokens = [], 0
+        if held:
+            yield pa.Table.from_batches(held)
+
+    @contextlib.contextmanager
+    def _told(self, ds: str) -> Iterator[None]:
+        try:
+            yield
         except (OSError, pa.ArrowException, DeltaError) as error:
             raise SamplesUnavailableError(
                 f"cannot read day {ds} of version {self.version} of {self.uri}: {error}; "
                 "if its files were vacuumed use a newer version, if they are damaged build the day again"
             ) from error
-        if held and sum(part.num_rows for part in held):
-            yield pa.Table.from_batches(held)
 
     def sample(self, ds: str, rows: int, columns: list[str]) -> pa.Table:
         """The `rows` rows of a day with the least hashes, in the order of these.
@@ -193,72 +228,24 @@ def _least_hashed(table: pa.Table, rows: int, salt: str) -> pa.Table:
     return table.take(np.lexsort(keys)[:rows])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One step's rows for this rank.
-
-    Attributes:
-        name: `<ds>/<pass>/<step>`, to find the batch again.
-        batch: This rank's share; may have no rows when a step has fewer rows than ranks.
-        num_candidates: Candidates of the step over all ranks.
-        weight: Sum of their weights, by which the loss is divided; their number where nothing was sampled.
-        num_tokens: Tokens of the step over all ranks.
-        row_hash: Hash of each of the rank's rows in (0, 1), for reproducible random choices.
-    """
-
-    name: str
-    batch: JaggedBatch
-    num_candidates: int
-    weight: float
-    num_tokens: int
-    row_hash: torch.Tensor
-
-
-def order_hash(table: pa.Table, salt: str) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+def order_hash(table: pa.Table | pa.RecordBatch, salt: str) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     """A hash of each row's user and window, and of `salt`."""
     seed = mix64(np.frombuffer(salt.encode().ljust(-(-len(salt.encode()) // 8) * 8), np.int64)).sum()
-    user, window = (table.column(name).combine_chunks().to_numpy() for name in ("user_id", "window_start_ms"))
+    user, window = (table.column(name).to_numpy() for name in ("user_id", "window_start_ms"))
     mixed = mix64(user) ^ mix64(window ^ np.int64(0x5851F42D4C957F2D)) ^ seed
     hashed: np.ndarray[tuple[int], np.dtype[np.uint64]] = mix64(mixed.view(np.int64))
     return hashed
 
 
-def steps_of(
-    table: SamplesTable,
-    encoder: SampleEncoder,
-    ds: str,
-    *,
-    pass_number: int,
-    batch_tokens: int,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Iterator[Step]:
-    """Steps of one pass over a day; the same on every call, and together the same for any world size."""
-    number = 0
-    for chunk in table.chunks(ds, [*encoder.columns, *encoder.label_columns]):
-        hashes = order_hash(chunk, f"{seed}/{ds}/{pass_number}")
-        order = np.lexsort((chunk["window_start_ms"].to_numpy(), chunk["user_id"].to_numpy(), hashes))
-        rows = encoder.encode(chunk).select(torch.from_numpy(order))
-        row_hash = torch.from_numpy(mix64(hashes[order].view(np.int64)) / 2.0**64)
-        tokens, candidates, weights = rows.tokens_B(), rows.num_candidates_B(), rows.weights_B()
-        first = 0
-        for end in token_cuts(tokens, batch_tokens):
-            # A rank takes the rows whose middle token lies in its part of the step's tokens: every row falls
-            # to exactly one rank, and ranks differ by less than a row, where equal counts of rows would let
-            # one long history keep all the others waiting.
-            ends = tokens[first:end].cumsum(0).float()
-            bounds = torch.searchsorted(
-                ends - tokens[first:end] / 2, ends[-1] * torch.arange(world_size + 1) / world_size
-            )
-            share = torch.arange(first + int(bounds[rank]), first + int(bounds[rank + 1]))
-            yield Step(
-                name=f"{ds}/{pass_number}/{number}",
-                batch=rows.select(share),
-                num_candidates=int(candidates[first:end].sum()),
-                weight=float(weights[first:end].sum()),
-                num_tokens=int(tokens[first:end].sum()),
-                row_hash=row_hash[share],
-            )
-            first = end
-            number += 1
+def tokens_of(rows: pa.RecordBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """How many values the lists of each row have, of one column of each group that has any, and one more."""
+    tokens = np.ones(rows.num_rows, np.int64)
+    for group in SEQUENCES:
+        lists = (
+            field.name
+            for field in rows.schema
+            if field.name.startswith(f"{group}_") and pa.types.is_list(field.type)
+        )
+        if name := next(lists, None):
+            tokens += np.diff(rows.column(name).offsets.to_numpy())
+    return tokens

@@ -38,10 +38,14 @@ class NumberScaler(nn.Module):
         self.register_buffer("mean_F", torch.zeros(len(names)))
         self.register_buffer("std_F", torch.ones(len(names)))
         self.register_buffer("fitted_F", torch.zeros(len(names)))
+        for group, columns in self.columns.items():
+            self.register_buffer(
+                f"columns_{group}", torch.tensor(columns, dtype=torch.int64), persistent=False
+            )
 
     def forward(self, batch: JaggedBatch, group: Group) -> Tensor:
         """Standardised numbers of a group's tokens, float32 `[tokens, F of the group]`."""
-        columns = torch.tensor(self.columns[group], dtype=torch.int64, device=self.mean_F.device)
+        columns = self.get_buffer(f"columns_{group}")
         x_TF = batch.numbers[group].t()
         z_TF = ((x_TF - self.mean_F[columns]) / self.std_F[columns]).clamp(-_CLIP, _CLIP)
         return torch.nan_to_num(z_TF, nan=0.0) * self.fitted_F[columns]

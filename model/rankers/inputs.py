@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,29 @@ def mlp(*widths: int) -> nn.Sequential:
     for width_in, width_out in itertools.pairwise(widths):
         layers += [nn.Linear(width_in, width_out), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
+
+
+class _TakeRows(torch.autograd.Function):
+    """`x[index]` of different rows: its gradient is copied to their places, where that of indexing sorts."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, index_N: Tensor) -> Tensor:
+        ctx.save_for_backward(index_N)
+        ctx.num_rows = x_TD.shape[0]
+        return x_TD.index_select(0, index_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (index_N,) = ctx.saved_tensors
+        (grad_ND,) = grads
+        grad_TD = grad_ND.new_zeros(ctx.num_rows, *grad_ND.shape[1:])
+        return grad_TD.index_copy_(0, index_N, grad_ND), None
+
+
+def take_rows(x_TD: Tensor, index_N: Tensor) -> Tensor:
+    """Rows of `[T, D]` by int64 `[N]`, each at most once."""
+    rows_ND: Tensor = _TakeRows.apply(x_TD, index_N)  # type: ignore[no-untyped-call]
+    return rows_ND
 
 
 class ProfileTokens(nn.Module):

@@ -23,9 +23,9 @@ from hstu_ops import gated_attention, group_layer_norm
 from torch import Tensor, nn
 
 from model.data.batch import JaggedBatch
-from model.data.layout import GROUPS, Layout, layout
+from model.data.layout import GROUPS, Layout
 from model.rankers.heads import Heads
-from model.rankers.inputs import InputTokens
+from model.rankers.inputs import InputTokens, take_rows
 from model.rankers.protocol import Ranker, RankerConfig, require_positive
 from spark_jobs.contract.features import Dataset, Group
 
@@ -140,12 +140,12 @@ class MtgrRanker(Ranker):
     def forward(self, batch: JaggedBatch) -> Tensor:
         """Logits of click and conversion (over all impressions), float32 `[2, C]`."""
         tokens = self.inputs(batch)
-        where = layout(batch)
+        where = batch.layout()
         in_groups = torch.cat(
             [tokens[Group.PROFILE].flatten(0, 1), *(tokens[group] for group in list(Group)[1:])]
         )
-        x_TD = in_groups[where.source]
+        x_TD = take_rows(in_groups, where.source)
         for block in self.blocks:
             x_TD = block(x_TD, where)
-        logits: Tensor = self.heads(x_TD[where.candidates])
+        logits: Tensor = self.heads(take_rows(x_TD, where.candidates))
         return logits

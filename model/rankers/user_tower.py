@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from model.data.batch import JaggedBatch
+from model.data.batch import SEQUENCES, JaggedBatch
 from model.rankers.heads import Heads
-from model.rankers.inputs import InputTokens, mlp
+from model.rankers.inputs import InputTokens, mlp, take_rows
 from model.rankers.protocol import Ranker, RankerConfig, require_positive
 from spark_jobs.contract.features import Dataset, Group
 
@@ -84,19 +84,24 @@ class UserTowerRanker(Ranker):
     def forward(self, batch: JaggedBatch) -> Tensor:
         """Logits of click and conversion (over all impressions), float32 `[2, C]`."""
         tokens = self.inputs(batch)
-        static, realtime, candidate = (batch.lengths[group] for group in list(Group)[1:])
-        static_BLD = _pad(tokens[Group.STATIC], static)
+        longest = batch.layout().longest
+        static, realtime, candidate = (batch.lengths[group] for group in SEQUENCES)
+        static_BLD = _pad(tokens[Group.STATIC], static, longest[Group.STATIC])
         user_BD = self._user(tokens[Group.PROFILE], static_BLD, static)
-        candidate_BCD = _pad(tokens[Group.CANDIDATE], candidate)
-        behaviours_BLD = torch.cat([static_BLD, _pad(tokens[Group.REALTIME], realtime)], dim=1)
-        visible_BC = _pad(batch.candidate_visible.unsqueeze(1), candidate).squeeze(-1)
+        candidate_BCD = _pad(tokens[Group.CANDIDATE], candidate, longest[Group.CANDIDATE])
+        realtime_BLD = _pad(tokens[Group.REALTIME], realtime, longest[Group.REALTIME])
+        behaviours_BLD = torch.cat([static_BLD, realtime_BLD], dim=1)
+        visible_BC = _pad(batch.candidate_visible.unsqueeze(1), candidate, longest[Group.CANDIDATE]).squeeze(
+            -1
+        )
         is_static_BCL = _within(static, static_BLD.shape[1]).unsqueeze(1).expand(-1, visible_BC.shape[1], -1)
-        places_L = torch.arange(behaviours_BLD.shape[1] - static_BLD.shape[1], device=batch.device)
+        places_L = torch.arange(longest[Group.REALTIME], device=batch.device)
         sees_BCL = torch.cat([is_static_BCL, places_L < visible_BC.unsqueeze(-1)], dim=2)
         attended_BCD = self._attend(candidate_BCD, behaviours_BLD, sees_BCL)
-        valid_BC = _within(candidate, candidate_BCD.shape[1])
-        x_CD, interest_CD = candidate_BCD[valid_BC], attended_BCD[valid_BC]
-        user_CD = user_BD.repeat_interleave(candidate, dim=0)
+        x_CD = tokens[Group.CANDIDATE]
+        place_C = _places(candidate, longest[Group.CANDIDATE], batch.num_candidates)
+        interest_CD = take_rows(attended_BCD.flatten(0, 1), place_C)
+        user_CD = user_BD.repeat_interleave(candidate, dim=0, output_size=batch.num_candidates)
         mixed_CD = self.score(torch.cat([x_CD, interest_CD, user_CD, user_CD * x_CD], dim=-1))
         logits: Tensor = self.heads(mixed_CD + x_CD)
         return logits
@@ -131,9 +136,16 @@ def _within(lengths_B: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths_B.device) < lengths_B.unsqueeze(1)
 
 
-def _pad(x_TD: Tensor, lengths_B: Tensor) -> Tensor:
+def _places(lengths_B: Tensor, longest: int, num_tokens: int) -> Tensor:
+    """Where the tokens of jagged rows lie in rows padded to `longest`, laid end to end: int64 `[T]`."""
+    rows = torch.arange(len(lengths_B), device=lengths_B.device)
+    shift_B = rows * longest - (lengths_B.cumsum(0) - lengths_B)
+    shift_T = shift_B.repeat_interleave(lengths_B, output_size=num_tokens)
+    return torch.arange(num_tokens, device=lengths_B.device) + shift_T
+
+
+def _pad(x_TD: Tensor, lengths_B: Tensor, longest: int) -> Tensor:
     """Rows of a jagged tensor, zeros behind them: `[B, longest, D]`."""
-    longest = int(lengths_B.max()) if len(lengths_B) else 0
-    padded_BLD = x_TD.new_zeros(len(lengths_B), longest, x_TD.shape[1])
-    padded_BLD[_within(lengths_B, longest)] = x_TD
-    return padded_BLD
+    padded = x_TD.new_zeros(len(lengths_B) * longest, x_TD.shape[1])
+    padded = padded.index_copy(0, _places(lengths_B, longest, x_TD.shape[0]), x_TD)
+    return padded.view(len(lengths_B), longest, x_TD.shape[1])

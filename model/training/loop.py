@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from model.config.run import Config
 from model.data.encoder import SampleEncoder
-from model.data.reader import SamplesTable, steps_of
+from model.data.reader import SamplesTable
+from model.data.steps import Position
 from model.runs.files import read_state, write_file
 from model.runs.store import (
     CHECKPOINT,
@@ -32,6 +33,7 @@ from model.runs.store import (
     run_path,
     write_config,
 )
+from model.training.loader import Loader
 from model.training.plan import Plan, is_as_asked, plan_of
 from model.training.progress import PROGRESS, read_progress, save_progress
 from model.training.step import Trainer, process_group
@@ -136,7 +138,7 @@ def _make(
     partial: Path,
     log: Log,
 ) -> Run | None:
-    start = time.monotonic()
+    start_time = time.monotonic()
     trainer = Trainer(dataset, config, device)
     progress = read_progress(plan, dataset, config, partial)
     days = progress["days"]
@@ -153,24 +155,27 @@ def _make(
         trainer.load(progress["state"])
     elif plan.base is not None:
         trainer.load(read_state(Path(plan.base) / CHECKPOINT))
-    done_steps, losses = len(progress["losses"]), progress["losses"]
+    losses, reached = progress["losses"], progress["reached"]
     encoder = SampleEncoder(dataset, config.model.max_static)
+    loader = Loader(encoder, config, device)
     before = progress["seconds"]
     for day, version in days.items():
+        if reached is not None and day < reached["ds"]:
+            continue
+        start = reached["positions"][dist.get_rank()] if reached and day == reached["ds"] else {}
         _fit(trainer, tables[version], encoder, day)
-        for step in _steps(tables[version], encoder, config, day):
-            if done_steps:
-                done_steps -= 1
-                continue
-            trainer.step(step)
-            progress["tokens"] += step.num_tokens
-            taken = len(losses) + trainer.num_pending
-            if trainer.num_pending >= _FLUSH_STEPS or taken % config.train.checkpoint_steps == 0:
-                losses += trainer.losses()
-            if taken % config.train.checkpoint_steps == 0:
-                progress["seconds"] = before + time.monotonic() - start
-                save_progress(trainer, progress, partial)
-                reach("train:checkpoint_saved")
+        with loader.steps(tables[version], day, Position(**start)) as steps:
+            for step in steps:
+                trainer.step(step)
+                progress["tokens"] += step.num_tokens
+                taken = len(losses) + trainer.num_pending
+                is_saved = taken % config.train.checkpoint_steps == 0
+                if trainer.num_pending >= _FLUSH_STEPS or is_saved:
+                    losses += trainer.losses()
+                if is_saved:
+                    progress["seconds"] = before + time.monotonic() - start_time
+                    save_progress(trainer, progress, partial, day, step.position)
+                    reach("train:checkpoint_saved")
         losses += trainer.losses()
         logger.info("trained on %s: loss %.5f", day, _mean_loss(losses, day))
         reach("train:day_trained")
@@ -182,7 +187,7 @@ def _make(
     write_file(partial / WEIGHTS, lambda path: save_file(published, path))
     write_file(partial / CHECKPOINT, lambda path: torch.save(state, path))
     reach("train:weights_saved")
-    progress["seconds"] = before + time.monotonic() - start
+    progress["seconds"] = before + time.monotonic() - start_time
     record = {
         **_record(plan, progress, tables[newest], config, ds, device),
         "samples_code": samples_code,
@@ -230,20 +235,6 @@ def _record(
         "tokens": progress["tokens"],
         "world_size": dist.get_world_size(),
     }
-
-
-def _steps(table: SamplesTable, encoder: SampleEncoder, config: Config, day: str) -> Iterator[Any]:
-    for pass_number in range(config.train.passes):
-        yield from steps_of(
-            table,
-            encoder,
-            day,
-            pass_number=pass_number,
-            batch_tokens=config.train.batch_tokens,
-            seed=config.train.seed,
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-        )
 
 
 def _fit(trainer: Trainer, table: SamplesTable, encoder: SampleEncoder, day: str) -> None:

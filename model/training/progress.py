@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from model.config.run import Config
+from model.data.steps import Position
 from model.runs.files import read_state, write_file
 from model.training.plan import Plan
 from model.training.step import Trainer
@@ -27,13 +29,15 @@ def read_progress(plan: Plan, dataset: Dataset, config: Config, partial: Path) -
 
     Returns:
         `days` with the table version that each is read from, `state` of the trainer (None at the start),
-        `losses`, `tokens` and `seconds` so far, and `git_shas`: the commits that trained, the present last.
+        `losses`, `tokens` and `seconds` so far, `reached` with the day and where each rank stands in it (None
+        at the start), and `git_shas`: the commits that trained, the present last.
     """
     progress: dict[str, Any] = {
         "key": plan.key(dataset, config),
         "world_size": dist.get_world_size(),
         "days": dict(plan.days),
         "state": None,
+        "reached": None,
         "losses": [],
         "tokens": 0,
         "seconds": 0.0,
@@ -41,8 +45,11 @@ def read_progress(plan: Plan, dataset: Dataset, config: Config, partial: Path) -
     }
     if (partial / PROGRESS).exists():
         saved = read_state(partial / PROGRESS)
-        if any(saved.get(name) != progress[name] for name in ("key", "world_size")):
-            logger.warning("%s is of another plan or number of ranks: starting over", partial / PROGRESS)
+        same = all(saved.get(name) == progress[name] for name in ("key", "world_size"))
+        if not same or set(saved) != set(progress):
+            logger.warning(
+                "%s is of another plan, number of ranks or version: starting over", partial / PROGRESS
+            )
         else:
             logger.info("continuing after step %d of the interrupted run", len(saved["losses"]))
             progress = saved
@@ -54,8 +61,13 @@ def read_progress(plan: Plan, dataset: Dataset, config: Config, partial: Path) -
     return progress
 
 
-def save_progress(trainer: Trainer, progress: dict[str, Any], partial: Path) -> None:
-    """Writes how far a run has come; every rank must call it."""
+def save_progress(
+    trainer: Trainer, progress: dict[str, Any], partial: Path, ds: str, position: Position
+) -> None:
+    """Writes how far a run has come; every rank must call it, with where it stands in the day."""
+    positions: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(positions, asdict(position))
+    progress["reached"] = {"ds": ds, "positions": positions}
     state = trainer.state()
     if state is not None:
         write_file(partial / PROGRESS, lambda path: torch.save({**progress, "state": state}, path))

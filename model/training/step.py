@@ -26,7 +26,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from model.config.environment import is_launched
 from model.config.run import Config
-from model.data.reader import Step
+from model.data.steps import Step
 from model.embeddings.numbers import NumberScaler
 from model.rankers.heads import Heads
 from model.rankers.protocol import Ranker, build_ranker
@@ -100,7 +100,9 @@ class Trainer:
     def step(self, step: Step) -> None:
         """Takes one optimizer step; its loss is read by `losses`."""
         train = self.config.train
-        batch = step.batch.frozen(step.row_hash < train.frozen_share).to(self.device, non_blocking=True)
+        if not step.batch.layouts:
+            step = step.ready(train.frozen_share)
+        batch = step.batch.to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = train.dense_lr * min(1.0, (self.num_steps + 1) / (train.warmup_steps + 1))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):

@@ -6,7 +6,7 @@ from spark_jobs.contract.features import FeatureSpec, Kind, Measure, Owner, Stat
 
 
 def id_feature(name: str, owner: Owner, description: str, table: str = "") -> FeatureSpec:
-    """An id: any 64-bit integer."""
+    """An id: any 64-bit integer but -1 and 2^63 - 1."""
     return FeatureSpec(
         name=name,
         owner=owner,

@@ -75,7 +75,7 @@ _GROUPS_OF: dict[Owner, tuple[Group, ...]] = {
 class Kind(StrEnum):
     """How a feature's values are to be read."""
 
-    ID = "id"  # any 64-bit integer, hashed into its embedding table
+    ID = "id"  # any 64-bit integer but -1 and 2^63 - 1, hashed into its embedding table
     CATEGORY = "category"  # an integer in [0, cardinality)
     NUMBER = "number"  # a finite float32 in [low, high]
 

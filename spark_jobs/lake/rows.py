@@ -9,15 +9,19 @@ which is Python's.
 
 from __future__ import annotations
 
+import contextlib
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from spark_jobs.lake.log import LakeError
@@ -25,7 +29,8 @@ from spark_jobs.lake.log import LakeError
 # What a reader must know of a table, and this one does. Column mapping, type widening, ... are refused.
 FEATURES = frozenset(("deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"))
 _LOCAL = "file://"
-_RECORD_ROWS = 8_192
+_RECORD_ROWS = 1_024  # a row may hold a thousand behaviours
+_READ_AHEAD = 2  # record batches that Arrow decodes before they are asked for
 # A bit that flipped on disk is an error, not a feature: Spark writes a checksum for every page.
 _CHECKED = pads.ParquetFragmentScanOptions(page_checksum_verification=True, pre_buffer=True)
 
@@ -41,6 +46,36 @@ class DataFile:
 
     path: str
     partition: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Rows of a file that count: `rows` of them from the `first` on, deleted ones left out.
+
+    Args:
+        file: The file.
+        first: Number of the first row.
+        rows: How many.
+    """
+
+    file: DataFile
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Rows as they were read.
+
+    Args:
+        path: Of the file, relative to the table.
+        batch: The rows.
+        numbers: int64, the number of each row in its file, deleted ones counted.
+    """
+
+    path: str
+    batch: pa.RecordBatch
+    numbers: npt.NDArray[np.int64]
 
 
 class Rows:
@@ -84,38 +119,79 @@ class Rows:
             return []
         return [info.path for info in self._store().get_file_info(files) if not info.is_file]
 
-    def batches(self, partition: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Rows of a partition, file after file, at most 8,192 at a time.
+    def slices(self, partition: str) -> list[Slice]:
+        """The partition's files with how many rows each has; reads the footers alone.
 
         Raises:
             OSError: A file cannot be read.
-            pyarrow.ArrowException: A file is damaged.
+            pyarrow.ArrowException: A file is damaged; the message names it.
             DeltaError: A deletion vector cannot be read.
         """
+        slices = []
         for file in self.files([partition]):
+            with self._store().open_input_file(file.path) as stream, _named(file.path):
+                rows = pq.read_metadata(stream).num_rows
             kept = self._kept_rows(file.path)
-            first = 0
-            for batch in self._scanner(file, columns).to_batches():
-                rows = batch.num_rows
-                yield batch if kept is None else batch.filter(_part(kept, first, rows))
-                first += rows
+            slices.append(Slice(file=file, first=0, rows=rows if kept is None else len(_numbers(kept, rows))))
+        return slices
 
-    def _scanner(self, file: DataFile, columns: Sequence[str] | None) -> pads.Scanner:
+    def batches(self, partition: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Rows of a partition, file after file, at most 1,024 at a time.
+
+        Raises:
+            OSError, pyarrow.ArrowException, DeltaError: As `slices`.
+        """
+        for part in self.slices(partition):
+            yield from (piece.batch for piece in self.read(part, columns))
+
+    def read(self, part: Slice, columns: Sequence[str] | None = None) -> Iterator[Piece]:
+        """Rows of a slice, at most 1,024 at a time; row groups outside of it are not read.
+
+        Raises:
+            OSError, pyarrow.ArrowException, DeltaError: As `slices`.
+        """
+        if not part.rows:
+            return
+        with _named(part.file.path):
+            fragment = self._fragment(part.file)
+            ends = np.cumsum([group.num_rows for group in fragment.row_groups])
+            kept = self._kept_rows(part.file.path)
+            numbers = np.arange(ends[-1]) if kept is None else _numbers(kept, int(ends[-1]))
+            numbers = numbers[part.first : part.first + part.rows]
+            groups = np.unique(np.searchsorted(ends, numbers, "right"))
+            scanner = pads.Scanner.from_fragment(
+                fragment.subset(row_group_ids=groups.tolist()),
+                schema=self._schema,
+                columns=None if columns is None else list(columns),
+                batch_size=_RECORD_ROWS,
+                batch_readahead=_READ_AHEAD,
+                fragment_readahead=1,
+                fragment_scan_options=_CHECKED,
+            )
+            sizes = np.diff(ends, prepend=0)[groups]
+            # Numbers of the rows that are scanned, with those between the groups that are not.
+            scanned = np.concatenate([ends[g] - n + np.arange(n) for g, n in zip(groups, sizes, strict=True)])
+            first = 0
+            for batch in scanner.to_batches():
+                of_batch = scanned[first : first + batch.num_rows]
+                first += batch.num_rows
+                low, high = np.searchsorted(numbers, (of_batch[0], of_batch[-1] + 1))
+                place = np.searchsorted(of_batch, numbers[low:high])
+                if len(place) and place[-1] - place[0] + 1 == len(place):
+                    batch = batch.slice(int(place[0]), len(place))  # not a copy
+                elif len(place):
+                    batch = batch.take(pa.array(place))
+                if len(place):
+                    yield Piece(path=part.file.path, batch=batch, numbers=numbers[low:high])
+
+    def _fragment(self, file: DataFile) -> pads.ParquetFileFragment:
         form = pads.ParquetFileFormat()
         where = pads.field(self._column) == pa.scalar(file.partition)
         store = self._store()
         if isinstance(store, pafs.SubTreeFileSystem):
-            fragment = form.make_fragment(file.path, filesystem=store, partition_expression=where)
-        else:
-            with store.open_input_file(file.path) as stream:
-                fragment = form.make_fragment(pa.py_buffer(stream.read()), partition_expression=where)
-        return pads.Scanner.from_fragment(
-            fragment,
-            schema=self._schema,
-            columns=None if columns is None else list(columns),
-            batch_size=_RECORD_ROWS,
-            fragment_scan_options=_CHECKED,
-        )
+            return form.make_fragment(file.path, filesystem=store, partition_expression=where)
+        with store.open_input_file(file.path) as stream:
+            return form.make_fragment(pa.py_buffer(stream.read()), partition_expression=where)
 
     def _store(self) -> Any:
         """The file system of the table's folder: Arrow's own for local files."""
@@ -160,10 +236,20 @@ def _by_path(vectors: pa.Table, uri: str) -> dict[str, pa.ChunkedArray]:
     }
 
 
-def _part(kept: pa.Array, first: int, rows: int) -> pa.Array:
-    """The part of a keep mask that is of `rows` rows from `first` on; beyond its end all rows count."""
-    part = kept.slice(first, rows)
-    return pa.concat_arrays([part, pa.array([True] * (rows - len(part)), pa.bool_())])
+def _numbers(kept: pa.Array, rows: int) -> npt.NDArray[np.int64]:
+    """Numbers of the rows of a file that a mask keeps; beyond the mask's end all count."""
+    mask = np.ones(rows, bool)
+    mask[: len(kept)] = kept.to_numpy(zero_copy_only=False)[:rows]
+    return np.flatnonzero(mask)
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Names the file in what Arrow says of it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise type(error)(f"file {path}: {error}") from error
 
 
 def _local(uri: str) -> str:

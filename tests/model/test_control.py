@@ -18,7 +18,7 @@ import torch
 
 from model.config.presets import tiny
 from model.data.encoder import SampleEncoder, arrow_schema
-from model.data.reader import Step
+from model.data.steps import Step
 from model.judging.evaluation import metrics_of
 from model.judging.metrics import group_auc, group_ids
 from model.judging.scoring import Scorer, candidate_frame

@@ -310,7 +310,7 @@ def test_a_run_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyP
 
 def test_numbers_are_standardised_on_a_sample_of_the_whole_day(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not on its first rows, the lowest user ids; and whatever the order of its files."""
-    monkeypatch.setattr("model.data.reader.CHUNK_ROWS", 64)
+    monkeypatch.setattr("model.data.reader.CHUNK_TOKENS", 640)
     rows = random_samples(DATASET, 600, seed=1, ds=WEEK[0])
     uri = locations.table(DATASET.name, "samples")
     samples = []

@@ -13,9 +13,9 @@ from deltalake import write_deltalake
 
 from model import train as command
 from model.config.presets import preset_named, tiny
-from model.data.batch import token_cuts
 from model.data.encoder import SampleEncoder
-from model.data.reader import SamplesTable, SamplesUnavailableError, Step, steps_of
+from model.data.reader import SamplesTable, SamplesUnavailableError
+from model.data.steps import Step
 from model.data.synthetic import random_batch, random_samples
 from model.embeddings.numbers import NumberScaler
 from model.embeddings.sizes import TableSize, table_sizes
@@ -193,30 +193,6 @@ def test_evaluation_stands_beside_the_run(lake):
     part = scorer.score(day.slice(0, 3).to_pylist())
     for name in SCORES:
         np.testing.assert_allclose(part[name], whole[name][: len(part[name])], atol=1e-6)
-
-
-def test_steps_cover_every_row_once_and_do_not_depend_on_ranks(lake):
-    table, encoder = SamplesTable(DATASET), SampleEncoder(DATASET)
-
-    def read(**ranks):
-        return list(steps_of(table, encoder, DAYS[0], pass_number=0, batch_tokens=300, seed=1, **ranks))
-
-    alone = read()
-    shared = [read(rank=rank, world_size=2) for rank in range(2)]
-    assert sum(step.batch.num_rows for step in alone) == 40
-    assert len({float(hash_) for step in alone for hash_ in step.row_hash}) == 40
-    for one, *parts in zip(alone, *shared, strict=True):
-        assert torch.equal(one.row_hash, torch.cat([part.row_hash for part in parts]))
-        assert {part.num_candidates for part in parts} == {one.num_candidates}
-    other = list(steps_of(table, encoder, DAYS[0], pass_number=1, batch_tokens=300, seed=1))
-    assert not torch.equal(other[0].batch.labels, alone[0].batch.labels)
-
-
-def test_token_cuts_are_nearest_the_target():
-    assert token_cuts(torch.tensor([4, 4, 4, 4]), 9) == [2, 4]
-    assert token_cuts(torch.tensor([4, 4, 4, 4]), 11) == [3, 4]
-    assert token_cuts(torch.tensor([100, 1, 1]), 10) == [1, 3]
-    assert token_cuts(torch.zeros(0, dtype=torch.int64), 10) == []
 
 
 def train_on_rank(rank, world_size, folder):

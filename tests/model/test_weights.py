@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.data.encoder import SampleEncoder, arrow_schema
-from model.data.reader import Step
+from model.data.steps import Step
 from model.data.synthetic import random_batch, random_samples
 from model.judging.metrics import auc, calibration_error, copc, log_loss, task_metrics
 from model.judging.scoring import candidate_frame

@@ -1,0 +1,88 @@
+"""Steps as the trainer takes them: what all ranks know of each, ready for the device, ahead of the step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from model.config.environment import reader_threads
+from model.config.run import Config
+from model.data.ahead import Ahead
+from model.data.encoder import SampleEncoder
+from model.data.reader import SamplesTable
+from model.data.steps import Position, Step, steps_of
+
+_DEPTH = 2  # steps that wait: one on its way to the device, one behind it
+
+
+class Loader:
+    """Makes the steps of days, on every rank as many.
+
+    Ranks agree on a step's sums in the thread that makes it, in a group of its own on the CPU: neither the
+    device nor the step before is waited for.
+
+    Args:
+        encoder: Makes tensors of rows.
+        config: Of the run.
+        device: For which they are made ready.
+    """
+
+    def __init__(self, encoder: SampleEncoder, config: Config, device: torch.device) -> None:
+        self._encoder = encoder
+        self._config = config
+        self._device = device
+        self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+
+    def steps(self, table: SamplesTable, ds: str, start: Position | None = None) -> Ahead[Step]:
+        """The steps of all passes over a day, from where a rank has come; a context, see `Ahead`."""
+        steps = self._of_day(table, ds, start or Position())
+        return Ahead(steps, depth=_DEPTH, name=f"loader of {ds}")
+
+    def _of_day(self, table: SamplesTable, ds: str, start: Position) -> Iterator[Step]:
+        train = self._config.train
+        for pass_number in range(start.pass_number, train.passes):
+            of_rank = steps_of(
+                table,
+                self._encoder,
+                ds,
+                pass_number=pass_number,
+                batch_tokens=train.batch_tokens,
+                seed=train.seed,
+                rank=dist.get_rank(),
+                world_size=dist.get_world_size(),
+                start=start if pass_number == start.pass_number else None,
+                threads=reader_threads(),
+            )
+            for step in of_rank if self._group is None else self._agreed(of_rank, ds, start, pass_number):
+                yield step.ready(train.frozen_share, pin=self._device.type == "cuda")
+
+    def _agreed(self, of_rank: Iterator[Step], ds: str, start: Position, pass_number: int) -> Iterator[Step]:
+        """Steps with sums over all ranks, until no rank has rows; one that has none left gets empty steps."""
+        position = start if pass_number == start.pass_number else Position(pass_number=pass_number)
+        while True:
+            step = next(of_rank, None)
+            if step is None:
+                position = dataclasses.replace(position, number=position.number + 1)
+                step = Step(
+                    name=f"{ds}/{pass_number}/{position.number - 1}",
+                    batch=self._encoder.empty(),
+                    num_candidates=0,
+                    weight=0.0,
+                    num_tokens=0,
+                    row_hash=torch.zeros(0),
+                    position=position,
+                )
+            position = step.position
+            sums = torch.tensor(
+                [step.batch.num_rows, step.num_candidates, step.weight, step.num_tokens], dtype=torch.float64
+            )
+            dist.all_reduce(sums, group=self._group)
+            rows, candidates, weight, tokens = sums.tolist()
+            if not rows:
+                return
+            yield dataclasses.replace(
+                step, num_candidates=int(candidates), weight=weight, num_tokens=int(tokens)
+            )
