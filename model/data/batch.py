@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -157,9 +158,7 @@ class JaggedBatch:
             labels=next(rest),
             weights=next(rest),
             frozen_numbers=next(rest),
-            layouts=tuple(
-                dataclasses.replace(where, **{name: next(rest) for name in _LAYOUT}) for where in self.layouts
-            ),
+            layouts=tuple(_replaced(where, rest) for where in self.layouts),
             storage=storage,
         )
 
@@ -247,6 +246,11 @@ def ragged_index(lengths_B: Tensor, starts_B: Tensor, rows_N: Tensor) -> Tensor:
     shift_N = starts_B[rows_N] - (ends_N - lengths_N)
     total = int(ends_N[-1]) if len(rows_N) else 0
     return torch.arange(total, device=lengths_B.device) + shift_N.repeat_interleave(lengths_N)
+
+
+def _replaced(where: Layout, tensors: Iterator[Tensor]) -> Layout:
+    values: dict[str, Any] = {name: next(tensors) for name in _LAYOUT}
+    return dataclasses.replace(where, **values)
 
 
 def _padded(tensor: Tensor) -> int:
