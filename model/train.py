@@ -9,7 +9,8 @@ that were trained.
 Continues from the newest fitting run (see `model.runs.store`), reads the unseen days in order from one pinned
 version of the samples table, and writes a new run whole or not at all. Run again, it changes nothing; killed
 and run again, it goes on from its last checkpoint with the same losses, bit for bit. `torchrun
---nproc-per-node N -m model.train ...` trains on N ranks. `MTGR_DEVICE` (`auto`, `cpu`, `cuda`) says where.
+--nproc-per-node N -m model.train ...` trains on N ranks; one that fails ends them all, with its reason.
+`MTGR_DEVICE` (`auto`, `cpu`, `cuda`) says where; `--profile FILE` writes a trace of some steps.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record as told
 
 from model.config import environment
 from model.config.environment import device
@@ -50,7 +53,13 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
         for preset in presets:
             config = preset_named(preset)
             results[preset] = train(
-                dataset, config, arguments.ds, device(), record.log_training, version=version
+                dataset,
+                config,
+                arguments.ds,
+                device(),
+                record.log_training,
+                version=version,
+                trace=arguments.profile,
             )
     return command.by_preset(results) if environment.rank() == 0 else None
 
@@ -80,7 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_dataset(parser)
     command.add_day(parser, help="train on the unseen days before this day, YYYY-MM-DD")
     command.add_presets(parser, _preset, help="presets to train; `champion` is that of the champion")
-    return command.run(parser, _run, argv)
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="write a trace of four steps, for ui.perfetto.dev"
+    )
+    # Under torchrun, `told` leaves the error of the rank that fails first where torchrun prints it from.
+    return command.run(parser, told(_run) if environment.is_launched() else _run, argv)
 
 
 if __name__ == "__main__":

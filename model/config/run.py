@@ -15,6 +15,8 @@ from model.rankers.protocol import RankerConfig, require_positive
 from spark_jobs.contract.features import Dataset
 
 PRECISIONS = ("float32", "bfloat16")
+SCHEDULES = ("constant", "cosine")
+COSTS = ("tokens", "flops")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +24,19 @@ class TrainConfig:
     """The training.
 
     Args:
-        batch_tokens: Tokens of a step, all ranks together; batches are cut by cumulative tokens.
+        batch_tokens: Tokens of a step, all ranks together; batches are cut by cumulative cost.
+        balance: What rows cost: `tokens`, or `flops`, which adds their part of attention in tokens' worth.
+        accumulate: Parts in which a rank computes its batch, one after the other; one update of all weights.
+        recompute: Whether activations of blocks are computed again in the backward pass instead of kept.
         passes: Passes over a day before the next day is read.
         dense_lr: Learning rate of Adam for all but the embedding tables.
         weight_decay: Decoupled weight decay of Adam.
         sparse_lr: Learning rate of row-wise Adagrad for the embedding tables.
         warmup_steps: Steps of linear warm-up at the start of a lineage.
+        warmup_tokens: Tokens of linear warm-up instead; 0: by steps.
+        schedule: `constant`, or `cosine`: falling from the start of a lineage.
+        decay_steps: Steps over which the cosine falls.
+        final_share: Share of the learning rate that the cosine ends at.
         frozen_share: Share of windows trained as frozen scoring sees them (no real-time state).
         clip_norm: Greatest norm of the dense gradient.
         checkpoint_steps: Steps between two checkpoints of a run in progress.
@@ -39,11 +48,18 @@ class TrainConfig:
     """
 
     batch_tokens: int
+    balance: str = "tokens"
+    accumulate: int = 1
+    recompute: bool = False
     passes: int = 1
     dense_lr: float
     weight_decay: float = 0.0
     sparse_lr: float = 0.02
     warmup_steps: int = 50
+    warmup_tokens: int = 0
+    schedule: str = "constant"
+    decay_steps: int = 0
+    final_share: float = 0.1
     frozen_share: float = 0.5
     clip_norm: float = 1.0
     checkpoint_steps: int = 200
@@ -51,15 +67,18 @@ class TrainConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        require_positive(
-            self, "batch_tokens", "passes", "dense_lr", "sparse_lr", "clip_norm", "checkpoint_steps"
-        )
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}")
-        if not 0 <= self.frozen_share <= 1:
-            raise ValueError(f"frozen_share is {self.frozen_share}; it must lie in [0, 1]")
-        if self.weight_decay < 0 or self.warmup_steps < 0 or self.seed < 0:
-            raise ValueError("weight_decay, warmup_steps and seed must not be negative")
+        positive = ("batch_tokens", "accumulate", "passes", "dense_lr", "sparse_lr", "clip_norm")
+        require_positive(self, *positive, "checkpoint_steps")
+        for name, known in (("precision", PRECISIONS), ("schedule", SCHEDULES), ("balance", COSTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(known)}")
+        for name in ("frozen_share", "final_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1]")
+        if min(self.weight_decay, self.warmup_steps, self.warmup_tokens, self.seed) < 0:
+            raise ValueError("weight_decay, warmup_steps, warmup_tokens and seed must not be negative")
+        if self.schedule == "cosine" and self.decay_steps < 1:
+            raise ValueError(f"schedule 'cosine' falls over decay_steps, which is {self.decay_steps}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,6 +91,20 @@ class JaggedBatch:
         summed = torch.cat([self.weights.new_zeros(1, dtype=torch.float64), self.weights.double().cumsum(0)])
         return summed[ends_B] - summed[ends_B - self.lengths[Group.CANDIDATE]]
 
+    def pairs_B(self) -> Tensor:  # noqa: N802
+        """Pairs of tokens of each row of which one sees the other, itself included, int64 `[B]`."""
+        static_B = self.lengths[Group.STATIC] + self.num_profile
+        pairs_B = static_B * static_B
+        for group, visible in (
+            (Group.REALTIME, self.realtime_visible),
+            (Group.CANDIDATE, self.candidate_visible),
+        ):
+            lengths_B = self.lengths[group]
+            ends_B = lengths_B.cumsum(0)
+            summed = torch.cat([visible.new_zeros(1, dtype=torch.int64), visible.cumsum(0)])
+            pairs_B = pairs_B + lengths_B * (static_B + 1) + summed[ends_B] - summed[ends_B - lengths_B]
+        return pairs_B
+
     def num_candidates_B(self) -> Tensor:  # noqa: N802
         """Candidates of each row, int64 `[B]`."""
         return self.lengths[Group.CANDIDATE]

@@ -68,6 +68,8 @@ class Step:
         row_hash: Hash of each of the rank's rows in (0, 1), for reproducible random choices.
         users: int64, user of each of the rank's rows.
         position: Where the rank stands after the step.
+        ends: int64, candidates of the rank up to and with each of its rows, on the host; None until `ready`.
+        copied: When the batch is on the device, if another stream copies it there.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Step:
     row_hash: torch.Tensor
     users: npt.NDArray[np.int64] | None = None
     position: Position = Position()
+    ends: npt.NDArray[np.int64] | None = None
+    copied: torch.cuda.Event | None = None
 
     def ready(self, frozen_share: float, *, num_parts: int = 1, pin: bool = False) -> Step:
         """This step with all that can be done before the device has it: frozen, laid out, in one buffer.
@@ -88,7 +92,8 @@ class Step:
             pin: Whether the buffer is page-locked.
         """
         batch = self.batch.frozen(self.row_hash < frozen_share).laid_out(num_parts)
-        return dataclasses.replace(self, batch=batch.packed(pin=pin))
+        ends = batch.num_candidates_B().cumsum(0).numpy()
+        return dataclasses.replace(self, batch=batch.packed(pin=pin), ends=ends)
 
 
 def tokens_cost(batch: JaggedBatch) -> torch.Tensor:

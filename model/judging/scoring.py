@@ -107,8 +107,8 @@ class Scorer:
         parts: list[Tensor] = []
         first = 0
         for end in token_cuts(batch.tokens_B(), _BATCH_TOKENS):
-            part = batch.select(torch.arange(first, end)).to(self.device)
-            both = torch.cat([self.ranker(part.frozen()), self.ranker(part)])
+            part = batch.select(torch.arange(first, end))
+            both = torch.cat([self._logits(part.frozen()), self._logits(part)])
             parts.append(both.sigmoid().cpu())
             first = end
         scores = torch.cat(parts, dim=1).numpy() if parts else np.zeros((4, 0), np.float32)
@@ -117,6 +117,13 @@ class Scorer:
                 f"{int((~np.isfinite(scores)).sum())} scores are not finite; the weights are broken"
             )
         return dict(zip(SCORES, scores, strict=True))
+
+    def _logits(self, batch: JaggedBatch) -> Tensor:
+        """Logits in the precision that the model was trained in."""
+        is_bfloat16 = self.config.train.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_bfloat16):
+            logits: Tensor = self.ranker(batch.laid_out().to(self.device))
+        return logits
 
 
 def candidate_frame(table: pa.Table) -> dict[str, npt.NDArray[Any]]:

@@ -16,6 +16,8 @@ from model.embeddings.sizes import TableSize
 from model.embeddings.tables import FeatureEmbeddings
 from spark_jobs.contract.features import Dataset, Group
 
+Embeddings = Mapping[Group, list[Tensor]]  # by group, `[tokens, width]` of each id feature
+
 
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers of the given widths with SiLU between them."""
@@ -88,9 +90,9 @@ class InputTokens(nn.Module):
         self.behaviour = mlp(width[Group.STATIC], token_hidden, d_model)
         self.candidate = mlp(width[Group.CANDIDATE], token_hidden, d_model)
 
-    def forward(self, batch: JaggedBatch) -> dict[Group, Tensor]:
+    def forward(self, batch: JaggedBatch, embeddings: Embeddings | None = None) -> dict[Group, Tensor]:
         """Tokens by group: the profile `[B, features, D]`, the others `[tokens, D]`."""
-        embeddings = self.embeddings(batch)
+        embeddings = self.embeddings(batch) if embeddings is None else embeddings
         numbers = {group: self.scaler(batch, group) for group in Group}
         tokens = {Group.PROFILE: self.profile(embeddings[Group.PROFILE], numbers[Group.PROFILE])}
         for group in (Group.STATIC, Group.REALTIME, Group.CANDIDATE):

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 import torch
 from hstu_ops import gated_attention, group_layer_norm
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.data.batch import JaggedBatch
 from model.data.layout import GROUPS, Layout
 from model.rankers.heads import Heads
-from model.rankers.inputs import InputTokens, take_rows
+from model.rankers.inputs import Embeddings, InputTokens, take_rows
 from model.rankers.protocol import Ranker, RankerConfig, require_positive
 from spark_jobs.contract.features import Dataset, Group
 
@@ -59,6 +60,11 @@ class MtgrConfig(RankerConfig):
         """
         n, d = num_tokens, self.d_model
         return self.num_blocks * (10 * n * d * d + 4 * n * n * d)
+
+    def visible_flops(self, num_tokens: int, num_pairs: int) -> int:
+        """Forward FLOPs of the blocks: `blocks * (10 N d^2 + 4 pairs d)`."""
+        d = self.d_model
+        return self.num_blocks * (10 * num_tokens * d * d + 4 * num_pairs * d)
 
     def build(self, dataset: Dataset, generator: torch.Generator) -> MtgrRanker:
         """The ranker; see `RankerConfig.build`."""
@@ -137,15 +143,19 @@ class MtgrRanker(Ranker):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.heads = Heads(config.d_model, config.head_hidden)
 
-    def forward(self, batch: JaggedBatch) -> Tensor:
+    def forward(self, batch: JaggedBatch, embeddings: Embeddings | None = None) -> Tensor:
         """Logits of click and conversion (over all impressions), float32 `[2, C]`."""
-        tokens = self.inputs(batch)
+        tokens = self.inputs(batch, embeddings)
         where = batch.layout()
         in_groups = torch.cat(
             [tokens[Group.PROFILE].flatten(0, 1), *(tokens[group] for group in list(Group)[1:])]
         )
         x_TD = take_rows(in_groups, where.source)
         for block in self.blocks:
-            x_TD = block(x_TD, where)
+            if self.recompute and torch.is_grad_enabled():
+                # Nothing here is random: there is no state to restore, which would wait for the device.
+                x_TD = checkpoint(block, x_TD, where, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_TD = block(x_TD, where)
         logits: Tensor = self.heads(take_rows(x_TD, where.candidates))
         return logits

@@ -21,16 +21,18 @@ from spark_jobs.contract.features import Dataset
 class Ranker(nn.Module):
     """What training and scoring know of a ranker.
 
-    `forward(batch: JaggedBatch)` gives the logits of click and conversion (over all impressions), float32
-    `[2, C]`.
+    `forward(batch, embeddings=None)` gives the logits of click and conversion (over all impressions), float32
+    `[2, C]`; `embeddings` are those of the batch, where they were looked up before.
 
     Attributes:
         inputs: Makes tokens of a batch, by the embedding tables and constants that it holds.
         heads: Make logits of candidates.
+        recompute: Whether blocks compute their activations again in the backward pass; set by training.
     """
 
     inputs: InputTokens
     heads: Heads
+    recompute: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,10 @@ class RankerConfig:
     def table_sizes(self, dataset: Dataset) -> dict[str, TableSize]:
         """Size of every embedding table of a dataset; see `sizes.table_sizes`."""
         return table_sizes(dataset, self.tables, self.low_cardinality_width)
+
+    def visible_flops(self, num_tokens: int, num_pairs: int) -> int:
+        """Forward FLOPs of the blocks for tokens of which `num_pairs` see each other; 0: it has none."""
+        return 0
 
     def build(self, dataset: Dataset, generator: torch.Generator) -> Ranker:
         """The ranker, on the CPU.

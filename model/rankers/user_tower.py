@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.data.batch import SEQUENCES, JaggedBatch
 from model.rankers.heads import Heads
-from model.rankers.inputs import InputTokens, mlp, take_rows
+from model.rankers.inputs import Embeddings, InputTokens, mlp, take_rows
 from model.rankers.protocol import Ranker, RankerConfig, require_positive
 from spark_jobs.contract.features import Dataset, Group
 
@@ -81,9 +81,9 @@ class UserTowerRanker(Ranker):
         self.score = mlp(4 * width, config.token_hidden, width)
         self.heads = Heads(width, config.head_hidden)
 
-    def forward(self, batch: JaggedBatch) -> Tensor:
+    def forward(self, batch: JaggedBatch, embeddings: Embeddings | None = None) -> Tensor:
         """Logits of click and conversion (over all impressions), float32 `[2, C]`."""
-        tokens = self.inputs(batch)
+        tokens = self.inputs(batch, embeddings)
         longest = batch.layout().longest
         static, realtime, candidate = (batch.lengths[group] for group in SEQUENCES)
         static_BLD = _pad(tokens[Group.STATIC], static, longest[Group.STATIC])

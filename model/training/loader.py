@@ -13,9 +13,28 @@ from model.config.run import Config
 from model.data.ahead import Ahead
 from model.data.encoder import SampleEncoder
 from model.data.reader import SamplesTable
-from model.data.steps import Position, Step, steps_of
+from model.data.steps import Cost, Position, Step, steps_of, tokens_cost
 
 _DEPTH = 2  # steps that wait: one on its way to the device, one behind it
+
+
+def side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream of the calling thread for copies to a GPU; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.set_device(device)  # of this thread, whose page-locked memory is otherwise the first GPU's
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def delivered(step: Step, device: torch.device, stream: torch.cuda.Stream | None) -> Step:
+    """A step that is ready, its batch on the way to the device, while the device computes the one before."""
+    if stream is None:
+        return step
+    with torch.cuda.stream(stream):
+        batch = step.batch.to(device)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(stream)
+    return dataclasses.replace(step, batch=batch, copied=copied)
 
 
 class Loader:
@@ -42,7 +61,7 @@ class Loader:
         return Ahead(steps, depth=_DEPTH, name=f"loader of {ds}")
 
     def _of_day(self, table: SamplesTable, ds: str, start: Position) -> Iterator[Step]:
-        train = self._config.train
+        train, stream = self._config.train, side_stream(self._device)
         for pass_number in range(start.pass_number, train.passes):
             of_rank = steps_of(
                 table,
@@ -54,10 +73,19 @@ class Loader:
                 rank=dist.get_rank(),
                 world_size=dist.get_world_size(),
                 start=start if pass_number == start.pass_number else None,
+                cost=self._cost(),
                 threads=reader_threads(),
             )
             for step in of_rank if self._group is None else self._agreed(of_rank, ds, start, pass_number):
-                yield step.ready(train.frozen_share, pin=self._device.type == "cuda")
+                ready = step.ready(train.frozen_share, num_parts=train.accumulate, pin=stream is not None)
+                yield delivered(ready, self._device, stream)
+
+    def _cost(self) -> Cost:
+        """What rows cost, in tokens: a block's 10 N d^2 + 4 pairs d over the 10 d^2 of a token."""
+        if self._config.train.balance == "tokens":
+            return tokens_cost
+        pair = 0.4 / self._config.model.d_model
+        return lambda batch: tokens_cost(batch) + pair * batch.pairs_B().double()
 
     def _agreed(self, of_rank: Iterator[Step], ds: str, start: Position, pass_number: int) -> Iterator[Step]:
         """Steps with sums over all ranks, until no rank has rows; one that has none left gets empty steps."""

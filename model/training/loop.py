@@ -34,9 +34,11 @@ from model.runs.store import (
     write_config,
 )
 from model.training.loader import Loader
+from model.training.meter import Meter
 from model.training.plan import Plan, is_as_asked, plan_of
 from model.training.progress import PROGRESS, read_progress, save_progress
 from model.training.step import Trainer, process_group
+from model.training.tracing import traced
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.declaration import differences
 from spark_jobs.contract.features import Dataset
@@ -45,8 +47,6 @@ from spark_jobs.contract.phases import reach
 logger = logging.getLogger(__name__)
 
 _FIT_ROWS = 8192  # rows, drawn by hash from the whole day, by which its numbers are standardised
-
-_FLUSH_STEPS = 20  # steps between two looks at the losses, each of which waits for the device
 
 
 # Logs a finished training from its config, its record and its digest; returns the id of what it logged.
@@ -61,6 +61,7 @@ def train(
     log: Log,
     plan: Plan | None = None,
     version: int | None = None,
+    trace: Path | None = None,
 ) -> dict[str, Any]:
     """Makes the run of day `ds`, or finds it made.
 
@@ -72,6 +73,7 @@ def train(
         log: Logs the finished training.
         plan: What to train on; by default the days before `ds` that the newest fitting run has not seen.
         version: Of the samples table that is planned from; by default the newest.
+        trace: File for a trace of some steps; by default none is made.
 
     Returns:
         What happened: run, days trained, base, loss, digest, whether anything changed.
@@ -94,7 +96,7 @@ def train(
             if isinstance(shared[0], Run):
                 return _result(shared[0], changed=False)
             assert isinstance(shared[0], Plan)
-            run = _make(dataset, config, ds, device, shared[0], partial_path(path), log)
+            run = _make(dataset, config, ds, device, shared[0], partial_path(path), log, trace)
             shared = [run]
             dist.broadcast_object_list(shared)
             assert isinstance(shared[0], Run)
@@ -137,6 +139,7 @@ def _make(
     plan: Plan,
     partial: Path,
     log: Log,
+    trace: Path | None,
 ) -> Run | None:
     start_time = time.monotonic()
     trainer = Trainer(dataset, config, device)
@@ -155,30 +158,15 @@ def _make(
         trainer.load(progress["state"])
     elif plan.base is not None:
         trainer.load(read_state(Path(plan.base) / CHECKPOINT))
-    losses, reached = progress["losses"], progress["reached"]
-    encoder = SampleEncoder(dataset, config.model.max_static)
-    loader = Loader(encoder, config, device)
     before = progress["seconds"]
-    for day, version in days.items():
-        if reached is not None and day < reached["ds"]:
-            continue
-        start = reached["positions"][dist.get_rank()] if reached and day == reached["ds"] else {}
-        _fit(trainer, tables[version], encoder, day)
-        with loader.steps(tables[version], day, Position(**start)) as steps:
-            for step in steps:
-                trainer.step(step)
-                progress["tokens"] += step.num_tokens
-                taken = len(losses) + trainer.num_pending
-                is_saved = taken % config.train.checkpoint_steps == 0
-                if trainer.num_pending >= _FLUSH_STEPS or is_saved:
-                    losses += trainer.losses()
-                if is_saved:
-                    progress["seconds"] = before + time.monotonic() - start_time
-                    save_progress(trainer, progress, partial, day, step.position)
-                    reach("train:checkpoint_saved")
-        losses += trainer.losses()
-        logger.info("trained on %s: loss %.5f", day, _mean_loss(losses, day))
-        reach("train:day_trained")
+
+    def save(day: str, position: Position) -> None:
+        progress["seconds"] = before + time.monotonic() - start_time
+        save_progress(trainer, progress, partial, day, position)
+        reach("train:checkpoint_saved")
+
+    with traced(trace, device) as after_step:
+        _take_days(trainer, tables, progress, save, after_step)
     state = trainer.state()
     if state is None:
         return None
@@ -199,6 +187,39 @@ def _make(
     reach("train:published")
     (run.path / PROGRESS).unlink(missing_ok=True)
     return run
+
+
+def _take_days(
+    trainer: Trainer,
+    tables: dict[int, SamplesTable],
+    progress: dict[str, Any],
+    save: Callable[[str, Position], None],
+    after_step: Callable[[], None],
+) -> None:
+    """Trains on the days in order, from where an interrupted run had come."""
+    config, losses, reached = trainer.config, progress["losses"], progress["reached"]
+    encoder = SampleEncoder(next(iter(tables.values())).dataset, config.model.max_static)
+    loader = Loader(encoder, config, trainer.device)
+    meter = Meter(config, trainer.device)
+    for day, version in progress["days"].items():
+        if reached is not None and day < reached["ds"]:
+            continue
+        start = reached["positions"][dist.get_rank()] if reached and day == reached["ds"] else {}
+        _fit(trainer, tables[version], encoder, day)
+        with loader.steps(tables[version], day, Position(**start)) as steps:
+            meter.begin(steps)
+            for step in steps:
+                trainer.step(step)
+                after_step()
+                meter.add(step)
+                progress["tokens"] += step.num_tokens
+                if (len(losses) + trainer.num_pending) % config.train.checkpoint_steps == 0:
+                    losses += trainer.losses()
+                    save(day, step.position)
+        losses += trainer.losses()
+        logger.info("trained on %s: loss %.5f", day, _mean_loss(losses, day))
+        meter.say(day)
+        reach("train:day_trained")
 
 
 def _record(

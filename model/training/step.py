@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ShardingEnv
@@ -26,23 +27,26 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from model.config.environment import is_launched
 from model.config.run import Config
+from model.data.batch import JaggedBatch
 from model.data.steps import Step
 from model.embeddings.numbers import NumberScaler
 from model.rankers.heads import Heads
+from model.rankers.inputs import Embeddings
 from model.rankers.protocol import Ranker, build_ranker
+from model.training.averaging import Average
+from model.training.schedule import rate_share
+from model.training.watch import Watch
 from spark_jobs.contract.command import CommandError
-from spark_jobs.contract.features import Dataset
+from spark_jobs.contract.features import Dataset, Group
 
 logger = logging.getLogger(__name__)
 
-_AVERAGE_STEPS = 10  # steps between two updates of the averaged weights
-_AVERAGE_DECAY = 0.98  # of one update: a window of some 500 steps, shorter early on
 _SMALL_TABLE = 1 << 18  # elements up to which an embedding table is averaged, too
 _CONSTANTS = "inputs.scaler."  # fitted once, not trained
 
 
-class NonFiniteLossError(CommandError):
-    """The loss or gradient is NaN or infinite; the message names the step."""
+class OutOfMemoryError(CommandError):
+    """A step does not fit into the GPU's memory; the message names what to lower."""
 
 
 @contextlib.contextmanager
@@ -75,6 +79,8 @@ class Trainer:
         self.config = config
         self.device = device
         ranker = build_ranker(dataset, config.model, config.train.seed).to(device)
+        ranker.recompute = config.train.recompute
+        self._ranker = ranker
         self.scaler: NumberScaler = ranker.inputs.scaler
         self.heads: Heads = ranker.heads
         tables = ranker.inputs.embeddings.tables
@@ -92,65 +98,118 @@ class Trainer:
             groups,
             lr=config.train.dense_lr,
             weight_decay=config.train.weight_decay,
+            fused=True,
         )
         self.num_steps = 0
-        self._averaged = {name: part.clone() for name, part in self._averaged_parts()}
-        self._pending: list[tuple[str, Tensor, Tensor]] = []
+        self.num_tokens = 0
+        self._average = Average([part for _, part in self._averaged_parts()])
+        self._watch = Watch()
 
     def step(self, step: Step) -> None:
-        """Takes one optimizer step; its loss is read by `losses`."""
+        """Takes one optimizer step; its loss is read by `losses`. Nothing in it waits for the device.
+
+        Raises:
+            NonFiniteLossError: A loss or gradient of a step before this one is NaN or infinite.
+            OutOfMemoryError: It does not fit into the device's memory.
+        """
         train = self.config.train
         if not step.batch.layouts:
-            step = step.ready(train.frozen_share)
-        batch = step.batch.to(self.device)
+            step = step.ready(train.frozen_share, num_parts=train.accumulate)
+        self.num_tokens += step.num_tokens
         for group in self.optimizer.param_groups:
-            group["lr"] = train.dense_lr * min(1.0, (self.num_steps + 1) / (train.warmup_steps + 1))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
-            logits = self.model(batch)
-        total = nn.functional.binary_cross_entropy_with_logits(
-            logits, batch.labels, weight=batch.weights, reduction="sum"
+            group["lr"] = train.dense_lr * rate_share(train, self.num_steps, self.num_tokens)
+        try:
+            self.optimizer.zero_grad()
+            loss, first_bad = self._backward(step)
+            norm = nn.utils.clip_grad_norm_(self.dense, train.clip_norm)
+            self.optimizer.step()
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"step {step.name} (day/pass/step), {step.batch.num_tokens} tokens on this rank, does not "
+                f"fit into the memory of {self.device}: lower batch_tokens (of {dist.get_world_size()} ranks "
+                f"together {train.batch_tokens}), raise accumulate ({train.accumulate}) or set recompute: "
+                f"{error}"
+            ) from error
+        self.num_steps += 1
+        self._average.update(self.num_steps)
+        self._watch.add(step, loss, norm, first_bad)
+
+    def _backward(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Adds up the gradients of a step's parts; updates the rows of the tables, once.
+
+        Returns:
+            This rank's part of the loss, and its first candidate whose loss is not finite, or -1.
+        """
+        batch = step.batch.to(self.device)
+        if step.copied is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(step.copied)
+            batch.record_stream(stream)
+        parts = batch.parts()
+        if len(parts) == 1:
+            return self._backward_part(batch, None, step.weight)
+        # The ids of all parts are looked up at once, and the parts' gradients go back through this lookup
+        # together: rows are read, and updated, as for one big batch.
+        embedded = self._ranker.inputs.embeddings(batch)
+        loss = torch.zeros((), device=self.device)
+        first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
+        grads: dict[Group, list[list[Tensor]]] = {
+            group: [[] for _ in some] for group, some in embedded.items()
+        }
+        for number, part in enumerate(parts):
+            (where,) = part.layouts
+            own = {
+                group: [one[slice(*where.places[group])].detach().requires_grad_() for one in some]
+                for group, some in embedded.items()
+            }
+            with contextlib.nullcontext() if number == len(parts) - 1 else self._unsynced():
+                of_part, bad = self._backward_part(part, own, step.weight)
+            loss = loss + of_part
+            bad = torch.where(bad >= 0, bad + where.places[Group.CANDIDATE][0], -1)
+            first_bad = torch.where(first_bad >= 0, first_bad, bad)
+            for group, some in own.items():
+                for place, one in enumerate(some):
+                    grads[group][place].append(torch.zeros_like(one) if one.grad is None else one.grad)
+        torch.autograd.backward(
+            [one for some in embedded.values() for one in some],
+            [torch.cat(of_parts) for some in grads.values() for of_parts in some],
         )
-        loss = total / step.weight
-        self.optimizer.zero_grad()
+        return loss, first_bad
+
+    def _backward_part(
+        self, part: JaggedBatch, embeddings: Embeddings | None, weight: float
+    ) -> tuple[Tensor, Tensor]:
+        is_bfloat16 = self.config.train.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_bfloat16):
+            logits = self.model(part, embeddings)
+        losses = nn.functional.binary_cross_entropy_with_logits(
+            logits, part.labels, weight=part.weights, reduction="none"
+        )
+        loss = losses.sum() / weight
         # Both DDP and the row-wise exchange divide gradients by the number of ranks.
         (loss * dist.get_world_size()).backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.dense, train.clip_norm)
-        self.optimizer.step()
-        self.num_steps += 1
-        if self.num_steps % _AVERAGE_STEPS == 0 or self.num_steps < 5 * _AVERAGE_STEPS:
-            self._average()
-        self._pending.append((step.name, loss.detach(), norm.detach()))
+        return loss.detach(), _first_bad(losses.detach())
+
+    def _unsynced(self) -> contextlib.AbstractContextManager[None]:
+        """Within it gradients of the dense part are added up, and not yet exchanged."""
+        unsynced: contextlib.AbstractContextManager[None] = self.model._dmp_wrapped_module.no_sync()
+        return unsynced
 
     @property
     def num_pending(self) -> int:
-        """Steps whose losses have not been read."""
-        return len(self._pending)
+        """Steps whose losses have not been handed out."""
+        return len(self._watch)
 
     def losses(self) -> list[tuple[str, float]]:
-        """(step, loss over all ranks) of the steps since the last call.
+        """(step, loss over all ranks) of the steps since the last call; waits for the device.
 
         Raises:
             NonFiniteLossError: A loss or gradient norm is NaN or infinite.
         """
-        pending, self._pending = self._pending, []
-        if not pending:
-            return []
-        values = torch.stack([torch.stack([loss, norm]) for _, loss, norm in pending]).double()
-        dist.all_reduce(values)
-        for (name, _, _), (loss, norm) in zip(pending, values.tolist(), strict=True):
-            if not (abs(loss) < float("inf") and abs(norm) < float("inf")):
-                raise NonFiniteLossError(
-                    f"step {name} (day/pass/step): loss {loss}, gradient norm {norm}; training stops and "
-                    "makes no run; look at the rows of that step, or lower the learning rate"
-                )
-        return [(name, loss) for (name, _, _), (loss, _) in zip(pending, values.tolist(), strict=True)]
+        return self._watch.losses()
 
     def published(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        """The model to publish of a `state`: its weights, averaged over the last steps.
-
-        A constant learning rate leaves the noise of the last batches in the weights; their moving average has
-        not got it. Large tables stay as they are: a row changes rarely, and ever less under Adagrad.
-        """
+        """The model to publish of a `state`: its weights, averaged over the last steps; see `averaging`."""
         return {**state["weights"], **state["averaged"]}
 
     def _averaged_names(self) -> list[str]:
@@ -172,20 +231,6 @@ class Trainer:
             parts += [(name, tensor.detach()) for tensor in tensors]
         return parts
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(_AVERAGE_DECAY, self.num_steps / (self.num_steps + 5 * _AVERAGE_STEPS))
-        for name, part in self._averaged_parts():
-            self._averaged[name].lerp_(part, 1 - decay)
-
-    @torch.no_grad()
-    def _swap_averaged(self) -> None:
-        """Exchanges the weights with their averages; done twice, nothing has changed."""
-        for name, part in self._averaged_parts():
-            latest = part.clone()
-            part.copy_(self._averaged[name])
-            self._averaged[name].copy_(latest)
-
     def state(self) -> dict[str, Any] | None:
         """All that training needs to go on, on the CPU with whole tables; every rank must call it.
 
@@ -195,9 +240,9 @@ class Trainer:
         """
         own = self.model.state_dict()
         weights = _gathered(own)
-        self._swap_averaged()
+        self._average.swap()
         averaged = _gathered({name: own[name] for name in self._averaged_names()})
-        self._swap_averaged()
+        self._average.swap()
         sparse: dict[str, Tensor] = {}
         for name, state in self.model.fused_optimizer.state_dict()["state"].items():
             sparse |= {f"{name}/{key}": value for key, value in _gathered(state).items()}
@@ -209,6 +254,7 @@ class Trainer:
             "sparse": sparse,
             "dense": copy.deepcopy(self.optimizer.state_dict()),
             "num_steps": self.num_steps,
+            "num_tokens": self.num_tokens,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -225,13 +271,21 @@ class Trainer:
                 "the state has other weights than this model; it is of another config or dataset"
             )
         _scatter(state["averaged"], {name: own[name] for name in state["averaged"]})
-        for name, part in self._averaged_parts():
-            self._averaged[name].copy_(part)
+        self._average.take()
         _scatter(state["weights"], own)
         for name, values in self.model.fused_optimizer.state_dict()["state"].items():
             _scatter({key: state["sparse"][f"{name}/{key}"] for key in values}, values)
         self.optimizer.load_state_dict(state["dense"])
         self.num_steps = state["num_steps"]
+        self.num_tokens = state.get("num_tokens", 0)  # earlier versions did not count them
+
+
+def _first_bad(losses_2C: Tensor) -> Tensor:  # noqa: N803
+    """The first candidate whose loss is not finite, or -1: a tensor, so that nothing waits for it."""
+    if not losses_2C.shape[1]:
+        return torch.full((), -1, dtype=torch.int64, device=losses_2C.device)
+    bad_C = ~losses_2C.isfinite().all(0)  # noqa: N806
+    return torch.where(bad_C.any(), bad_C.to(torch.int8).argmax(), -1)
 
 
 def _distribute(
@@ -252,6 +306,8 @@ def _distribute(
         device=device,
         plan=plan,
         sharders=[sharder],
+        # A static graph cannot leave the exchange of gradients to the last part of a step.
+        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
     )
 
 

@@ -7,8 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from deltalake import write_deltalake
 
 from model import train as command
@@ -16,7 +14,7 @@ from model.config.presets import preset_named, tiny
 from model.data.encoder import SampleEncoder
 from model.data.reader import SamplesTable, SamplesUnavailableError
 from model.data.steps import Step
-from model.data.synthetic import random_batch, random_samples
+from model.data.synthetic import random_samples
 from model.embeddings.numbers import NumberScaler
 from model.embeddings.sizes import TableSize, table_sizes
 from model.judging.contest import Contest, evaluate
@@ -25,7 +23,8 @@ from model.rankers.protocol import build_ranker
 from model.runs.files import RunError
 from model.runs.store import Run, base_of, complete_runs, load_run
 from model.training import loop as training
-from model.training.step import NonFiniteLossError, Trainer, process_group
+from model.training.step import Trainer, process_group
+from model.training.watch import NonFiniteLossError
 from spark_jobs.contract import locations
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.lake import verdicts
@@ -193,53 +192,6 @@ def test_evaluation_stands_beside_the_run(lake):
     part = scorer.score(day.slice(0, 3).to_pylist())
     for name in SCORES:
         np.testing.assert_allclose(part[name], whole[name][: len(part[name])], atol=1e-6)
-
-
-def train_on_rank(rank, world_size, folder):
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-    trainer, state = take_steps(rank, world_size)
-    if rank == 0:
-        torch.save({"losses": trainer, "state": state}, f"{folder}/two.pt")
-    dist.destroy_process_group()
-
-
-def take_steps(rank, world_size):
-    rows = random_batch(DATASET, 40, seed=3)
-    trainer = Trainer(DATASET, config(), CPU)
-    trainer.scaler.fit(rows)
-    for number in range(4):
-        step = torch.arange(10 * number, 10 * number + 10)
-        mine = step[:3] if rank == 0 else step[3:]
-        batch = rows.select(mine if world_size == 2 else step)
-        trainer.step(
-            Step(
-                name=str(number),
-                batch=batch,
-                num_candidates=rows.select(step).num_candidates,
-                weight=float(rows.select(step).num_candidates),
-                num_tokens=0,
-                row_hash=torch.ones(batch.num_rows),
-            )
-        )
-    return trainer.losses(), trainer.state()
-
-
-def test_two_ranks_train_as_one(tmp_path, monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    mp.spawn(train_on_rank, args=(2, str(tmp_path)), nprocs=2)
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
-    with process_group(CPU):
-        one_losses, one = take_steps(0, 1)
-    np.testing.assert_allclose([v for _, v in two["losses"]], [v for _, v in one_losses], rtol=1e-5)
-    rows = random_batch(DATASET, 10, seed=5)
-    scores = []
-    for state in (one, two["state"]):
-        ranker = build_ranker(DATASET, config().model, config().train.seed)
-        ranker.load_state_dict({**state["weights"], **state["averaged"]})
-        scores.append(ranker(rows).detach())
-    torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_full_disk_and_a_lost_checkpoint_are_named(lake, monkeypatch):

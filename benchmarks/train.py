@@ -1,0 +1,271 @@
+"""The whole training step: tables, tokens, blocks, heads and optimizers, on the rows of docs/peers.md.
+
+    python -m benchmarks.train --out FILE [--cases large medium small large_nvidia_shape] [--steps 30]
+    torchrun --nproc-per-node 2 -m benchmarks.train --out FILE     # against one rank's --one FILE: the ratio
+
+A case is a preset on a shape. Rows come from a loader's thread, which shuffles, cuts by tokens, lays out and
+packs them as in training, from encoded rows in memory. MFU counts the blocks' products that the mask lets
+tokens see, forward once and backward twice, over 989 TFLOP/s of an H100 or H200, whole wall time of a step.
+`idle` is the share of a step in which no kernel runs: kernels' time is that of a profiled run, a step's time
+that of one without a profiler. The table says which kinds of kernels the time goes to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.rows import ZIPF, P, Shape, batch_of, lengths_of, shuffled
+from model.config.environment import device, is_launched
+from model.config.presets import preset_named
+from model.config.run import Config
+from model.data.ahead import Ahead
+from model.data.batch import JaggedBatch, token_cuts
+from model.data.steps import Step
+from model.rankers.mtgr import MtgrConfig
+from model.training.loader import delivered, side_stream
+from model.training.meter import peak_flops
+from model.training.step import Trainer, process_group
+from spark_jobs.contract import command
+from spark_jobs.contract.features import Group
+from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.lake.log import git_sha
+
+_ROWS = 768  # encoded once; steps are drawn from them
+_TOKENS = 48_000  # of a step of one rank
+# What a kernel is, by its name; the first that fits.
+_KINDS = (
+    ("attention", r"hstu|mtgr|attention"),
+    ("norm and gate", r"layer_norm|gate"),
+    ("products", r"gemm|nvjet|cublas|cutlass|splitK"),
+    (
+        "tables",
+        r"embedding|tbe|bounds_check|jagged|bucketize|hash|permute|lookup|unique|sort|radix|linearize",
+    ),
+    ("optimizer and clip", r"adam|multi_tensor|lpnorm|foreach"),
+    ("copies", r"[Mm]emcpy|[Mm]emset|copy"),
+    ("sums", r"reduce"),
+    ("elementwise", r"elementwise|vectorized|index|cat"),
+    ("exchange", r"nccl"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A preset on a shape, under the name that results give it."""
+
+    name: str
+    config: Config
+    shape: Shape
+    rows_a_step: int | None = None
+
+
+def _cases(batch_tokens: int) -> dict[str, Case]:
+    cases = {}
+    for preset, name in (("large", "mfu_large_p"), ("medium", "mfu_medium"), ("small", "mfu_small")):
+        base = preset_named(preset)
+        train = dataclasses.replace(base.train, batch_tokens=batch_tokens)
+        cases[preset] = Case(name=name, config=dataclasses.replace(base, train=train), shape=P)
+    large = cases["large"].config
+    assert isinstance(large.model, MtgrConfig)
+    model = dataclasses.replace(large.model, num_blocks=8, d_model=1024, num_heads=4)
+    cases["large_nvidia_shape"] = Case(
+        name="mfu_large_nvidia_shape",
+        config=dataclasses.replace(large, model=model),
+        shape=ZIPF,
+        rows_a_step=32,
+    )
+    tiny = preset_named("tiny")
+    cases["tiny"] = Case(name="mfu_tiny", config=tiny, shape=P)
+    return cases
+
+
+def steps_of(case: Case, rows: JaggedBatch, on: torch.device) -> Iterator[Step]:
+    """Steps without end, each made ready as training makes it; all ranks have equal rows."""
+    stream = side_stream(on)
+    for epoch in itertools.count():
+        order = shuffled(rows, epoch)
+        cuts = (
+            token_cuts(rows.tokens_B()[order], case.config.train.batch_tokens)
+            if case.rows_a_step is None
+            else range(case.rows_a_step, rows.num_rows + 1, case.rows_a_step)
+        )
+        for first, end in itertools.pairwise([0, *list(cuts)[: -1 if case.rows_a_step is None else None]]):
+            batch = rows.select(order[first:end])
+            step = Step(
+                name=f"{epoch}/{first}",
+                batch=batch,
+                num_candidates=batch.num_candidates,
+                weight=float(batch.num_candidates * dist.get_world_size()),
+                num_tokens=batch.num_tokens * dist.get_world_size(),
+                row_hash=torch.ones(batch.num_rows),
+            )
+            yield delivered(step.ready(0.5, pin=on.type == "cuda"), on, stream)
+
+
+def bench(case: Case, on: torch.device, num_steps: int) -> dict[str, Any]:
+    """Times a case.
+
+    Returns:
+        Milliseconds of a step with their spread, tokens a second of this rank, MFU, idle share, kernels.
+    """
+    num_profile = len(FOODLOG.in_group(Group.PROFILE))
+    rows = batch_of(FOODLOG, lengths_of(case.shape, _ROWS, num_profile))
+    trainer = Trainer(FOODLOG, case.config, on)
+    trainer.scaler.fit(rows.select(torch.arange(64)))
+    is_gpu = on.type == "cuda"
+    with Ahead(steps_of(case, rows, on), depth=2, name="steps") as ahead:
+        steps = iter(ahead)
+        for _ in range(8):
+            trainer.step(next(steps))
+        trainer.losses()
+        done: list[Step] = []
+        marks: list[float] = []
+        waited = ahead.waited
+        _wait(on)
+        start = time.perf_counter()
+        for _ in range(num_steps):
+            step = next(steps)
+            trainer.step(step)
+            done.append(step)
+            if len(done) % 5 == 0:
+                _wait(on)  # once in five steps: what a step costs while nothing waits for it
+                marks.append(time.perf_counter())
+        seconds = marks[-1] - start
+        waited = ahead.waited - waited
+        trainer.losses()
+        kernels = _kernels(trainer, steps) if is_gpu else {}
+    spans = [(b - a) / 5 * 1e3 for a, b in itertools.pairwise([start, *marks])]
+    tokens = [step.batch.num_tokens for step in done]
+    pairs = [step.batch.layouts[0].num_pairs for step in done]
+    flops = 3 * sum(case.config.model.visible_flops(*one) for one in zip(tokens, pairs, strict=True))
+    peak = peak_flops(on)
+    step_ms = seconds / num_steps * 1e3
+    result: dict[str, Any] = {
+        "case": case.name,
+        "preset": case.config.preset,
+        "model": {k: getattr(case.config.model, k) for k in ("num_blocks", "d_model", "num_heads")},
+        "shape": dataclasses.asdict(case.shape),
+        "tokens_a_step": {"mean": round(statistics.mean(tokens)), "least": min(tokens), "most": max(tokens)},
+        "rows_a_step": round(statistics.mean(step.batch.num_rows for step in done), 1),
+        "visible_pairs_a_step": round(statistics.mean(pairs)),
+        "step_ms": {"mean": round(step_ms, 3), "median": round(statistics.median(spans), 3),
+                    "least": round(min(spans), 3), "most": round(max(spans), 3), "steps": num_steps},
+        "tokens_per_s": round(sum(tokens) / seconds * dist.get_world_size()),
+        "waited_for_data": round(waited / seconds, 4),
+        "tflops": round(flops / seconds / 1e12, 2),
+        "mfu": round(flops / seconds / peak, 4) if peak else None,
+    }  # fmt: skip
+    if is_gpu:
+        busy = kernels.pop("busy_ms")
+        result |= {
+            "busy_ms": round(busy, 3),
+            "idle": round(max(0.0, 1 - busy / step_ms), 4),
+            "launches": kernels.pop("launches"),
+            "kernels_ms": kernels,
+            "memory_gib": round(torch.cuda.max_memory_allocated(on) / 2**30, 2),
+        }
+        torch.cuda.reset_peak_memory_stats(on)
+    return result
+
+
+def _wait(on: torch.device) -> None:
+    if on.type == "cuda":
+        torch.cuda.synchronize(on)
+
+
+def _kernels(trainer: Trainer, steps: Iterator[Step], number: int = 5) -> dict[str, Any]:
+    """Milliseconds of a step that any kernel runs, launches, and milliseconds by kind of kernel."""
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
+        for _ in range(number):
+            trainer.step(next(steps))
+        torch.cuda.synchronize()
+    trainer.losses()
+    spans: list[tuple[float, float]] = []
+    names: dict[str, float] = {}
+    kinds = dict.fromkeys([*(kind for kind, _ in _KINDS), "other"], 0.0)
+    for event in profiler.events():
+        if event.device_type != DeviceType.CUDA or event.name.startswith("ProfilerStep"):
+            continue
+        begin, end = event.time_range.start, event.time_range.end
+        spans.append((begin, end))
+        kind = next((kind for kind, names_ in _KINDS if re.search(names_, event.name)), "other")
+        kinds[kind] += (end - begin) / 1e3 / number
+        names[event.name] = names.get(event.name, 0.0) + (end - begin) / 1e3 / number
+    busy, until = 0.0, 0.0
+    for begin, end in sorted(spans):
+        busy += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    longest = sorted(names.items(), key=lambda pair: -pair[1])[:25]
+    return {
+        "busy_ms": busy / 1e3 / number,
+        "launches": round(len(spans) / number),
+        **{kind: round(ms, 3) for kind, ms in kinds.items()},
+        "longest": {name[:90]: round(ms, 3) for name, ms in longest},
+    }
+
+
+def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+    on = device()
+    torch.manual_seed(0)
+    with process_group(on):
+        world_size, rank = dist.get_world_size(), dist.get_rank()
+        cases = _cases(arguments.tokens)
+        results = [bench(cases[name], on, arguments.steps) for name in arguments.cases]
+    if rank:
+        return None
+    summary: dict[str, float] = {one["case"]: one["mfu"] for one in results if one["mfu"] is not None}
+    if arguments.one:
+        one = json.loads(arguments.one.read_text())["results"]
+        alone = next(line["tokens_per_s"] for line in one if line["case"] == results[0]["case"])
+        summary["tokens_per_s_two_gpus_over_one"] = round(results[0]["tokens_per_s"] / alone, 3)
+    report = {
+        "summary": summary,
+        "ranks": world_size,
+        "machine": {
+            "device": torch.cuda.get_device_name(on) if on.type == "cuda" else platform.processor(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "launched": is_launched(),
+        },
+        "commit": arguments.commit or git_sha(),
+        "results": results,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    return {"summary": summary, "out": str(arguments.out)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Times the step; see `command.run` for the exit codes."""
+    parser = command.parser("benchmarks.train", __doc__)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--cases", nargs="+", choices=list(_cases(_TOKENS)),
+                        default=["large", "medium", "small", "large_nvidia_shape"])  # fmt: skip
+    parser.add_argument("--steps", type=int, default=30, help="timed steps, a multiple of 5")
+    parser.add_argument("--tokens", type=int, default=_TOKENS, help="of a step of one rank")
+    parser.add_argument("--one", type=Path, metavar="FILE", help="what one rank gave, for the ratio")
+    parser.add_argument("--commit", help="where no repository says which")
+    return command.run(parser, _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""The training step: ranks and parts are one big batch; what it reads late, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from deltalake import write_deltalake
+
+from model.config.presets import preset_named, tiny
+from model.config.run import TrainConfig
+from model.data.encoder import SampleEncoder
+from model.data.reader import SamplesTable
+from model.data.steps import Step
+from model.data.synthetic import random_batch, random_samples
+from model.judging.scoring import SCORES, Scorer
+from model.rankers.protocol import build_ranker
+from model.training import loop as training
+from model.training.loader import Loader, delivered, side_stream
+from model.training.schedule import rate_share
+from model.training.step import OutOfMemoryError, Trainer, process_group
+from model.training.tracing import traced
+from model.training.watch import NonFiniteLossError
+from spark_jobs.contract import locations
+from spark_jobs.contract.command import CommandError
+from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.lake import verdicts
+from tests.model.test_training import CPU, DATASET, DAYS, config, unlogged
+
+# Where each rank's rows of a step end: different cuts, the last one with a rank that has none.
+CUTS = {1: [], 2: [3], 4: [1, 1, 8]}
+ROWS = 10
+
+
+def a_step(number: int, rank: int, world_size: int) -> Step:
+    rows = random_batch(DATASET, 40, seed=3).select(torch.arange(ROWS * number, ROWS * (number + 1)))
+    bounds = [0, *((cut + number) % (ROWS + 1) for cut in CUTS[world_size]), ROWS]
+    bounds = sorted(bounds)
+    batch = rows.select(torch.arange(bounds[rank], bounds[rank + 1]))
+    weight = float(rows.num_candidates)
+    return Step(
+        name=str(number),
+        batch=batch,
+        num_candidates=rows.num_candidates,
+        weight=weight,
+        num_tokens=rows.num_tokens,
+        row_hash=torch.ones(batch.num_rows),
+    )
+
+
+def take_steps(rank: int, world_size: int, **changes: Any) -> tuple[list[tuple[str, float]], Any]:
+    trainer = Trainer(DATASET, config(**changes), CPU)
+    trainer.scaler.fit(random_batch(DATASET, 40, seed=3))
+    for number in range(4):
+        trainer.step(a_step(number, rank, world_size))
+    return trainer.losses(), trainer.state()
+
+
+def flat(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Weights, averages and the tables' optimizer states of a state, by name."""
+    groups = ("weights", "averaged", "sparse")
+    return {f"{group}/{name}": value for group in groups for name, value in state[group].items()}
+
+
+def assert_equal(state: dict[str, Any], other: dict[str, Any], atol: float) -> None:
+    for (name, one), two in zip(flat(state).items(), flat(other).values(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def on_rank(rank: int, world_size: int, folder: str, changes: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    losses, state = take_steps(rank, world_size, **changes)
+    loader = Loader(SampleEncoder(DATASET), config(passes=2), CPU)
+    with loader.steps(SamplesTable(DATASET), DAYS[0]) as steps:
+        read = [(one.name, one.users, one.weight, one.num_tokens, one.batch.num_tokens) for one in steps]
+    shared: list[Any] = [None] * world_size
+    dist.all_gather_object(shared, read)
+    if rank == 0:
+        torch.save({"losses": losses, "state": state, "read": shared}, f"{folder}/ranks.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One day of samples."""
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path))
+    for name in ("MTGR_LAKE", "MTGR_RUNS", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    rows = random_samples(DATASET, 41, seed=0, ds=DAYS[0])
+    write_deltalake(locations.table("foodlog", "samples"), rows, partition_by=["ds"])
+    verdicts.allow(DATASET.name, "samples", DAYS, "a test")
+    return tmp_path
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_any_cut_over_ranks_and_parts_trains_as_one_big_batch(lake: Path, world_size: int) -> None:
+    changes = {"accumulate": world_size // 2}
+    mp.spawn(on_rank, args=(world_size, str(lake), changes), nprocs=world_size)
+    many = torch.load(lake / "ranks.pt", weights_only=False)
+    with process_group(CPU):
+        losses, one = take_steps(0, 1)
+    np.testing.assert_allclose([v for _, v in many["losses"]], [v for _, v in losses], rtol=1e-5)
+    assert_equal(many["state"], one, 2e-5)
+    # What the ranks' loaders gave: as many steps on each, equal sums, and every row once a pass.
+    read = many["read"]
+    assert len({len(steps) for steps in read}) == 1
+    rows = random_samples(DATASET, 41, seed=0, ds=DAYS[0])
+    batch = SampleEncoder(DATASET).encode(rows)
+    for of_step in zip(*read, strict=True):
+        assert len({(name, weight, tokens) for name, _, weight, tokens, _ in of_step}) == 1
+        assert sum(own for *_, own in of_step) == of_step[0][3]
+    for number in range(2):
+        of_pass = [one for steps in read for one in steps if one[0].startswith(f"{DAYS[0]}/{number}/")]
+        users = [int(user) for _, some, *_ in of_pass if some is not None for user in some]
+        assert sorted(users) == list(range(41))
+        weights = {name: weight for name, _, weight, *_ in of_pass}
+        assert sum(weights.values()) == batch.num_candidates
+
+
+@pytest.mark.parametrize("preset", ["tiny", "user_tower"])
+def test_a_batch_in_parts_is_the_big_batch(monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
+    """One update of the dense part and of each row, to 1e-6."""
+    monkeypatch.delenv("RANK", raising=False)
+    states = []
+    for parts in (1, 3, 16):  # 16: more than rows
+        base = preset_named(preset)
+        train = dataclasses.replace(config().train, accumulate=parts, clip_norm=1e9)
+        with process_group(CPU):
+            trainer = Trainer(DATASET, dataclasses.replace(base, train=train), CPU)
+            trainer.scaler.fit(random_batch(DATASET, 40, seed=3))
+            for number in range(3):
+                trainer.step(a_step(number, 0, 1))
+            states.append((trainer.losses(), trainer.state()))
+    for losses, state in states[1:]:
+        np.testing.assert_allclose([v for _, v in losses], [v for _, v in states[0][0]], atol=1e-6)
+        for (name, one), two in zip(flat(state).items(), flat(states[0][1]).values(), strict=True):
+            if "sparse" in name or "tables" in name:
+                torch.testing.assert_close(
+                    one, two, rtol=0, atol=1e-6, msg=lambda text, name=name: name + text
+                )
+        assert_equal(state, states[0][1], 2e-5)  # AdamW divides by the root of a gradient near zero
+
+
+def test_recomputed_activations_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with process_group(CPU):
+        losses, kept = take_steps(0, 1)
+        again, computed = take_steps(0, 1, recompute=True)
+    assert losses == again
+    assert_equal(kept, computed, 0)
+
+
+def test_schedules() -> None:
+    base = dataclasses.replace(tiny().train, warmup_steps=3)
+    assert [rate_share(base, step, 0) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    tokens = dataclasses.replace(base, warmup_tokens=1000)
+    assert [rate_share(tokens, 7, count) for count in (100, 500, 1000, 9000)] == [0.1, 0.5, 1.0, 1.0]
+    cosine = dataclasses.replace(base, warmup_steps=0, schedule="cosine", decay_steps=100, final_share=0.2)
+    assert rate_share(cosine, 0, 0) == 1.0
+    assert rate_share(cosine, 50, 0) == pytest.approx(0.6)
+    assert rate_share(cosine, 25, 0) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert rate_share(cosine, 100, 0) == rate_share(cosine, 10**6, 0) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "linear"}, "schedule is 'linear'; use one of constant, cosine"),
+        ({"schedule": "cosine"}, "falls over decay_steps, which is 0"),
+        ({"balance": "rows"}, "balance is 'rows'; use one of tokens, flops"),
+        ({"accumulate": 0}, "TrainConfig.accumulate is 0; it must be positive"),
+        ({"final_share": 1.5}, r"final_share is 1.5; it must lie in \[0, 1\]"),
+        ({"warmup_tokens": -1}, "must not be negative"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(batch_tokens=1, dense_lr=1.0, **changes)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_loss_that_is_not_finite_names_its_row(monkeypatch: pytest.MonkeyPatch, accumulate: int) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with process_group(CPU):
+        trainer = Trainer(DATASET, config(accumulate=accumulate), CPU)
+        good = a_step(0, 0, 1)
+        trainer.step(good)
+        weights = good.batch.weights.clone()
+        ends = good.batch.num_candidates_B().cumsum(0)
+        weights[ends[6]] = float("nan")  # the first candidate of row 7
+        bad = dataclasses.replace(
+            good, name="1", batch=dataclasses.replace(good.batch, weights=weights), users=np.arange(100, 110)
+        )
+        trainer.step(bad)
+        expected = (
+            r"step 1 \(day/pass/step\): loss nan, .* first row whose loss is not finite: row 7 \(user 107\)"
+        )
+        with pytest.raises(NonFiniteLossError, match=expected):
+            trainer.losses()
+
+
+def test_a_loss_that_is_not_finite_is_noticed_without_being_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with process_group(CPU):
+        trainer = Trainer(DATASET, config(dense_lr=1e30), CPU)
+        for _ in range(39):
+            trainer.step(a_step(0, 0, 1))
+        assert trainer.num_pending == 39
+        with pytest.raises(NonFiniteLossError, match=r"its 10 rows is not|first row"):
+            trainer.step(a_step(0, 0, 1))
+
+
+def test_a_step_beyond_the_memory_names_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with process_group(CPU):
+        trainer = Trainer(DATASET, config(), CPU)
+        monkeypatch.setattr(trainer, "_backward", full)
+        with pytest.raises(
+            OutOfMemoryError, match=r"step 0 .*lower batch_tokens \(of 1 ranks together 400\)"
+        ):
+            trainer.step(a_step(0, 0, 1))
+
+
+def test_a_model_scores_in_the_precision_that_it_was_trained_in() -> None:
+    rows = random_samples(DATASET, 8, seed=2)
+    one = config(precision="bfloat16")
+    ranker = build_ranker(DATASET, one.model, 1)
+    scores = {
+        precision: Scorer(DATASET, config(precision=precision), ranker).score(rows)
+        for precision in ("bfloat16", "float32")
+    }
+    batch = SampleEncoder(DATASET).encode(rows)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = ranker(batch).sigmoid().numpy()
+    np.testing.assert_array_equal(scores["bfloat16"]["ctr_live"], expected[0])
+    for name in SCORES:
+        np.testing.assert_allclose(scores["bfloat16"][name], scores["float32"][name], atol=0.02)
+        assert not np.array_equal(scores["bfloat16"][name], scores["float32"][name])
+
+
+@pytest.mark.usefixtures("lake")
+def test_a_trace_of_some_steps_opens_in_perfetto(tmp_path: Path) -> None:
+    path = tmp_path / "traces" / "trace.json"
+    training.train(DATASET, config(batch_tokens=100), DAYS[1], CPU, unlogged, trace=path)
+    events = json.loads(path.read_text())["traceEvents"]
+    assert sum(event.get("name", "").startswith("ProfilerStep") for event in events) >= 4
+    with (
+        process_group(CPU),
+        pytest.raises(CommandError, match="fewer than 8 steps"),
+        traced(path, CPU) as step,
+    ):
+        step()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("preset", "accumulate"), [("tiny", 1), ("small", 1), ("small", 2), ("user_tower", 1)]
+)
+def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, preset: str, accumulate: int) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    gpu, base = torch.device("cuda", 0), preset_named(preset)
+    train = dataclasses.replace(base.train, accumulate=accumulate, recompute=accumulate > 1)
+    steps = [a_step(number, 0, 1).ready(0.5, num_parts=accumulate, pin=True) for number in range(4)]
+    with process_group(gpu):
+        trainer = Trainer(FOODLOG, dataclasses.replace(base, train=train), gpu)
+        for step in steps:  # what is built or tuned at first may wait
+            trainer.step(step)
+        torch.cuda.synchronize()
+        stream = side_stream(gpu)
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            for _ in range(11):
+                for step in steps:
+                    trainer.step(delivered(step, gpu, stream))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert len(trainer.losses()) == 48
