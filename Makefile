@@ -9,7 +9,7 @@ export GPU PYTHON
 # The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup run backfill ui doctor test test-slow test-gpu check format kill-points bench-attention bench-attention-gpu bench-samples lock clean
+.PHONY: help setup run backfill ui doctor test test-slow test-gpu check format kill-points bench-attention bench-attention-gpu bench-samples bench-train lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench-attention-gpu: setup  ## the same on an NVIDIA GPU (PEER=module:function a
 
 bench-samples: setup  ## benchmark of the sample builder against DuckDB; JSON in var/bench
 	@$(PY) -m benchmarks.samples --out var/bench/samples.json
+
+bench-train: setup  ## benchmark of the whole training step on an NVIDIA GPU (RANKS=N); JSON in var/bench
+	@$(PY) -m torch.distributed.run --standalone --nproc-per-node $(or $(RANKS),1) -m benchmarks.train --out var/bench/train.json
 
 lock:  ## compile requirements.in to the locks for Python 3.11 and 3.12
 	@$(PY) -m uv pip compile -q requirements.in --universal --python-version 3.11 -o requirements.txt

@@ -24,14 +24,13 @@ from model.data.synthetic import random_batch, random_samples
 from model.judging.scoring import SCORES, Scorer
 from model.rankers.protocol import build_ranker
 from model.training import loop as training
-from model.training.loader import Loader, delivered, side_stream
+from model.training.loader import Loader
 from model.training.schedule import rate_share
 from model.training.step import OutOfMemoryError, Trainer, process_group
 from model.training.tracing import traced
 from model.training.watch import NonFiniteLossError
 from spark_jobs.contract import locations
 from spark_jobs.contract.command import CommandError
-from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.lake import verdicts
 from tests.model.test_training import CPU, DATASET, DAYS, config, unlogged
 
@@ -266,28 +265,3 @@ def test_a_trace_of_some_steps_opens_in_perfetto(tmp_path: Path) -> None:
         traced(path, CPU) as step,
     ):
         step()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("preset", "accumulate"), [("tiny", 1), ("small", 1), ("small", 2), ("user_tower", 1)]
-)
-def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, preset: str, accumulate: int) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    gpu, base = torch.device("cuda", 0), preset_named(preset)
-    train = dataclasses.replace(base.train, accumulate=accumulate, recompute=accumulate > 1)
-    steps = [a_step(number, 0, 1).ready(0.5, num_parts=accumulate, pin=True) for number in range(4)]
-    with process_group(gpu):
-        trainer = Trainer(FOODLOG, dataclasses.replace(base, train=train), gpu)
-        for step in steps:  # what is built or tuned at first may wait
-            trainer.step(step)
-        torch.cuda.synchronize()
-        stream = side_stream(gpu)
-        try:
-            torch.cuda.set_sync_debug_mode("error")
-            for _ in range(11):
-                for step in steps:
-                    trainer.step(delivered(step, gpu, stream))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert len(trainer.losses()) == 48
