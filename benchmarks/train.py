@@ -1,4 +1,4 @@
-"""The whole training step: tables, tokens, blocks, heads and optimizers, on the rows of docs/peers.md.
+"""The whole training step: tables, tokens, blocks, heads and optimizers, on rows of shape P.
 
     python -m benchmarks.train --out FILE [--cases large medium small large_nvidia_shape] [--steps 30]
     torchrun --nproc-per-node 2 -m benchmarks.train --out FILE     # against one rank's --one FILE: the ratio
