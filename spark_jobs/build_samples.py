@@ -21,7 +21,7 @@ import argparse
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -37,7 +37,7 @@ from spark_jobs.contract.tables import rows_digest, sample_columns
 from spark_jobs.lake.failures import spark_errors
 from spark_jobs.lake.log import Commit, commits, current_version, last_commit, partition_values, table_id
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
-from spark_jobs.lake.session import keeping, spark_session
+from spark_jobs.lake.session import keeping, materialised, spark_session
 from spark_jobs.lake.verdicts import partition_of
 from spark_jobs.lake.writer import EmptyInputError, already_written, replace_partition, table_at
 from spark_jobs.samples.again import Changes, changes, people
@@ -108,9 +108,8 @@ def build_days(spark: SparkSession, dataset: Dataset, ds: str, *, late: bool = F
         "declaration": rows_digest(dataset),
         "left_out": list(deliveries.left_out),
     }
-    with keeping() as keep:
-        again = _changes(spark, dataset, ds, events_df, built, inputs, keep) if late else None
-        done = _build(spark, dataset, ds, inputs, deliveries, again)
+    again = _changes(spark, dataset, ds, events_df, built, inputs) if late else None
+    done = _build(spark, dataset, ds, inputs, deliveries, again)
     reach(f"{STAGE}:done")
     # A day that an attempt before this one made again is named once more: its gate may not have seen it.
     rebuilt = {day for day, commit in made.items() if late and commit.metadata.get("run") == ds and day < ds}
@@ -142,7 +141,6 @@ def _changes(
     events_df: DataFrame,
     built: Sequence[str],
     inputs: Mapping[str, Any],
-    keep: Callable[[DataFrame], DataFrame],
 ) -> Changes | None:
     """What the run of `ds` makes again of earlier days.
 
@@ -158,7 +156,7 @@ def _changes(
     )  # before the commits are read: none of the rows that stay is older than its own
     made = {day: commit for day, commit in _last_commits(dataset, days).items() if commit.version <= version}
     people_df = people(events_df, dataset, shift_day(days[0], -1), shift_day(days[-1], days_after(dataset)))
-    return changes(people_df, table_at(spark, uri, version), dataset, days, made, inputs, keep)
+    return changes(people_df, table_at(spark, uri, version), dataset, days, made, inputs)
 
 
 def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit], deliveries: Deliveries) -> list[str]:
@@ -315,7 +313,7 @@ def samples_of(
             inputs.people_df, inputs.users_df, inputs.items_df, dataset, days, only_df=only_df, keep=keep
         )
         # Several days are written one by one; each would compute all of them.
-        yield samples_df if len(days) == 1 else keep(samples_df)
+        yield samples_df if len(days) == 1 else materialised(samples_df)
 
 
 def write_samples(

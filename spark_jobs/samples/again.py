@@ -7,7 +7,7 @@ on a day of the embedded log, while what the day knew of is as it was and the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 from spark_jobs.contract import locations
 from spark_jobs.contract.features import Dataset, EventType, Owner
 from spark_jobs.lake.log import Commit, Written, written
+from spark_jobs.lake.session import materialised
 from spark_jobs.lake.writer import made_by_this_code
 from spark_jobs.samples.build import by_user, outcomes, with_labels
 from spark_jobs.samples.events import at_requests, bots, events_of, is_event, with_context, without
@@ -27,7 +28,7 @@ class Changes:
     """Users whose rows of days that were built before are not as the events say.
 
     Args:
-        users_df: (user_id, ds), one row a user and day; it is kept.
+        users_df: (user_id, ds), one row a user and day, few.
         samples_df: The table `samples` as they were compared.
         days: Days with such users, ascending.
         partly: Those of `days` on which everybody else's rows may stay.
@@ -119,7 +120,6 @@ def changes(
     days: Sequence[str],
     made: Mapping[str, Commit],
     inputs: Mapping[str, Any],
-    keep: Callable[[DataFrame], DataFrame],
 ) -> Changes:
     """Finds what is to be made again of `days`.
 
@@ -130,9 +130,8 @@ def changes(
         days: Days, ascending.
         made: By day the commit that made its rows, for the days whose rows may stay.
         inputs: What samples would be made from now, as their commits record it.
-        keep: Persists a DataFrame.
     """
-    users_df = keep(changed_users(people_df, samples_df, dataset, days))
+    users_df = materialised(changed_users(people_df, samples_df, dataset, days))
     changed = sorted(row["ds"] for row in users_df.select("ds").distinct().collect())
     tables = {name: written(locations.table(dataset.name, name), inputs[name]) for name in inputs["tables"]}
     partly = {day for day in changed if day in made and _knows_the_same(made[day], day, inputs, tables)}
