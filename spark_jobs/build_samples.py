@@ -37,7 +37,7 @@ from spark_jobs.contract.tables import rows_digest, sample_columns
 from spark_jobs.lake.failures import spark_errors
 from spark_jobs.lake.log import Commit, commits, current_version, last_commit, partition_values, table_id
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
-from spark_jobs.lake.session import keeping, materialised, spark_session
+from spark_jobs.lake.session import keeping, spark_session
 from spark_jobs.lake.verdicts import partition_of
 from spark_jobs.lake.writer import EmptyInputError, already_written, replace_partition, table_at
 from spark_jobs.samples.again import Changes, changes, people
@@ -313,7 +313,7 @@ def samples_of(
             inputs.people_df, inputs.users_df, inputs.items_df, dataset, days, only_df=only_df, keep=keep
         )
         # Several days are written one by one; each would compute all of them.
-        yield samples_df if len(days) == 1 else materialised(samples_df)
+        yield samples_df if len(days) == 1 else keep(samples_df)
 
 
 def write_samples(
