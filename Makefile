@@ -9,7 +9,7 @@ export GPU PYTHON
 # The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup run backfill ui doctor test test-slow test-gpu check format kill-points bench-attention bench-attention-gpu bench-samples bench-train lock clean
+.PHONY: help setup run backfill ui doctor test test-slow test-gpu check format kill-points bench-attention bench-attention-gpu bench-tables bench-samples bench-train lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench-attention: setup  ## benchmark of the operators on the CPU; JSON in var/be
 
 bench-attention-gpu: setup  ## the same on an NVIDIA GPU (PEER=module:function adds another kernel); JSON in var/bench
 	@$(PY) -m benchmarks.attention --device cuda --out var/bench/attention_gpu.json $(addprefix --peer ,$(PEER))
+
+bench-tables: setup  ## benchmark of dynamic tables against FBGEMM and TorchRec (DEVICE=cuda on a GPU); JSON in var/bench
+	@$(PY) -m benchmarks.tables --device $(or $(DEVICE),cpu) --out var/bench/tables_$(or $(DEVICE),cpu).json
 
 bench-samples: setup  ## benchmark of the sample builder against DuckDB; JSON in var/bench
 	@$(PY) -m benchmarks.samples --out var/bench/samples.json

@@ -79,7 +79,10 @@ def cpu_extension() -> Any:
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
     return CppExtension(
         "hstu_ops._cpu",
-        sorted(str(path.relative_to(HERE)) for path in (HERE / "csrc" / "cpu").glob("*.cpp")),
+        [
+            *sorted(str(path.relative_to(HERE)) for path in (HERE / "csrc" / "cpu").glob("*.cpp")),
+            "csrc/tables/tables_cpu.cpp",
+        ],
         extra_compile_args={"cxx": flags + openmp},
         extra_link_args=[*openmp, *cxx_runtime()],
     )

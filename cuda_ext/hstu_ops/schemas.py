@@ -13,6 +13,7 @@ m)`), never a schema.
 | `gated_attention_triton`, `gated_attention_triton_backward` | | backend `triton` |
 | `group_layer_norm`, `group_layer_norm_backward` | backend `cpu`, C++ | |
 | `group_layer_norm_triton`, `group_layer_norm_triton_backward` | | backends `triton`, `cutlass` |
+| `table_*` | C++ | CUDA C++, built with the above for sm90a |
 
 Shapes: T tokens of all rows laid end to end, N heads, D head dim (or width of the norm), B rows, G token
     groups.
@@ -90,6 +91,48 @@ SCHEMAS = {
     "group_layer_norm_triton_backward": _NORM_BACKWARD,
 }
 
+# The dynamic hash table (csrc/tables): its memory is the caller's, by address, and changes in place.
+#
+# addresses: int64 [8, capacity] on the table's device. Row 0: blocks of 64 segments of 2048 entries of 16
+#   bytes, all zero when empty. Rows 1 to 7: chunks of 65536 rows of int64 ids, int32 tables (-1 where it is
+#   free), int32 counts, int32 steps last seen, vectors (float32, or bfloat16 where `half`), and up to two
+#   float32 columns of optimizer state.
+# num_segments: of the table; table_split adds more.
+# ids: int64 [n], any value; those in [ends[s - 1], ends[s]) are of table tables[s], 0 to 65535.
+# counters: int64 [2], rows taken and entries in use. free_rows: int32, taken first, then next_row on.
+# A negative row is none: -1 of an id that is not known, -1 - k of one seen k times, too few to have one.
+# The caller has seen to it that segments and chunks have space for n more keys.
+_KEYS = "Tensor addresses, int num_segments, Tensor ids, int[] ends, int[] tables"
+TABLE_SCHEMAS = {
+    # Rows, int32 [n].
+    "table_find": f"({_KEYS}) -> Tensor",
+    # Rows once the unknown ids have got one, with the vector that `seed` gives their id and state 0.
+    "table_insert": (
+        "(Tensor addresses, int num_segments, Tensor(a!) counters, Tensor free_rows, int next_row,"
+        " Tensor ids, int[] ends, int[] tables, int admission, int day, int tick, int seed, int width,"
+        " int[] state_widths, bool half) -> Tensor"
+    ),
+    # Vectors [n, width]; of an id without a row, the one that it would begin with.
+    "table_gather": (
+        "(Tensor addresses, Tensor rows, Tensor ids, int[] ends, int[] tables, int seed, int width,"
+        " bool half) -> Tensor"
+    ),
+    # One step of SGD (0), row-wise Adagrad (1) or Adam (2) on rows below num_rows; grad: float32 [n, width].
+    "table_update": (
+        "(Tensor addresses, Tensor rows, Tensor grad, int num_rows, int optimizer, float lr, float eps,"
+        " float beta1, float beta2, int step, int tick, int seed, bool half) -> ()"
+    ),
+    # The rows that were freed.
+    "table_delete": f"({_KEYS}) -> Tensor",
+    # Fills segments [first, last) from those they are split from; or, not growing, lays these anew. Deleted
+    # keys go, and those that wait for admission since before oldest_day.
+    "table_split": (
+        "(Tensor addresses, Tensor(a!) counters, int first, int last, bool grows, int oldest_day) -> ()"
+    ),
+}
+
 library = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 for _name, _schema in SCHEMAS.items():
     library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
+for _name, _schema in TABLE_SCHEMAS.items():
+    library.define(_name + _schema)  # type: ignore[no-untyped-call]

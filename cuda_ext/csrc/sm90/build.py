@@ -155,6 +155,7 @@ def extension(toolkit: Toolkit, link: list[str]) -> Any:
     cpp_extension.CUDA_HOME = str(toolkit.home)  # read when it composes nvcc's command
     root = HERE.parent.parent
     sources = [str((HERE / name).relative_to(root)) for name in ("binding.cpp", "api.cu")]
+    sources += [f"csrc/tables/{name}" for name in ("tables_cuda.cpp", "keys.cu", "rows.cu")]
     sources += _write_instances(root / "build" / "sm90")
     return cpp_extension.CppExtension(  # type: ignore[no-untyped-call]
         "hstu_ops._sm90",

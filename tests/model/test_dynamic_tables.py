@@ -1,0 +1,201 @@
+"""The collection of dynamic tables beside TorchRec's, and spread over processes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load, save
+from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+
+from model.embeddings.dynamic import DynamicEmbeddingCollection
+from model.embeddings.mixing import initial_vectors, owner_of
+from model.embeddings.rules import Keeping, RowOptimizer
+
+WIDTH = 4
+CONFIGS = [
+    EmbeddingConfig(name="user", num_embeddings=50, embedding_dim=WIDTH, feature_names=["user"]),
+    EmbeddingConfig(name="item", num_embeddings=50, embedding_dim=WIDTH, feature_names=["seen", "shown"]),
+]
+SGD = RowOptimizer(name="sgd", lr=0.1)
+
+
+def collection(**more) -> DynamicEmbeddingCollection:
+    return DynamicEmbeddingCollection(CONFIGS, seed=3, **more)
+
+
+def features(seed: int = 0, high: int = 50) -> KeyedJaggedTensor:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, 4, (15,), generator=generator)  # three keys of five rows
+    values = torch.randint(0, high, (int(lengths.sum()),), generator=generator)
+    return KeyedJaggedTensor(keys=["shown", "user", "seen"], values=values, lengths=lengths)
+
+
+def loss_of(out) -> torch.Tensor:
+    return sum((k + 1) * out[key].values().square().sum() for k, key in enumerate(sorted(out)))
+
+
+def test_it_is_torchrecs_collection():
+    """Same ids, same initial vectors, same gradients: the same vectors, lengths and rows after a step."""
+    theirs, ours = EmbeddingCollection(tables=CONFIGS), collection()
+    with torch.no_grad():
+        for number, config in enumerate(CONFIGS):
+            values = initial_vectors(torch.arange(50), number, WIDTH, 3, torch.float32)
+            theirs.embeddings[config.name].weight.copy_(values)
+    ours.train_rows(SGD)
+    assert ours.embedding_configs() == theirs.embedding_configs()
+    assert ours.embedding_dim() == theirs.embedding_dim()
+    assert ours.embedding_names_by_table() == theirs.embedding_names_by_table()
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1)
+    for seed in range(5):
+        batch = features(seed)
+        expected, got = theirs(batch), ours(batch)
+        assert expected.keys() == got.keys()
+        for key in expected:
+            torch.testing.assert_close(got[key].values(), expected[key].values(), rtol=1e-6, atol=1e-6)
+            assert torch.equal(got[key].lengths(), expected[key].lengths())
+            assert torch.equal(got[key].offsets(), expected[key].offsets())
+        optimizer.zero_grad()
+        for out in (expected, got):
+            loss_of(out).backward()
+        optimizer.step()
+
+
+def trained() -> tuple[DynamicEmbeddingCollection, list[KeyedJaggedTensor]]:
+    tables = collection()
+    tables.train_rows(SGD)
+    batches = [features(seed, 2**62) for seed in range(3)]
+    for batch in batches:
+        sum(v.values().square().sum() for v in tables(batch).values()).backward()
+    return tables, batches
+
+
+def test_the_sorted_form_scores_the_same_through_safetensors():
+    tables, batches = trained()
+    scoring = collection().eval()
+    scoring.load_state_dict(load(save(tables.state_dict())))
+    for batch in [*batches, features(9, 2**62)]:  # the last is of ids that were never seen
+        with torch.no_grad():
+            expected = tables.eval()(batch)
+        for key, got in scoring(batch).items():
+            assert torch.equal(got.values(), expected[key].values())
+    known = len(tables.live)
+    assert known == len(scoring.ids)
+    assert scoring.starts.tolist()[-1] == known
+    assert not list(scoring.parameters())
+
+
+def test_only_training_adds_ids():
+    tables = collection()
+    tables.train_rows(SGD)
+    with torch.no_grad():
+        tables(features())
+    tables.eval()(features())
+    assert len(tables.live) == 0
+
+
+def test_learning_goes_on_from_the_sorted_form():
+    tables, batches = trained()
+    again = collection()
+    again.load_state_dict(tables.state_dict())
+    again.train_rows(SGD)  # SGD has no state that the sorted form would lack
+    for batch in batches:
+        outs = [t.train()(batch) for t in (tables, again)]
+        for out in outs:
+            sum(v.values().sum() for v in out.values()).backward()
+        for key in outs[0]:
+            assert torch.equal(outs[0][key].values(), outs[1][key].values())
+    assert all(map(torch.equal, tables.published(), again.published()))
+
+
+def test_evicted_rows_are_handed_out_by_table():
+    gone = []
+    tables = collection()
+    tables.train_rows(SGD, Keeping(ttl_days=1), on_evicted=gone.append)
+    tables.start_day(1)
+    batch = features()
+    sum(v.values().sum() for v in tables(batch).values()).backward()
+    tables.start_day(7)
+    user, item = (set(batch[key].values().tolist()) for key in ("user", "seen"))
+    item |= set(batch["shown"].values().tolist())
+    assert gone[0].tables.tolist() == [0] * len(user) + [1] * len(item)
+    assert gone[0].ids.tolist() == [*sorted(user), *sorted(item)]
+
+
+def test_what_cannot_be_is_refused():
+    wide = EmbeddingConfig(name="w", num_embeddings=2, embedding_dim=8, feature_names=["w"])
+    with pytest.raises(ValueError, match=r"widths \[4, 8\]"):
+        DynamicEmbeddingCollection([*CONFIGS, wide], seed=1)
+    other = KeyedJaggedTensor(keys=["who"], values=torch.tensor([1]), lengths=torch.tensor([1]))
+    with pytest.raises(ValueError, match="no table has the feature 'who'; known: user, seen, shown"):
+        collection()(other)
+    with pytest.raises(RuntimeError, match="has 1 tables of width 8, the state 2 and vectors"):
+        DynamicEmbeddingCollection([wide], seed=1).load_state_dict(collection().state_dict())
+    with pytest.raises(RuntimeError, match="is loaded by load_state"):
+        trained()[0].load_state_dict(collection().state_dict())
+
+
+def steps_of_rank(rank: int, num_ranks: int) -> list[KeyedJaggedTensor]:
+    """Batches of 4 rows, of which each rank has its share."""
+    batches = []
+    for seed in range(4):
+        parts = [features(4 * seed + row, 30) for row in range(rank, 4, num_ranks)]
+        values = {key: torch.cat([part[key].values() for part in parts]) for key in ("shown", "user", "seen")}
+        lengths = torch.cat([torch.cat([part[key].lengths() for part in parts]) for key in values])
+        batches.append(
+            KeyedJaggedTensor(keys=list(values), values=torch.cat(list(values.values())), lengths=lengths)
+        )
+    return batches
+
+
+def learn(tables: DynamicEmbeddingCollection, batches, num_ranks: int, first: int = 0) -> None:
+    for step, batch in enumerate(batches, first):
+        tables.start_day(step)
+        (loss_of(tables(batch)) * num_ranks).backward()
+
+
+def of_rank(rank: int, num_ranks: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), num_ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
+    tables = collection()
+    tables.train_rows(RowOptimizer(name="adagrad", lr=0.1), Keeping(ttl_days=2), group=dist.group.WORLD)
+    batches = steps_of_rank(rank, num_ranks)
+    learn(tables, batches[:2], num_ranks)
+    own = tables.live.state()
+    for table in (0, 1):
+        ids = own["ids"][own["tables"] == table]
+        assert (owner_of(ids, table, num_ranks) == rank).all()
+    state = tables.state()
+    tables = collection()
+    tables.train_rows(RowOptimizer(name="adagrad", lr=0.1), Keeping(ttl_days=2), group=dist.group.WORLD)
+    tables.load_state(state)  # every rank takes its part of the whole
+    learn(tables, batches[2:], num_ranks, 2)
+    state = tables.state()
+    with torch.no_grad():
+        seen = tables.eval()(features(77, 60))  # every rank asks for the same, known and unknown
+    if rank == 0:
+        torch.save({"state": state, "seen": {k: v.values() for k, v in seen.items()}}, folder / "out.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_together_are_one_process(num_ranks, tmp_path):
+    mp.spawn(of_rank, args=(num_ranks, tmp_path), nprocs=num_ranks)
+    out = torch.load(tmp_path / "out.pt", weights_only=True)
+    alone = collection()
+    alone.train_rows(RowOptimizer(name="adagrad", lr=0.1), Keeping(ttl_days=2))
+    learn(alone, steps_of_rank(0, 1), 1)
+    expected = alone.state()
+    for name in ("ids", "tables", "seen", "steps", "days"):
+        assert torch.equal(out["state"][name], expected[name]), name
+    for name in ("vectors", "optimizer_0"):
+        torch.testing.assert_close(out["state"][name], expected[name], rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        for key, jagged in alone.eval()(features(77, 60)).items():
+            torch.testing.assert_close(out["seen"][key], jagged.values(), rtol=1e-5, atol=1e-6)
+    resumed = collection()
+    resumed.train_rows(RowOptimizer(name="adagrad", lr=0.1), Keeping(ttl_days=2))
+    resumed.load_state(out["state"])  # a state of many is taken up by one
+    assert all(torch.equal(resumed.state()[name], value) for name, value in out["state"].items())
