@@ -2,6 +2,7 @@
 
     python -m benchmarks.tables --device cpu --out benchmarks/results/tables_cpu.json
     python -m benchmarks.tables --device cuda --out benchmarks/results/tables_h100.json
+    python -m benchmarks.tables --table benchmarks/results/tables_*.json
 
 The ids of a batch are log-uniform over all that the table holds, so that of 1,048,576 some 355 thousand
 differ. Ours are raw 64-bit ids; FBGEMM's static table gets row numbers, which somebody had to make. All sides
@@ -207,11 +208,36 @@ def summed_up(report: dict[str, Any], device: str) -> dict[str, float]:
     }
 
 
+def table_of(path: Path) -> str:
+    """A report as lines of a Markdown table."""
+    report = json.loads(path.read_text())
+    shape, environment = report["shape"], report["environment"]
+    where = environment.get("device", f"{environment.get('threads')} cores")
+    sizes = f"{shape['ids']:,} ids ({shape['unique']:,} differ) of {shape['rows']:,} x {shape['width']}"
+    lines = [
+        f"| {where}: {sizes} | side | median ms | quartiles | mean |",
+        "|---|---|---|---|---|",
+    ]
+    for r in report["results"]:
+        low, high = r["quartiles_ms"]
+        times = f"{r['median_ms']:.3f} | {low:.3f}, {high:.3f} | {r['mean_ms']:.3f}"
+        lines.append(f"| {r['work']} | {r['side']} | {times} |")
+    if "growth" in report:
+        growing, steady = report["growth"]["growing"], report["growth"]["steady"]
+        first, last = report["growth"]["rows"]
+        low, high = growing["quartiles_ms"]
+        times = f"{growing['median_ms']:.3f}, longest {growing['max_ms']:.3f} | {low:.3f}, {high:.3f} |"
+        lines.append(f"| from {first:,} to {last:,} rows, half of a batch new | dynamic | {times} |")
+        lines.append(f"| that table, nothing new | dynamic | {steady['median_ms']:.3f} | | |")
+    return "\n".join(lines)
+
+
 def main() -> int:
-    """Runs everything on one device and writes the report."""
+    """Runs everything on one device and writes the report, or prints reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("var/bench/tables.json"))
+    parser.add_argument("--table", type=Path, nargs="+", help="reports to print instead")
     parser.add_argument("--rows", type=int, help="default 10 M on a GPU, 1 M on a CPU")
     parser.add_argument("--ids", type=int, help="of a batch; default 1,048,576 and 65,536")
     parser.add_argument("--width", type=int, help="default 128 and 32")
@@ -219,6 +245,9 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=20)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if args.table:
+        sys.stdout.write("\n\n".join(table_of(path) for path in args.table) + "\n")
+        return 0
     on_gpu = args.device == "cuda"
     args.rows = args.rows or (10_000_000 if on_gpu else 1_000_000)
     args.ids = args.ids or (1 << 20 if on_gpu else 1 << 16)

@@ -9,13 +9,21 @@ from model.config.run import Config, TrainConfig
 from model.rankers.mtgr import MtgrConfig
 from model.rankers.user_tower import UserTowerConfig
 
+TTL_DAYS = 90  # of data, after which an id that was not seen loses its row
+
 
 def tiny() -> Config:
     """A model for a CPU: 2 blocks, d 64."""
     return Config(
         preset="tiny",
         model=MtgrConfig(
-            num_blocks=2, d_model=64, num_heads=2, max_static=50, token_hidden=128, head_hidden=64
+            num_blocks=2,
+            d_model=64,
+            num_heads=2,
+            max_static=50,
+            token_hidden=128,
+            head_hidden=64,
+            id_tables="dynamic",
         ),
         train=TrainConfig(
             batch_tokens=4_000,
@@ -24,6 +32,7 @@ def tiny() -> Config:
             passes=2,
             warmup_steps=10,
             frozen_share=0.3,
+            ttl_days=TTL_DAYS,
         ),
     )
 
@@ -39,8 +48,11 @@ def _paper(preset: str, num_blocks: int, d_model: int, low_cardinality_width: in
             token_hidden=2 * d_model,
             head_hidden=d_model,
             low_cardinality_width=low_cardinality_width,
+            id_tables="dynamic",
         ),
-        train=TrainConfig(batch_tokens=48_000, dense_lr=lr, warmup_steps=500, precision="bfloat16"),
+        train=TrainConfig(
+            batch_tokens=48_000, dense_lr=lr, warmup_steps=500, precision="bfloat16", ttl_days=TTL_DAYS
+        ),
     )
 
 
@@ -69,7 +81,9 @@ def user_tower() -> Config:
     base = tiny()
     return Config(
         preset="user_tower",
-        model=UserTowerConfig(d_model=64, num_heads=2, max_static=50, token_hidden=128, head_hidden=64),
+        model=UserTowerConfig(
+            d_model=64, num_heads=2, max_static=50, token_hidden=128, head_hidden=64, id_tables="dynamic"
+        ),
         train=dataclasses.replace(base.train, dense_lr=8e-4),
     )
 

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from model.embeddings.rules import Keeping
 from model.rankers.known import ranker_config
 from model.rankers.protocol import RankerConfig, require_positive
 from spark_jobs.contract.features import Dataset
@@ -32,6 +33,8 @@ class TrainConfig:
         dense_lr: Learning rate of Adam for all but the embedding tables.
         weight_decay: Decoupled weight decay of Adam.
         sparse_lr: Learning rate of row-wise Adagrad for the embedding tables.
+        ttl_days: Days of data after which a dynamic table forgets an id that it has not seen; 0: never.
+        admission: How often a dynamic table must see an id before it gets a row.
         warmup_steps: Steps of linear warm-up at the start of a lineage.
         warmup_tokens: Tokens of linear warm-up instead; 0: by steps.
         schedule: `constant`, or `cosine`: falling from the start of a lineage.
@@ -55,6 +58,8 @@ class TrainConfig:
     dense_lr: float
     weight_decay: float = 0.0
     sparse_lr: float = 0.02
+    ttl_days: int = 0
+    admission: int = 1
     warmup_steps: int = 50
     warmup_tokens: int = 0
     schedule: str = "constant"
@@ -79,6 +84,11 @@ class TrainConfig:
             raise ValueError("weight_decay, warmup_steps, warmup_tokens and seed must not be negative")
         if self.schedule == "cosine" and self.decay_steps < 1:
             raise ValueError(f"schedule 'cosine' falls over decay_steps, which is {self.decay_steps}")
+        self.keeping()
+
+    def keeping(self) -> Keeping:
+        """Which ids of dynamic tables get and keep a row."""
+        return Keeping(admission=self.admission, ttl_days=self.ttl_days or None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ class JaggedBatch:
     """Rows as jagged tensors.
 
     Attributes:
-        ids: By group, int64 `[F_ids, tokens]`: hashed ids and categories, of which tables make rows.
+        ids: By group, int64 `[F_ids, tokens]`: raw ids and categories.
         numbers: By group, float32 `[F_numbers, tokens]`: transformed numbers; NaN is "nothing known".
         lengths: By sequence group, int64 `[B]`.
         realtime_visible: int32 `[R]`: R tokens of the row strictly earlier than this one.

@@ -1,10 +1,10 @@
 """From rows of the samples table to tensors: the one path that training, evaluation and serving share.
 
-`SampleEncoder` checks a table against the dataset's declaration, hashes raw ids and transforms numbers:
+`SampleEncoder` checks a table against the dataset's declaration and transforms numbers:
 
 | kind of feature | becomes |
 |---|---|
-| id | `mix64(id)`: 64 bits that its embedding table takes modulo its rows |
+| id | itself, any 64 bits: what a table makes of it is the model's (`model/embeddings/tables.py`) |
 | category | itself; a value outside [0, cardinality) is refused |
 | rate over days (smoothed towards all users') | its logit; 0, "nothing known", becomes NaN |
 | rate of today (smoothed towards 0) | itself |
@@ -205,14 +205,13 @@ class SampleEncoder:
         for row, feature in zip(ids, features, strict=True):
             column = f"{group}_{feature.name}"
             values = reader.values(column, group)
+            row[:] = values
             if feature.kind is Kind.ID:
                 reader.check(column, group, values, (values != NO_IDS[0]) & (values != NO_IDS[1]),
                              "an id: -1 and 2^63 - 1 stand for none")  # fmt: skip
-                row[:] = mix64(values).view(np.int64)
             else:
                 reader.check(column, group, values, (values >= 0) & (values < feature.cardinality),
                              f"a category in [0, {feature.cardinality})")  # fmt: skip
-                row[:] = values
         return torch.from_numpy(ids)
 
     def _numbers(self, reader: _Rows, group: Group) -> Tensor:

@@ -123,7 +123,7 @@ class DynamicEmbeddingCollection(nn.Module):
             group: Ranks over which rows are spread, by their ids' hashes; by default this process has all.
             on_evicted: Is handed the keys that lose their rows.
         """
-        state = self.published()
+        held = self.published()
         self.live = HashTable(
             self.width,
             optimizer=optimizer,
@@ -134,8 +134,9 @@ class DynamicEmbeddingCollection(nn.Module):
             on_evicted=on_evicted,
         )
         self.exchange = Exchange(group) if group is not None and dist.get_world_size(group) > 1 else None
-        self.live.load_vectors(*self._own(*state))
-        self._hold(state[0][:0], torch.zeros_like(state[1]), state[2][:0])
+        self.live.load_vectors(*self._own(**held))
+        self.ids, self.vectors = self.ids[:0], self.vectors[:0]
+        self.starts = torch.zeros_like(self.starts)
 
     def start_day(self, day: int) -> int:
         """Begins a day of data; see `HashTable.start_day`."""
@@ -143,11 +144,19 @@ class DynamicEmbeddingCollection(nn.Module):
             return 0
         return self.live.start_day(day)
 
-    def published(self) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's keys: ids `[n]` sorted within their tables, starts of the tables, and vectors."""
-        if self.live is None:
-            return self.ids, self.starts, self.vectors
-        return sorted_form(self.live.state(), len(self.configs))
+    def published(self, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """What a state dict has: `ids` `[n]` sorted within their tables, `starts` of the tables, `vectors`.
+
+        Args:
+            state: Of all ranks, as `state` gave it; by default what this rank has.
+        """
+        if state is None and self.live is None:
+            return {"ids": self.ids, "starts": self.starts, "vectors": self.vectors}
+        if state is None:
+            assert self.live is not None
+            state = self.live.state()
+        starts = torch.searchsorted(state["tables"], torch.arange(len(self.configs) + 1))
+        return {"ids": state["ids"], "starts": starts, "vectors": state["vectors"]}
 
     def state(self) -> dict[str, Tensor]:
         """All that training needs to go on, of all ranks together; every rank must call it, and gets it."""
@@ -167,9 +176,6 @@ class DynamicEmbeddingCollection(nn.Module):
         mine = self.exchange.is_mine(ids, tables)
         return ids[mine], tables[mine], vectors[mine]
 
-    def _hold(self, ids: Tensor, starts: Tensor, vectors: Tensor) -> None:
-        self.ids, self.starts, self.vectors = ids, starts, vectors
-
     def _sorted_lookup(self, ids: Tensor, ends: Sequence[int], tables: Sequence[int]) -> Tensor:
         parts = []
         starts = self.starts.tolist()
@@ -186,7 +192,7 @@ class DynamicEmbeddingCollection(nn.Module):
         return torch.cat(parts) if parts else self.vectors.new_empty(0, self.width)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for name, tensor in zip(("ids", "starts", "vectors"), self.published(), strict=True):
+        for name, tensor in self.published().items():
             destination[prefix + name] = tensor if keep_vars else tensor.detach()
 
     def _load_from_state_dict(
@@ -214,13 +220,8 @@ class DynamicEmbeddingCollection(nn.Module):
             error_msgs.append(f"{prefix[:-1]} learns: its whole state is loaded by load_state")
             return
         device = self.ids.device
-        self._hold(ids.to(device), starts.to(device), vectors.to(device, self.dtype))
-
-
-def sorted_form(state: dict[str, Tensor], num_tables: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, starts of the tables and vectors of a `HashTable`'s state."""
-    starts = torch.searchsorted(state["tables"].contiguous(), torch.arange(num_tables + 1))
-    return state["ids"], starts, state["vectors"]
+        self.ids, self.starts = ids.to(device), starts.to(device)
+        self.vectors = vectors.to(device, self.dtype)
 
 
 def _anchor(ids: Tensor) -> Tensor:

@@ -76,10 +76,11 @@ class InputTokens(nn.Module):
         d_model: int,
         token_hidden: int,
         tables: Mapping[str, TableSize],
+        id_tables: str,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.embeddings = FeatureEmbeddings(dataset, tables, generator)
+        self.embeddings = FeatureEmbeddings(dataset, tables, id_tables, generator)
         self.scaler = NumberScaler(dataset)
         width = {
             group: sum(self.embeddings.widths(group)) + len(self.scaler.columns[group]) for group in Group

@@ -138,6 +138,7 @@ class MtgrRanker(Ranker):
             d_model=config.d_model,
             token_hidden=config.token_hidden,
             tables=config.table_sizes(dataset),
+            id_tables=config.id_tables,
             generator=generator,
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from model.embeddings.sizes import TableSize, table_sizes
+from model.embeddings.tables import ID_TABLES
 from model.rankers.heads import Heads
 from model.rankers.inputs import InputTokens
 from spark_jobs.contract.features import Dataset
@@ -48,6 +49,8 @@ class RankerConfig:
         low_cardinality_width: Least embedding width of tables with at most 4096 rows; scaling up widens
             these (0: none is widened).
         tables: Sizes of embedding tables by name; the rest follow `model/embeddings/sizes.py`.
+        id_tables: `dynamic`, hash tables that ids come into and leave, or `hashed`, a fixed number of rows
+            that ids share by their hash.
 
     Attributes:
         architecture: The ranker's name in `config.json`; each subclass has its own.
@@ -64,9 +67,12 @@ class RankerConfig:
     head_hidden: int
     low_cardinality_width: int = 0
     tables: Mapping[str, TableSize] = field(default_factory=dict)
+    id_tables: str = "hashed"
 
     def __post_init__(self) -> None:
         require_positive(self, "d_model", "num_heads", "token_hidden", "head_hidden", "max_static")
+        if self.id_tables not in ID_TABLES:
+            raise ValueError(f"id_tables is {self.id_tables!r}; use one of {', '.join(ID_TABLES)}")
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of num_heads {self.num_heads}")
 

@@ -69,6 +69,7 @@ class UserTowerRanker(Ranker):
             d_model=config.d_model,
             token_hidden=config.token_hidden,
             tables=config.table_sizes(dataset),
+            id_tables=config.id_tables,
             generator=generator,
         )
         num_profile = len(dataset.in_group(Group.PROFILE))  # one token a feature

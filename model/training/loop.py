@@ -206,6 +206,7 @@ def _take_days(
             continue
         start = reached["positions"][dist.get_rank()] if reached and day == reached["ds"] else {}
         _fit(trainer, tables[version], encoder, day)
+        trainer.begin_day(day)
         with loader.steps(tables[version], day, Position(**start)) as steps:
             meter.begin(steps)
             for step in steps:

@@ -1,8 +1,8 @@
 """The training step, and the state that it needs to go on: model parallel tables, DDP for the rest.
 
 The same code runs as one process on a CPU and under torchrun: tables are sharded row-wise over the ranks and
-updated in the backward pass by row-wise Adagrad; all other weights are replicated and updated by Adam. The
-state is gathered to rank 0, so that a run continues on any number of ranks.
+updated in the backward pass by row-wise Adagrad, dynamic ones likewise; all other weights are replicated and
+updated by Adam. The state is gathered to rank 0, so that a run continues on any number of ranks.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from model.config.run import Config
 from model.data.batch import JaggedBatch
 from model.data.steps import Step
 from model.embeddings.numbers import NumberScaler
+from model.embeddings.rules import RowOptimizer
 from model.rankers.heads import Heads
 from model.rankers.inputs import Embeddings
 from model.rankers.protocol import Ranker, build_ranker
 from model.training.averaging import Average
 from model.training.schedule import rate_share
 from model.training.watch import Watch
+from spark_jobs.contract.clock import parse_day
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.features import Dataset, Group
 
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _SMALL_TABLE = 1 << 18  # elements up to which an embedding table is averaged, too
 _CONSTANTS = "inputs.scaler."  # fitted once, not trained
+_DYNAMIC = "inputs.embeddings.dynamic."  # as large as the ids that came
 
 
 class OutOfMemoryError(CommandError):
@@ -84,6 +87,11 @@ class Trainer:
         self.scaler: NumberScaler = ranker.inputs.scaler
         self.heads: Heads = ranker.heads
         tables = ranker.inputs.embeddings.tables
+        self._rows: dict[str, Any] = dict(ranker.inputs.embeddings.dynamic.items())
+        for collection in self._rows.values():
+            optimizer = RowOptimizer(name="adagrad", lr=config.train.sparse_lr)
+            collection.train_rows(optimizer, config.train.keeping(), dist.group.WORLD)
+        self._day = ""
         in_tables = {id(parameter) for parameter in tables.parameters()}
         dense = {n: p for n, p in ranker.named_parameters() if id(p) not in in_tables}
         self.model = _distribute(ranker, list(tables.parameters()), config.train.sparse_lr, device)
@@ -195,6 +203,14 @@ class Trainer:
         unsynced: contextlib.AbstractContextManager[None] = self.model._dmp_wrapped_module.no_sync()
         return unsynced
 
+    def begin_day(self, day: str) -> None:
+        """Says of what day of data the next steps are; once a day, rows that are too old go."""
+        if day == self._day:
+            return
+        self._day = day
+        for collection in self._rows.values():
+            collection.start_day(parse_day(day).toordinal())
+
     @property
     def num_pending(self) -> int:
         """Steps whose losses have not been handed out."""
@@ -217,7 +233,7 @@ class Trainer:
         return [
             name
             for name, tensor in own.items()
-            if not name.startswith(_CONSTANTS)
+            if not name.startswith((_CONSTANTS, _DYNAMIC))
             and (not hasattr(tensor, "local_shards") or tensor.size().numel() <= _SMALL_TABLE)
         ]
 
@@ -239,7 +255,12 @@ class Trainer:
             elsewhere.
         """
         own = self.model.state_dict()
-        weights = _gathered(own)
+        weights = _gathered(_fixed(own))
+        rows = {width: collection.state() for width, collection in self._rows.items()}
+        for width, collection in self._rows.items():
+            weights |= {
+                f"{_DYNAMIC}{width}.{name}": part for name, part in collection.published(rows[width]).items()
+            }
         self._average.swap()
         averaged = _gathered({name: own[name] for name in self._averaged_names()})
         self._average.swap()
@@ -252,6 +273,7 @@ class Trainer:
             "weights": weights,
             "averaged": averaged,
             "sparse": sparse,
+            "rows": rows,
             "dense": copy.deepcopy(self.optimizer.state_dict()),
             "num_steps": self.num_steps,
             "num_tokens": self.num_tokens,
@@ -263,16 +285,18 @@ class Trainer:
         Raises:
             ValueError: The state is of another model.
         """
-        own = self.model.state_dict()
-        if {name: tuple(t.shape) for name, t in own.items()} != {
-            name: tuple(t.shape) for name, t in state["weights"].items()
-        }:
+        own, weights = _fixed(self.model.state_dict()), _fixed(state["weights"])
+        if self._rows.keys() != state.get("rows", {}).keys() or {
+            name: tuple(t.shape) for name, t in own.items()
+        } != {name: tuple(t.shape) for name, t in weights.items()}:
             raise ValueError(
                 "the state has other weights than this model; it is of another config or dataset"
             )
         _scatter(state["averaged"], {name: own[name] for name in state["averaged"]})
         self._average.take()
-        _scatter(state["weights"], own)
+        _scatter(weights, own)
+        for width, collection in self._rows.items():
+            collection.load_state(state["rows"][width])
         for name, values in self.model.fused_optimizer.state_dict()["state"].items():
             _scatter({key: state["sparse"][f"{name}/{key}"] for key in values}, values)
         self.optimizer.load_state_dict(state["dense"])
@@ -309,6 +333,11 @@ def _distribute(
         # A static graph cannot leave the exchange of gradients to the last part of a step.
         data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
     )
+
+
+def _fixed(weights: dict[str, Any]) -> dict[str, Any]:
+    """The weights whose shapes the config gives."""
+    return {name: part for name, part in weights.items() if not name.startswith(_DYNAMIC)}
 
 
 def _gathered(tensors: dict[str, Any]) -> dict[str, Tensor]:

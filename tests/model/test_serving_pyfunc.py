@@ -111,7 +111,7 @@ hstu_ops.triton_ops: attention_backward attention_forward configs group_layer_no
 model: config data embeddings judging rankers runs
 model.config: run
 model.data: batch encoder layout
-model.embeddings: numbers sizes tables
+model.embeddings: dynamic exchange hash_table key_count memory mixing numbers rules sizes table_state tables
 model.judging: scoring
 model.rankers: heads inputs known mtgr protocol user_tower
 model.runs: files store

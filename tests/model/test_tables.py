@@ -80,11 +80,12 @@ def test_a_run_keeps_the_sizes_it_was_made_with(monkeypatch):
 
 def test_ids_of_64_bits_become_rows_as_without_a_sign():
     ids = np.array([0, 1, -1, 2**63 - 1, -(2**63), 2**31, 2**53 + 1], np.int64)
-    hashed = torch.from_numpy(mix64(ids).view(np.int64))
     for rows in (2, 3, 256, 10_000, 100_000, 2**31 - 1, 2**40 + 3):
         expected = [int(value) % rows for value in mix64(ids)]
-        assert rows_of(hashed.unsqueeze(0), torch.tensor([[rows]]))[0].tolist() == expected
-    assert rows_of(torch.arange(7).unsqueeze(0), torch.tensor([[7]]))[0].tolist() == list(range(7))
+        got = rows_of(torch.from_numpy(ids).unsqueeze(0), torch.tensor([[True]]), torch.tensor([[rows]]))
+        assert got[0].tolist() == expected
+    categories = torch.arange(7).unsqueeze(0)
+    assert torch.equal(rows_of(categories, torch.tensor([[False]]), torch.tensor([[7]])), categories)
 
 
 def test_tables_have_the_config_sizes():
@@ -97,6 +98,10 @@ def test_tables_have_the_config_sizes():
     model = dataclasses.replace(
         tiny().model, tables={"shop": TableSize(rows=11, width=6), "kind": TableSize(rows=5, width=3)}
     )
+    dynamic = build_ranker(dataset, model, seed=1).inputs.embeddings.dynamic
+    assert [(c.name, c.embedding_dim) for c in dynamic["width_6"].embedding_configs()] == [("shop", 6)]
+    model = dataclasses.replace(model, id_tables="hashed")
     embeddings = build_ranker(dataset, model, seed=1).inputs.embeddings
+    assert not embeddings.dynamic
     state = {name.split(".")[-2]: tuple(t.shape) for name, t in embeddings.tables.state_dict().items()}
     assert (state["shop"], state["kind"], state["weather"]) == ((11, 6), (5, 3), (4, 8))

@@ -11,7 +11,7 @@ from deltalake import write_deltalake
 
 from model import train as command
 from model.config.presets import preset_named, tiny
-from model.data.encoder import SampleEncoder
+from model.data.encoder import SampleEncoder, id_features
 from model.data.reader import SamplesTable, SamplesUnavailableError
 from model.data.steps import Step
 from model.data.synthetic import random_samples
@@ -26,6 +26,7 @@ from model.training import loop as training
 from model.training.step import Trainer, process_group
 from model.training.watch import NonFiniteLossError
 from spark_jobs.contract import locations
+from spark_jobs.contract.features import Kind
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.lake import verdicts
 
@@ -89,6 +90,49 @@ def test_a_day_at_a_time_is_all_days_at_once(lake, monkeypatch):
     assert at_once["digest"] == second["digest"]
     again = training.train(DATASET, config(), DAYS[2], CPU, unlogged)
     assert (again["changed"], again["digest"]) == (False, at_once["digest"])
+
+
+def test_dynamic_tables_forget_ids_by_days_of_data(lake):
+    """Trained a day at a time or at once: what was not seen for more than `ttl_days` has no row."""
+    kept = {}
+    for ttl_days in (0, 1):
+        one = dataclasses.replace(config(ttl_days=ttl_days), preset=f"ttl{ttl_days}")
+        for ds in (DAYS[1], "2026-03-04"):
+            training.train(DATASET, one, ds, CPU, unlogged)
+        dynamic = Scorer.load(load_run(DATASET.name, one.preset, ds).path).ranker.inputs.embeddings.dynamic
+        kept[ttl_days] = {
+            (config.name, key)
+            for collection in dynamic.values()
+            for number, config in enumerate(collection.embedding_configs())
+            for key in collection.ids[collection.starts[number] : collection.starts[number + 1]].tolist()
+        }
+    encoder = SampleEncoder(DATASET, config().model.max_static)
+    seen = []
+    for seed, ds in enumerate(DAYS):
+        ids = encoder.encode(random_samples(DATASET, 40, seed=seed, ds=ds)).ids
+        features = {group: id_features(DATASET, group) for group in ids}
+        seen.append(
+            {
+                (feature.table, key)
+                for group, of_group in features.items()
+                for feature, row in zip(of_group, ids[group], strict=True)
+                if feature.kind is Kind.ID
+                for key in row.tolist()
+            }
+        )
+    assert kept[0] == set.union(*seen)
+    assert kept[1] == seen[1] | seen[2] != kept[0]
+
+
+def test_hashed_tables_train_and_go_on(lake):
+    one = config()
+    one = dataclasses.replace(one, model=dataclasses.replace(one.model, id_tables="hashed"))
+    training.train(DATASET, one, DAYS[1], CPU, unlogged)
+    assert training.train(DATASET, one, DAYS[2], CPU, unlogged)["base"] == DAYS[1]
+    tables = Scorer.load(load_run(DATASET.name, "tiny", DAYS[2]).path).ranker.inputs.embeddings
+    assert not tables.dynamic
+    with pytest.raises(RunError, match=r"model\.id_tables 'hashed' -> 'dynamic'"):
+        training.train(DATASET, config(), "2026-03-04", CPU, unlogged)
 
 
 def test_numbers_are_standardised_by_the_newest_day(lake):
