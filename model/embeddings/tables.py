@@ -127,6 +127,8 @@ class FeatureEmbeddings(nn.Module):
                 keys=self.keys[name],
                 values=torch.cat([rows[group][index] for group, index in places]),
                 lengths=torch.cat([lengths[group] for group, _ in places]),
+                # What the host knows is not read back from the device.
+                length_per_key=[rows[group].shape[1] for group, _ in places],
             )
             embedded |= {key: jagged.values() for key, jagged in tables(ids).items()}
         return embedded
