@@ -40,7 +40,7 @@ from spark_jobs.lake.quarantine import as_quarantined, quarantine
 from spark_jobs.lake.session import keeping, spark_session
 from spark_jobs.lake.verdicts import partition_of
 from spark_jobs.lake.writer import EmptyInputError, already_written, replace_partition, table_at
-from spark_jobs.samples.again import Changes, changes, people
+from spark_jobs.samples.again import changed_days, people
 from spark_jobs.samples.build import build
 from spark_jobs.samples.deliveries import Deliveries, deliveries_of
 from spark_jobs.samples.events import (
@@ -108,8 +108,8 @@ def build_days(spark: SparkSession, dataset: Dataset, ds: str, *, late: bool = F
         "declaration": rows_digest(dataset),
         "left_out": list(deliveries.left_out),
     }
-    again = _changes(spark, dataset, ds, events_df, built, inputs) if late else None
-    done = _build(spark, dataset, ds, inputs, deliveries, again)
+    again = _again(spark, dataset, ds, events_df, built, deliveries.left_out) if late else []
+    done = _build(spark, dataset, [*again, ds], inputs, deliveries)
     reach(f"{STAGE}:done")
     # A day that an attempt before this one made again is named once more: its gate may not have seen it.
     rebuilt = {day for day, commit in made.items() if late and commit.metadata.get("run") == ds and day < ds}
@@ -134,29 +134,25 @@ def _last_commits(dataset: Dataset, built: Sequence[str]) -> dict[str, Commit]:
     return {day: made[day] for day in built if day in made}
 
 
-def _changes(
+def _again(
     spark: SparkSession,
     dataset: Dataset,
     ds: str,
     events_df: DataFrame,
     built: Sequence[str],
-    inputs: Mapping[str, Any],
-) -> Changes | None:
-    """What the run of `ds` makes again of earlier days.
+    left_out: Sequence[str],
+) -> list[str]:
+    """Earlier days that the run of `ds` makes again, ascending.
 
     A day without samples is made by its own run alone; one whose own delivery is left out, by none.
     """
     first = shift_day(ds, -dataset.late_days - days_after(dataset))
-    days = [day for day in built if first <= day < ds and day not in inputs["left_out"]]
+    days = [day for day in built if first <= day < ds and day not in left_out]
     if not days:
-        return None
-    uri = locations.table(dataset.name, "samples")
-    version = current_version(
-        uri
-    )  # before the commits are read: none of the rows that stay is older than its own
-    made = {day: commit for day, commit in _last_commits(dataset, days).items() if commit.version <= version}
+        return []
+    samples_df = table_at(spark, locations.table(dataset.name, "samples"))
     people_df = people(events_df, dataset, shift_day(days[0], -1), shift_day(days[-1], days_after(dataset)))
-    return changes(people_df, table_at(spark, uri, version), dataset, days, made, inputs)
+    return changed_days(people_df, samples_df, dataset, days)
 
 
 def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit], deliveries: Deliveries) -> list[str]:
@@ -186,14 +182,12 @@ def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit], deliveries: De
 def _build(
     spark: SparkSession,
     dataset: Dataset,
-    ds: str,
+    days: Sequence[str],
     inputs: Mapping[str, Any],
     deliveries: Deliveries,
-    again: Changes | None,
 ) -> dict[str, dict[str, Any]]:
-    """Builds `ds` and the days that are made again, ascending and all by one plan; what was done by day."""
+    """Builds `days` (ascending) in the run of the last, all by one plan; what was done by day."""
     uri = locations.table(dataset.name, "samples")
-    days = [*(again.days if again else ()), ds]
     made = {
         day: version for day in days if (version := already_written(uri, {"ds": day}, inputs)) is not None
     }
@@ -210,16 +204,13 @@ def _build(
         versions = {name: inputs[name] for name in _INPUTS}
         with (
             inputs_of(spark, dataset, left, versions, deliveries) as inputs_df,
-            samples_of(inputs_df, dataset, left, again) as samples_df,
+            samples_of(inputs_df, dataset, left) as samples_df,
         ):
             for day in left:
-                metadata = {"ds": day, "run": ds, "inputs": inputs, "allowed": dict(deliveries.allowed)}
+                metadata = {"ds": day, "run": days[-1], "inputs": inputs, "allowed": dict(deliveries.allowed)}
                 # The samples last: once they are there, a rerun takes the day for done.
                 quarantine(unused(inputs_df, dataset, day), dataset.name, day, STAGE, metadata)
-                of_day_df = samples_df.where(F.col("ds") == day)
-                if again is not None and day in again.partly:
-                    of_day_df = again.with_others(of_day_df, day)
-                version = write_samples(of_day_df, inputs_df, dataset, day, metadata)
+                version = write_samples(samples_df, inputs_df, dataset, day, metadata)
                 done[day] = {"samples_version": version, "unchanged": False}
     return {
         day: result | _sizes(spark, uri, day, int(result["samples_version"])) for day, result in done.items()
@@ -296,22 +287,10 @@ def as_of(snapshots_df: DataFrame, held: Sequence[str], dataset: Dataset, days: 
 
 
 @contextlib.contextmanager
-def samples_of(
-    inputs: Inputs, dataset: Dataset, days: Sequence[str], again: Changes | None = None
-) -> Iterator[DataFrame]:
-    """The samples of `days`, and what is kept for them while they are written.
-
-    Args:
-        inputs: What they are made from.
-        dataset: Dataset.
-        days: The days, ascending.
-        again: On its days `partly` only the users that changed are built.
-    """
-    only_df = again.of_partly() if again is not None and again.partly.intersection(days) else None
+def samples_of(inputs: Inputs, dataset: Dataset, days: Sequence[str]) -> Iterator[DataFrame]:
+    """The samples of `days`, and what is kept for them while they are written."""
     with keeping() as keep:
-        samples_df = build(
-            inputs.people_df, inputs.users_df, inputs.items_df, dataset, days, only_df=only_df, keep=keep
-        )
+        samples_df = build(inputs.people_df, inputs.users_df, inputs.items_df, dataset, days, keep=keep)
         # Several days are written one by one; each would compute all of them.
         yield samples_df if len(days) == 1 else keep(samples_df)
 
@@ -319,10 +298,10 @@ def samples_of(
 def write_samples(
     samples_df: DataFrame, inputs: Inputs, dataset: Dataset, ds: str, metadata: Mapping[str, Any]
 ) -> int:
-    """Replaces the partition of a day by `samples_df`; returns the table version."""
+    """Replaces the partition of a day by its rows of `samples_df`; returns the table version."""
     is_shown = (F.col("ds") == ds) & is_event(EventType.IMPRESSION)
     return replace_partition(
-        samples_df,
+        samples_df.where(F.col("ds") == ds),
         locations.table(dataset.name, "samples"),
         {"ds": ds},
         columns=sample_columns(dataset),

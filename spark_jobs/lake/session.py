@@ -135,16 +135,6 @@ def keeping() -> Iterator[Callable[[DataFrame], DataFrame]]:
             df.unpersist()
 
 
-def materialised(df: DataFrame) -> DataFrame:
-    """The rows of `df`, computed once, as a DataFrame that knows nothing of where they came from.
-
-    A persisted one is looked for by its whole plan, which Spark Connect analyses anew for every job; this one
-    costs a plan nothing. Its blocks are not made again where an executor is lost: the job fails, and is run
-    again, as with the source of Delta's MERGE.
-    """
-    return df.localCheckpoint()
-
-
 def _remote_session(remote: str) -> Any:
     from pyspark.sql import SparkSession
 

@@ -27,7 +27,6 @@ from spark_jobs.contract.phases import reach
 from spark_jobs.lake.failures import SPARK_ERRORS, reason
 from spark_jobs.lake.lease import FencedError, Lease
 from spark_jobs.lake.log import (
-    Commit,
     LakeError,
     commits,
     create_table,
@@ -167,16 +166,11 @@ def already_written(uri: str, partition: Mapping[str, str], inputs: Mapping[str,
     A run that was killed after its commit finds its own work so, and does not write it again.
     """
     commit = last_commit(uri, partition_name(partition))
-    if commit is None or not made_by_this_code(commit):
-        return None
-    return commit.version if commit.metadata.get("inputs") == dict(inputs) else None
-
-
-def made_by_this_code(commit: Commit) -> bool:
-    """Whether the code that made a commit is known, and is this one."""
     version = git_sha()
-    is_known = version != "unknown" and not version.endswith("+dirty")
-    return is_known and commit.metadata.get("git_sha") == version
+    if commit is None or version == "unknown" or version.endswith("+dirty"):
+        return None
+    same = commit.metadata.get("git_sha") == version and commit.metadata.get("inputs") == dict(inputs)
+    return commit.version if same else None
 
 
 def _literal(value: str) -> str:

@@ -72,7 +72,6 @@ def build(
     dataset: Dataset,
     days: Sequence[str],
     limits: Limits | None = None,
-    only_df: DataFrame | None = None,
     keep: Callable[[DataFrame], DataFrame] = lambda df: df,
 ) -> DataFrame:
     """The samples of `days`.
@@ -84,7 +83,6 @@ def build(
         dataset: Dataset.
         days: The days, ascending.
         limits: Lengths of the sequences.
-        only_df: (user_id, day), few: on the days that it names no other user is built. Default: all are.
         keep: Called with what several steps read, may persist it; the caller lets it go after use.
 
     Returns:
@@ -105,8 +103,6 @@ def build(
         .where(F.col("ds").isin(*days))
         .withColumn("day", F.col("ds"))
     )
-    if only_df is not None:
-        today_df = today_df.transform(only, only_df)
     active_df = keep(today_df.where(is_event(EventType.IMPRESSION)).select("user_id", "day").distinct())
     past = Past.of(past_df, active_df, dataset, keep)
     statistics = [f for f in dataset.in_group(Group.CANDIDATE) if f.statistic and f.statistic.days]
@@ -134,18 +130,6 @@ def build(
         .transform(as_windows, dataset, limits)
         .transform(as_samples, dataset)
         .sortWithinPartitions("ds", "user_id", "window_start_ms")
-    )
-
-
-def only(df: DataFrame, only_df: DataFrame) -> DataFrame:
-    """Rows of the users and days of `only_df`, and of the days that it does not name."""
-    marked_df = only_df.select("user_id", "day", F.lit(True).alias("is_named"))
-    named_days_df = only_df.select("day", F.lit(True).alias("is_named_day")).distinct()
-    return (
-        df.join(F.broadcast(named_days_df), "day", "left")
-        .join(F.broadcast(marked_df), ["user_id", "day"], "left")
-        .where("is_named_day IS NULL OR is_named")
-        .select(*df.columns)
     )
 
 

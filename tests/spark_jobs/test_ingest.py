@@ -531,6 +531,33 @@ def test_what_is_made_again_follows_from_the_impression(
     assert again["versions"] == fourth["versions"]
 
 
+def test_a_day_whose_delivery_is_no_longer_allowed_is_not_made_again(spark: Any, deliver: Any) -> None:
+    deliver(DAY, [event("a", START + HOUR)])
+    build_days(spark, TINY, DAY)
+    path = verdicts.path_of("tiny", "events", DAY)
+    verdicts.write(path, {**(verdicts.read(path) or {}), "success": False, "allowed": ""})
+    deliver("2026-03-06", [event("b", START + 25 * HOUR)])
+    assert build_days(spark, TINY, "2026-03-06", late=True)["rebuilt"] == []
+    assert table(spark, "samples").where(f"ds = '{DAY}'").count() == 1
+
+
+def test_tables_made_anew_are_other_inputs_whatever_their_versions(
+    spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spark_jobs.lake.writer.git_sha", lambda: "abc")
+    versions = []
+    for item in (10, 11):
+        deliver(DAY, [event("a", START + HOUR, item_id=item)])
+        build_days(spark, TINY, DAY)
+        (row,) = table(spark, "samples").collect()
+        assert row["candidate_item_id"] == [item]
+        uris = [locations.table("tiny", name) for name in ("events", "users", "items")]
+        versions.append([current_version(uri) for uri in uris])
+        for uri in uris:
+            shutil.rmtree(uri)
+    assert versions[0] == versions[1]
+
+
 def test_a_delivery_that_failed_its_gate_is_neither_history_nor_statistics_nor_a_snapshot(
     spark: Any, deliver: Any
 ) -> None:
