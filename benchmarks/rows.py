@@ -87,7 +87,7 @@ def table_of(dataset: Dataset, lengths: Lengths, *, seed: int = 1, ds: str = "20
 
 def batch_of(dataset: Dataset, lengths: Lengths, *, seed: int = 1) -> JaggedBatch:
     """The same rows as a batch."""
-    return SampleEncoder(dataset, max_static=1000).encode(table_of(dataset, lengths, seed=seed))
+    return SampleEncoder(dataset, max_static=4096).encode(table_of(dataset, lengths, seed=seed))
 
 
 def _times(lengths: Lengths, start: int) -> dict[str, npt.NDArray[Any]]:

@@ -52,7 +52,7 @@ _TOKENS = 48_000  # of a step of one rank
 # What a kernel is, by its name; the first that fits.
 _KINDS = (
     ("attention", r"hstu|mtgr|attention"),
-    ("norm and gate", r"layer_norm|gate"),
+    ("norm and gate", r"^_norm|layer_norm|gate"),
     ("products", r"gemm|nvjet|cublas|cutlass|splitK"),
     (
         "tables",
@@ -201,7 +201,7 @@ def _kernels(trainer: Trainer, steps: Iterator[Step], number: int = 5) -> dict[s
     names: dict[str, float] = {}
     kinds = dict.fromkeys([*(kind for kind, _ in _KINDS), "other"], 0.0)
     for event in profiler.events():
-        if event.device_type != DeviceType.CUDA or event.name.startswith("ProfilerStep"):
+        if event.device_type != DeviceType.CUDA or event.is_user_annotation:
             continue
         begin, end = event.time_range.start, event.time_range.end
         spans.append((begin, end))

@@ -272,7 +272,7 @@ class _Rows:
             raise ValueError(
                 f"row {self._name(self.full_lengths[Group.CANDIDATE].argmin())} has no candidate"
             )
-        for group, limit in _LIMITS.items():
+        for group, limit in {**_LIMITS, Group.STATIC: max(MAX_STATIC, max_static)}.items():
             if (self.full_lengths[group] > limit).any():
                 at = int(self.full_lengths[group].argmax())
                 raise ValueError(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed import DistributedModelParallel, dist_data
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
@@ -200,6 +200,8 @@ class Trainer:
 
     def _unsynced(self) -> contextlib.AbstractContextManager[None]:
         """Within it gradients of the dense part are added up, and not yet exchanged."""
+        if dist.get_world_size() == 1:
+            return contextlib.nullcontext()
         unsynced: contextlib.AbstractContextManager[None] = self.model._dmp_wrapped_module.no_sync()
         return unsynced
 
@@ -312,12 +314,23 @@ def _first_bad(losses_2C: Tensor) -> Tensor:  # noqa: N803
     return torch.where(bad_C.any(), bad_C.to(torch.int8).argmax(), -1)
 
 
+def _order_of_received(local_split: int, num_splits: int, *rest: Any, **named: Any) -> Tensor | None:
+    """As TorchRec's, but none for one rank, which receives nothing: to copy one would wait for the device."""
+    return None if num_splits == 1 else _get_recat(local_split, num_splits, *rest, **named)
+
+
+_get_recat = dist_data._get_recat
+dist_data._get_recat = _order_of_received
+
+
 def _distribute(
     ranker: Ranker, tables: list[nn.Parameter], sparse_lr: float, device: torch.device
 ) -> DistributedModelParallel:
     apply_optimizer_in_backward(RowWiseAdagrad, tables, {"lr": sparse_lr, "eps": 1e-8})
     sharder = EmbeddingCollectionSharder()
-    constraint = ParameterConstraints(sharding_types=["row_wise"], compute_kernels=["fused"])
+    # One rank has whole tables: nothing is cut by rows, whose sizes TorchRec would ask the device for.
+    sharding = "row_wise" if dist.get_world_size() > 1 else "table_wise"
+    constraint = ParameterConstraints(sharding_types=[sharding], compute_kernels=["fused"])
     names = list(ranker.inputs.embeddings.sizes)
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=dist.get_world_size(), compute_device=device.type),
@@ -330,6 +343,7 @@ def _distribute(
         device=device,
         plan=plan,
         sharders=[sharder],
+        init_data_parallel=dist.get_world_size() > 1,  # one rank has no gradients to exchange
         # A static graph cannot leave the exchange of gradients to the last part of a step.
         data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
     )
