@@ -12,7 +12,7 @@ from hstu_ops import libraries, schemas, triton_ops
 libraries.load()
 triton_ops.register()
 
-from hstu_ops.attention import mtgr_attention  # noqa: E402
+from hstu_ops.attention import attention_plan, mtgr_attention  # noqa: E402
 from hstu_ops.backends import BACKENDS, BackendUnavailableError, available  # noqa: E402
 from hstu_ops.gated import gated_attention  # noqa: E402
 from hstu_ops.norm import group_layer_norm  # noqa: E402
@@ -20,6 +20,7 @@ from hstu_ops.norm import group_layer_norm  # noqa: E402
 __all__ = [
     "BACKENDS",
     "BackendUnavailableError",
+    "attention_plan",
     "available",
     "gated_attention",
     "group_layer_norm",

@@ -26,6 +26,7 @@ def mtgr_attention(
     *,
     backend: str = "auto",
     deterministic: bool = False,
+    plan: Tensor | None = None,
 ) -> Tensor:
     """Computes MTGR's attention (arXiv 2505.18654, 3.3): `SiLU(alpha q k^T) * inv_n`, masked, times v.
 
@@ -45,6 +46,8 @@ def mtgr_attention(
         inv_n: Scale of the weights: 1 / n, n a constant of the model.
         backend: `auto`, `reference`, `cpu`, `triton` or `cutlass`.
         deterministic: Asks for a backward pass that gives equal bits for equal inputs.
+        plan: What `attention_plan` made of these offsets and visible_end, if it is to be made once for
+            several calls.
 
     Returns:
         `[T, N, D]`, contiguous, in the dtype of q.
@@ -63,8 +66,39 @@ def mtgr_attention(
         return mtgr_attention_reference(q_TND, k_TND, v_TND, offsets_B1, visible_end_T, alpha, inv_n)
     operators = torch.ops.hstu_ops
     operator = operators.mtgr_attention_triton if chosen == "triton" else operators.mtgr_attention
-    out: Tensor = operator(q_TND, k_TND, v_TND, offsets_B1, visible_end_T, alpha, inv_n, deterministic)
+    out: Tensor = operator(q_TND, k_TND, v_TND, offsets_B1, visible_end_T, alpha, inv_n, deterministic, plan)
     return out
+
+
+def attention_plan(
+    offsets_B1: Tensor, visible_end_T: Tensor, *, dtype: torch.dtype, head_dim: int, backend: str = "auto"
+) -> Tensor | None:
+    """Makes what the kernels of backend `cutlass` know of a mask: once a batch, for all blocks and passes.
+
+    Calls that share a plan must be on one stream. Other backends need none.
+
+    Args:
+        offsets_B1: As in `mtgr_attention`.
+        visible_end_T: As in `mtgr_attention`.
+        dtype: Of q.
+        head_dim: Of q.
+        backend: As in `mtgr_attention`.
+
+    Returns:
+        int32, or None if the backend is another.
+    """
+    device_type = visible_end_T.device.type
+    if torch.is_autocast_enabled(device_type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+    if resolve(backend, device_type, dtype, head_dim) != "cutlass":
+        return None
+    plan: Tensor = torch.ops.hstu_ops.mtgr_plan(offsets_B1, visible_end_T)
+    return plan
+
+
+def _fake_plan(offsets: Tensor, visible_end: Tensor) -> Tensor:
+    # As csrc/sm90/params.h lays it out: a head of 32 bytes, and 48 for each tile there may be.
+    return offsets.new_empty(8 + 12 * (visible_end.shape[0] // 128 + offsets.shape[0] - 1))
 
 
 def _fake_forward(
@@ -76,6 +110,7 @@ def _fake_forward(
     alpha: float,
     inv_n: float,
     deterministic: bool,
+    plan: Tensor | None = None,
 ) -> Tensor:
     return q.new_empty(q.shape)
 
@@ -90,13 +125,14 @@ def _fake_backward(
     alpha: float,
     inv_n: float,
     deterministic: bool,
+    plan: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    q, k, v, offsets, visible_end, ctx.alpha, ctx.inv_n, ctx.deterministic = inputs
-    ctx.save_for_backward(q, k, v, offsets, visible_end)
+    q, k, v, offsets, visible_end, ctx.alpha, ctx.inv_n, ctx.deterministic, plan = inputs
+    ctx.save_for_backward(q, k, v, offsets, visible_end, plan)
 
 
 def _register(name: str) -> None:
@@ -105,8 +141,9 @@ def _register(name: str) -> None:
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         if grad_out.stride(-1) != 1 or grad_out.stride(0) == 0:  # expanded, as `out.sum()` sends it
             grad_out = grad_out.contiguous()
-        grads = backward_operator(grad_out, *ctx.saved_tensors, ctx.alpha, ctx.inv_n, ctx.deterministic)
-        return (*grads, None, None, None, None, None)
+        *tensors, plan = ctx.saved_tensors
+        grads = backward_operator(grad_out, *tensors, ctx.alpha, ctx.inv_n, ctx.deterministic, plan)
+        return (*grads, None, None, None, None, None, None)
 
     def no_double_backward(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(f"{NAMESPACE}::{name} is differentiable once; backend 'reference' is twice")
@@ -118,5 +155,6 @@ def _register(name: str) -> None:
     torch.library.register_autograd(qualified + "_backward", no_double_backward, lib=library)
 
 
+torch.library.register_fake(f"{NAMESPACE}::mtgr_plan", _fake_plan, lib=library)
 for _name in _OPERATORS:
     _register(_name)

@@ -33,6 +33,7 @@ def gated_attention(
     *,
     backend: str = "auto",
     deterministic: bool = False,
+    plan: Tensor | None = None,
 ) -> Tensor:
     """Computes `group_layer_norm(mtgr_attention(q, k, v), gate u)` of a block (arXiv 2505.18654, 3.3).
 
@@ -48,6 +49,7 @@ def gated_attention(
         eps: Added to the variance.
         backend: `auto`, `reference`, `cpu`, `triton` or `cutlass`.
         deterministic: Asks for a backward pass that gives equal bits for equal inputs.
+        plan: As in `mtgr_attention`.
 
     Returns:
         `[T, N * D]`, contiguous, in the dtype of uvqk (under autocast, in its dtype).
@@ -92,6 +94,7 @@ def gated_attention(
         inv_n,
         eps,
         deterministic,
+        plan,
     )[0]
     return y
 
@@ -116,10 +119,10 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    uvqk, offsets, visible_end, group, weight, _, ctx.alpha, ctx.inv_n, _, ctx.deterministic = inputs
+    uvqk, offsets, visible_end, group, weight, _, ctx.alpha, ctx.inv_n, _, ctx.deterministic, plan = inputs
     _, out, mean, rstd = output
     ctx.mark_non_differentiable(out, mean, rstd)
-    ctx.save_for_backward(uvqk, offsets, visible_end, group, weight, out, mean, rstd)
+    ctx.save_for_backward(uvqk, offsets, visible_end, group, weight, out, mean, rstd, plan)
 
 
 def _register(name: str) -> None:
@@ -139,9 +142,10 @@ def _register(name: str) -> None:
         inv_n: float,
         eps: float,
         deterministic: bool,
+        plan: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         u, v, q, k = uvqk.unbind(1)
-        out = attention(q, k, v, offsets, visible_end, alpha, inv_n, deterministic)
+        out = attention(q, k, v, offsets, visible_end, alpha, inv_n, deterministic, plan)
         norm = operators.group_layer_norm_triton
         y, mean, rstd = norm(out.flatten(1), group, weight, bias, eps, u.flatten(1))
         return y, out, mean, rstd
@@ -159,6 +163,7 @@ def _register(name: str) -> None:
         alpha: float,
         inv_n: float,
         deterministic: bool,
+        plan: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         # Not at the top: they import triton, which a machine without a GPU need not have.
         from hstu_ops.triton_ops.attention_backward import attention_backward_out
@@ -175,17 +180,18 @@ def _register(name: str) -> None:
         attention_backward(
             grad_out.view_as(out),
             *(q, k, v, offsets, visible_end, alpha, inv_n, deterministic),
-            *(grad_q, grad_k, grad_v),
+            *(grad_q, grad_k, grad_v, plan),
         )
         return grad_uvqk, grad_weight, grad_bias
 
     def backward(ctx: Any, grad_y: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_y.stride(-1) != 1:  # expanded, as `y.sum()` sends it
             grad_y = grad_y.contiguous()
+        *tensors, plan = ctx.saved_tensors
         grad_uvqk, grad_weight, grad_bias = backward_operator(
-            grad_y, *ctx.saved_tensors, ctx.alpha, ctx.inv_n, ctx.deterministic
+            grad_y, *tensors, ctx.alpha, ctx.inv_n, ctx.deterministic, plan
         )
-        return grad_uvqk, None, None, None, grad_weight, grad_bias, None, None, None, None
+        return grad_uvqk, None, None, None, grad_weight, grad_bias, None, None, None, None, None
 
     def no_double_backward(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(f"{qualified} is differentiable once; backend 'reference' is twice")

@@ -8,7 +8,7 @@ m)`), never a schema.
 |---|---|---|
 | `mtgr_attention`, `mtgr_attention_backward` | backend `cpu`, C++ | backend `cutlass`, C++ for sm90a |
 | `mtgr_attention_triton`, `mtgr_attention_triton_backward` | | backend `triton` |
-| `mtgr_attention_backward_out` | | backend `cutlass`, C++ for sm90a |
+| `mtgr_attention_backward_out`, `mtgr_plan` | | backend `cutlass`, C++ for sm90a |
 | `gated_attention`, `gated_attention_backward` | | backend `cutlass`: the above, and the norm by Triton |
 | `gated_attention_triton`, `gated_attention_triton_backward` | | backend `triton` |
 | `group_layer_norm`, `group_layer_norm_backward` | backend `cpu`, C++ | |
@@ -29,35 +29,38 @@ NAMESPACE = "hstu_ops"
 # Returns out [T, N, D], contiguous, dtype of q: with j over [0, visible_end_i) of i's row, and j = i once,
 #   out_i = sum_j SiLU(alpha * q_i . k_j) * inv_n * v_j.
 # deterministic is for the backward pass: equal inputs give equal bits.
+# plan: what mtgr_plan made of offsets and visible_end, for backend cutlass; without, it makes its own.
 _ATTENTION = (
     "(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor visible_end, float alpha, float inv_n,"
-    " bool deterministic) -> Tensor"
+    " bool deterministic, Tensor? plan=None) -> Tensor"
 )
 
 # grad_out: [T, N, D], dtype of q, last stride 1 (the caller makes it so). Returns (grad_q, grad_k, grad_v),
 # contiguous.
 _ATTENTION_BACKWARD = (
     "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor visible_end, float alpha,"
-    " float inv_n, bool deterministic) -> (Tensor, Tensor, Tensor)"
+    " float inv_n, bool deterministic, Tensor? plan=None) -> (Tensor, Tensor, Tensor)"
 )
 
 # The same, written into slices of a larger tensor: any strides but the last, which is 1.
 _ATTENTION_BACKWARD_OUT = (
     "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor visible_end, float alpha,"
-    " float inv_n, bool deterministic, Tensor(a!) grad_q, Tensor(b!) grad_k, Tensor(c!) grad_v) -> ()"
+    " float inv_n, bool deterministic, Tensor(a!) grad_q, Tensor(b!) grad_k, Tensor(c!) grad_v,"
+    " Tensor? plan=None) -> ()"
 )
 
 # uvqk: [T, 4, N, D], contiguous. y [T, N * D] is group_layer_norm(mtgr_attention(q, k, v)) gated by u.
 # Returns (y, the attention's out [T, N, D], mean [T], rstd [T]).
 _GATED = (
     "(Tensor uvqk, Tensor offsets, Tensor visible_end, Tensor group, Tensor weight, Tensor bias,"
-    " float alpha, float inv_n, float eps, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)"
+    " float alpha, float inv_n, float eps, bool deterministic, Tensor? plan=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 # Returns (grad_uvqk [T, 4, N, D], grad_weight, grad_bias): one tensor, so that no slices are copied together.
 _GATED_BACKWARD = (
     "(Tensor grad_y, Tensor uvqk, Tensor offsets, Tensor visible_end, Tensor group, Tensor weight,"
-    " Tensor out, Tensor mean, Tensor rstd, float alpha, float inv_n, bool deterministic)"
+    " Tensor out, Tensor mean, Tensor rstd, float alpha, float inv_n, bool deterministic, Tensor? plan=None)"
     " -> (Tensor, Tensor, Tensor)"
 )
 
@@ -75,7 +78,11 @@ _NORM_BACKWARD = (
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
+# What the kernels of backend cutlass know of a mask, for any number of calls on one stream: int32.
+_PLAN = "(Tensor offsets, Tensor visible_end) -> Tensor"
+
 SCHEMAS = {
+    "mtgr_plan": _PLAN,
     "mtgr_attention": _ATTENTION,
     "mtgr_attention_backward": _ATTENTION_BACKWARD,
     "mtgr_attention_triton": _ATTENTION,

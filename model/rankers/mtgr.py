@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from hstu_ops import gated_attention, group_layer_norm
+from hstu_ops import attention_plan, gated_attention, group_layer_norm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -102,7 +102,17 @@ class Block(nn.Module):
         self.norm_out = GroupLayerNorm(config)  # its parameters; it runs inside gated_attention
         self.out = nn.Linear(config.d_model, config.d_model)
 
-    def forward(self, x_TD: Tensor, tokens: Layout) -> Tensor:
+    def plan(self, x_TD: Tensor, tokens: Layout) -> Tensor | None:
+        """Makes what the attention kernels know of the mask: once for all blocks."""
+        return attention_plan(
+            tokens.offsets,
+            tokens.visible_end,
+            dtype=x_TD.dtype,
+            head_dim=self.head_dim,
+            backend=self.backend,
+        )
+
+    def forward(self, x_TD: Tensor, tokens: Layout, plan: Tensor | None) -> Tensor:
         """Transforms `[T, D]`."""
         uvqk_TD = self.uvqk(self.norm_in(x_TD, tokens.group))
         gated_TD = gated_attention(
@@ -117,6 +127,7 @@ class Block(nn.Module):
             self.norm_out.eps,
             backend=self.backend,
             deterministic=True,
+            plan=plan,
         )
         x: Tensor = self.out(gated_TD) + x_TD
         return x
@@ -152,11 +163,12 @@ class MtgrRanker(Ranker):
             [tokens[Group.PROFILE].flatten(0, 1), *(tokens[group] for group in list(Group)[1:])]
         )
         x_TD = take_rows(in_groups, where.source)
+        plan: Tensor | None = self.blocks[0].plan(x_TD, where)  # type: ignore[operator]
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 # Nothing here is random: there is no state to restore, which would wait for the device.
-                x_TD = checkpoint(block, x_TD, where, use_reentrant=False, preserve_rng_state=False)
+                x_TD = checkpoint(block, x_TD, where, plan, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_TD = block(x_TD, where)
+                x_TD = block(x_TD, where, plan)
         logits: Tensor = self.heads(take_rows(x_TD, where.candidates))
         return logits

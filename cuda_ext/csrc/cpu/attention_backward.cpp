@@ -116,7 +116,8 @@ class BackwardWorker {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mtgr_attention_backward_cpu(
     const at::Tensor& grad_out, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-    const at::Tensor& offsets, const at::Tensor& visible_end, double alpha, double inv_n, bool /*deterministic*/) {
+    const at::Tensor& offsets, const at::Tensor& visible_end, double alpha, double inv_n, bool /*deterministic*/,
+    const std::optional<at::Tensor>& /*plan*/) {
   at::Tensor grad_q = at::empty(q.sizes(), q.options());
   at::Tensor grad_k = at::empty(q.sizes(), q.options());
   at::Tensor grad_v = at::empty(q.sizes(), q.options());

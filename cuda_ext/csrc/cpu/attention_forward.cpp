@@ -83,7 +83,8 @@ class ForwardWorker {
 }  // namespace
 
 at::Tensor mtgr_attention_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& offsets,
-                              const at::Tensor& visible_end, double alpha, double inv_n, bool /*deterministic*/) {
+                              const at::Tensor& visible_end, double alpha, double inv_n, bool /*deterministic*/,
+                              const std::optional<at::Tensor>& /*plan*/) {
   at::Tensor out = at::empty(q.sizes(), q.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, q.scalar_type(), "mtgr_attention_cpu", [&] {
     for_each_head(offsets, q.size(0), q.size(1),

@@ -7,15 +7,21 @@ namespace {
 
 using Pass = char const* (*)(Problem const&, cudaStream_t);
 
+char const* plan(Problem const& problem, cudaStream_t stream) {
+  auto* const header = static_cast<WorkHeader*>(problem.workspace);
+  int64_t const blocks = hstu_sm90_grad_score_blocks(problem.num_tokens, problem.num_rows, 256);
+  plan_kernel<<<problem.num_rows, kPlanThreads, 0, stream>>>(problem.offsets, problem.visible_end, problem.num_rows,
+                                                             blocks, header, reinterpret_cast<TileInfo*>(header + 1));
+  cudaError_t const error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
 char const* run(Pass const (&passes)[3][2], Problem const& problem, cudaStream_t stream) {
   int const dim = problem.head_dim == 64 ? 0 : problem.head_dim == 128 ? 1 : problem.head_dim == 256 ? 2 : -1;
   if (dim < 0) return "head dim must be 64, 128 or 256";
-  auto* const header = static_cast<WorkHeader*>(problem.workspace);
-  int64_t const blocks =
-      problem.grad_scores ? hstu_sm90_grad_score_blocks(problem.num_tokens, problem.num_rows, problem.head_dim) : 0;
-  plan_kernel<<<problem.num_rows, kPlanThreads, 0, stream>>>(problem.offsets, problem.visible_end, problem.num_rows,
-                                                             blocks, header, reinterpret_cast<TileInfo*>(header + 1));
-  if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess) return cudaGetErrorString(error);
+  if (!problem.planned) {
+    if (char const* const message = plan(problem, stream)) return message;
+  }
   return passes[dim][static_cast<int>(problem.dtype)](problem, stream);
 }
 
@@ -37,6 +43,10 @@ int64_t hstu_sm90_workspace_bytes(int64_t num_tokens, int64_t num_rows) {
 
 int64_t hstu_sm90_grad_score_blocks(int64_t num_tokens, int64_t num_rows, int head_dim) {
   return head_dim == 256 ? (num_tokens / hstu_sm90::kHalf + num_rows) * (1024 / hstu_sm90::kHalf) : 0;
+}
+
+char const* hstu_sm90_plan(hstu_sm90::Problem const* problem, cudaStream_t stream) {
+  return hstu_sm90::plan(*problem, stream);
 }
 
 char const* hstu_sm90_forward(hstu_sm90::Problem const* problem, cudaStream_t stream) {

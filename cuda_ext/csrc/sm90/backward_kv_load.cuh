@@ -122,7 +122,7 @@ __device__ __forceinline__ void backward_kv_load(BackwardKVParams const& p, type
   int item = blockIdx.x;
   while (item < num_items) {
     int next = 0;
-    if (lane == 0) next = atomicAdd(&p.header->next[1], 1) + gridDim.x;
+    if (lane == 0) next = take(p.header->next[1], num_items) + gridDim.x;
     TileInfo const tile = p.tiles[item / (kItemsPerTile * p.num_heads)];
     int const head = item / kItemsPerTile % p.num_heads, key = tile.first + item % kItemsPerTile * kKeys;
     QueryVisits<kQueries, kKeys> const visits(p.tiles + tile.row_tile, tile.length, key);

@@ -56,7 +56,7 @@ __device__ __forceinline__ void backward_kv_trio_load(BackwardKVParams const& p,
   int item = blockIdx.x;
   while (item < num_items) {
     int next = 0;
-    if (lane == 0) next = atomicAdd(&p.header->next[1], 1) + gridDim.x;
+    if (lane == 0) next = take(p.header->next[1], num_items) + gridDim.x;
     TileInfo const tile = p.tiles[item / (kItemsPerTile * p.num_heads)];
     int const head = item / kItemsPerTile % p.num_heads, key = tile.first + item % kItemsPerTile * kHalf;
     QueryVisits<kQueries, kHalf> const visits(p.tiles + tile.row_tile, tile.length, key);

@@ -48,17 +48,32 @@ struct BackwardQTraits {
   static_assert(sizeof(Shared) <= 227 * 1024);
 };
 
+// The first tile of the first row whose score gradients are kept; those of all rows behind it are.
+__device__ __forceinline__ int first_kept(TileInfo const* tiles, int num_tiles) {
+  int low = 0, high = num_tiles;
+  while (low < high) {
+    int const middle = low == 0 ? 0 : (low + high) / 2;  // most often all are kept
+    if (tiles[middle].block >= 0) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
+}
+
 template <class Traits>
 __device__ __forceinline__ void backward_q_load(BackwardQParams const& p, typename Traits::Shared& s) {
   constexpr int kKeys = Traits::kKeys, kKStages = Traits::kKStages, kVStages = Traits::kVStages;
   constexpr uint32_t kQBytes = 2 * sizeof(s.q[0]), kKeyBytes = sizeof(s.k[0]);
-  int const num_items = p.header->num_tiles * p.num_heads;
+  int const num_tiles = p.grad_scores ? first_kept(p.tiles, p.header->num_tiles) : p.header->num_tiles;
+  int const num_items = num_tiles * p.num_heads;
   uint32_t count = 0, parity = 0;
   int item = blockIdx.x;
   TileInfo tile;
   if (item < num_items) tile = p.tiles[item / p.num_heads];
-  while (item < num_items && tile.block < 0) {  // from the first row on whose score gradients are kept, all are
-    int const next = atomicAdd(&p.header->next[2], 1) + gridDim.x;
+  while (item < num_items) {
+    int const next = take(p.header->next[2], num_items) + gridDim.x;
     int const head = item % p.num_heads;
     KeyTiles const keys(tile, kKeys);
     s.q_empty.wait(parity ^ 1);

@@ -29,20 +29,6 @@ struct BackwardQKeptTraits {
   };
 };
 
-// The first tile of the first row whose score gradients are kept; those of all rows behind it are.
-__device__ __forceinline__ int first_kept(TileInfo const* tiles, int num_tiles) {
-  int low = 0, high = num_tiles;
-  while (low < high) {
-    int const middle = low == 0 ? 0 : (low + high) / 2;  // most often all are kept
-    if (tiles[middle].block >= 0) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  return low;
-}
-
 template <class Traits>
 __device__ __forceinline__ void backward_q_kept_load(BackwardQParams const& p, typename Traits::Shared& s) {
   using Element = typename Traits::Element;
@@ -52,7 +38,7 @@ __device__ __forceinline__ void backward_q_kept_load(BackwardQParams const& p, t
   int const num_items = (p.header->num_tiles - first) * p.num_heads;
   uint32_t count = 0, turn = 0;
   for (int item = blockIdx.x; item < num_items; ++turn) {
-    int const next = atomicAdd(&p.header->next[3], 1) + gridDim.x;
+    int const next = take(p.header->next[3], num_items) + gridDim.x;
     TileInfo const tile = p.tiles[first + item / p.num_heads];
     int const head = item % p.num_heads, halves = (tile.length + kHalf - 1) / kHalf;
     KeyTiles const keys(tile, Traits::kKeys);

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <limits>
+#include <optional>
 #include <tuple>
 
 #include "params.h"
@@ -85,19 +86,54 @@ Problem describe(at::Tensor const& q, at::Tensor const& k, at::Tensor const& v, 
   return problem;
 }
 
-at::Tensor make_workspace(at::Tensor const& q, at::Tensor const& offsets) {
-  int64_t const bytes = hstu_sm90_workspace_bytes(q.size(0), offsets.size(0) - 1);
-  return at::empty({bytes}, q.options().dtype(at::kByte));
+using Plan = std::optional<at::Tensor>;
+
+int64_t plan_size(int64_t num_tokens, int64_t num_rows) {
+  return hstu_sm90_workspace_bytes(num_tokens, num_rows) / static_cast<int64_t>(sizeof(int));
+}
+
+// The plan given, or room for one.
+at::Tensor workspace_of(Plan const& plan, at::Tensor const& q, at::Tensor const& offsets) {
+  int64_t const size = plan_size(q.size(0), offsets.size(0) - 1);
+  if (!plan.has_value()) return at::empty({size}, offsets.options());
+  TORCH_CHECK_VALUE(plan->scalar_type() == at::kInt && plan->is_contiguous() && plan->device() == q.device() &&
+                        plan->dim() == 1 && plan->size(0) == size,
+                    "plan must be as hstu_ops.attention_plan makes it of these offsets and visible_end, int32 [", size,
+                    "] on ", q.device(), ", got ", plan->scalar_type(), " ", plan->sizes(), " on ", plan->device());
+  return *plan;
+}
+
+at::Tensor make_plan(at::Tensor const& offsets, at::Tensor const& visible_end) {
+  for (auto const& [name, x] : {std::pair{"offsets", &offsets}, std::pair{"visible_end", &visible_end}}) {
+    TORCH_CHECK_VALUE(x->is_cuda() && x->dim() == 1 && x->scalar_type() == at::kInt && x->is_contiguous(), name,
+                      " must be contiguous one-dimensional int32 on a GPU, got ", x->scalar_type(), " ", x->sizes(),
+                      " on ", x->device());
+  }
+  TORCH_CHECK_VALUE(offsets.size(0) >= 1, "offsets must have B + 1 elements, got none");
+  c10::cuda::CUDAGuard const guard(offsets.device());
+  at::Tensor plan = at::empty({plan_size(visible_end.size(0), offsets.size(0) - 1)}, offsets.options());
+  if (offsets.size(0) == 1) return plan;  // no rows
+  Problem problem{};
+  problem.offsets = offsets.const_data_ptr<int>();
+  problem.visible_end = visible_end.const_data_ptr<int>();
+  problem.workspace = plan.data_ptr();
+  problem.num_tokens = visible_end.size(0);
+  problem.num_rows = static_cast<int>(offsets.size(0) - 1);
+  char const* const message = hstu_sm90_plan(&problem, c10::cuda::getCurrentCUDAStream());
+  TORCH_CHECK(message == nullptr, "mtgr_plan: ", message);
+  return plan;
 }
 
 at::Tensor forward(at::Tensor const& q, at::Tensor const& k, at::Tensor const& v, at::Tensor const& offsets,
-                   at::Tensor const& visible_end, double alpha, double inv_n, bool /*deterministic: it always is*/) {
+                   at::Tensor const& visible_end, double alpha, double inv_n, bool /*deterministic: it always is*/,
+                   Plan const& plan) {
   check(q, k, v, offsets, visible_end);
   at::Tensor out = at::empty(q.sizes(), q.options());
   if (out.numel() == 0) return out;
   c10::cuda::CUDAGuard const guard(q.device());
-  at::Tensor const workspace = make_workspace(q, offsets);
+  at::Tensor const workspace = workspace_of(plan, q, offsets);
   Problem problem = describe(q, k, v, offsets, visible_end, workspace, alpha, inv_n);
+  problem.planned = plan.has_value();
   problem.out = matrix(out);
   char const* const message = hstu_sm90_forward(&problem, c10::cuda::getCurrentCUDAStream());
   TORCH_CHECK(message == nullptr, "mtgr_attention: ", message);
@@ -108,7 +144,7 @@ at::Tensor forward(at::Tensor const& q, at::Tensor const& k, at::Tensor const& v
 void backward_out(at::Tensor const& grad_out, at::Tensor const& q, at::Tensor const& k, at::Tensor const& v,
                   at::Tensor const& offsets, at::Tensor const& visible_end, double alpha, double inv_n,
                   bool /*deterministic: it always is*/, at::Tensor const& grad_q, at::Tensor const& grad_k,
-                  at::Tensor const& grad_v) {
+                  at::Tensor const& grad_v, Plan const& plan) {
   check(q, k, v, offsets, visible_end);
   TORCH_CHECK_VALUE(grad_out.sizes() == q.sizes() && grad_out.scalar_type() == q.scalar_type(),
                     "grad_out must have the shape and dtype of q, ", q.sizes(), "; got ", grad_out.sizes(), " ",
@@ -120,8 +156,9 @@ void backward_out(at::Tensor const& grad_out, at::Tensor const& q, at::Tensor co
   c10::cuda::CUDAGuard const guard(q.device());
   // A gradient may come expanded or sliced at any offset; a copy is right then.
   at::Tensor const grad = loadable(grad_out) ? grad_out : grad_out.clone(at::MemoryFormat::Contiguous);
-  at::Tensor const workspace = make_workspace(q, offsets);
+  at::Tensor const workspace = workspace_of(plan, q, offsets);
   Problem problem = describe(q, k, v, offsets, visible_end, workspace, alpha, inv_n);
+  problem.planned = plan.has_value();
   int64_t const blocks =
       hstu_sm90_grad_score_blocks(q.size(0), offsets.size(0) - 1, static_cast<int>(q.size(2))) * q.size(1);
   at::Tensor grad_scores;
@@ -141,17 +178,19 @@ void backward_out(at::Tensor const& grad_out, at::Tensor const& q, at::Tensor co
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(at::Tensor const& grad_out, at::Tensor const& q,
                                                         at::Tensor const& k, at::Tensor const& v,
                                                         at::Tensor const& offsets, at::Tensor const& visible_end,
-                                                        double alpha, double inv_n, bool deterministic) {
+                                                        double alpha, double inv_n, bool deterministic,
+                                                        Plan const& plan) {
   at::Tensor grad_q = at::empty(q.sizes(), q.options());
   at::Tensor grad_k = at::empty(q.sizes(), q.options());
   at::Tensor grad_v = at::empty(q.sizes(), q.options());
-  backward_out(grad_out, q, k, v, offsets, visible_end, alpha, inv_n, deterministic, grad_q, grad_k, grad_v);
+  backward_out(grad_out, q, k, v, offsets, visible_end, alpha, inv_n, deterministic, grad_q, grad_k, grad_v, plan);
   return {grad_q, grad_k, grad_v};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(hstu_ops, CUDA, m) {
+  m.impl("mtgr_plan", make_plan);
   m.impl("mtgr_attention", forward);
   m.impl("mtgr_attention_backward", backward);
   m.impl("mtgr_attention_backward_out", backward_out);

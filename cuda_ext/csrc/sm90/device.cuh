@@ -79,6 +79,12 @@ __device__ __forceinline__ void let_next_kernel_start() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
+// Takes one of the items, which are counted from 0; when all have been taken, the count is 0 again, so that a plan
+// serves any number of kernels, one after another.
+__device__ __forceinline__ int take(int& taken, int num_items) {
+  return static_cast<int>(atomicInc(reinterpret_cast<unsigned*>(&taken), num_items - 1));
+}
+
 // Loads a box of rows starting at `token` of `head`; the map's dims are (64, T, D / 64, N).
 __device__ __forceinline__ void load_rows(const CUtensorMap& map, Barrier& full, void* to, int token, int head) {
   SM90_TMA_LOAD_4D::copy(&map, reinterpret_cast<uint64_t*>(&full),

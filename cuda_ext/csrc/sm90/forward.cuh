@@ -93,7 +93,7 @@ __device__ __forceinline__ void forward_load(ForwardParams const& p, typename Tr
   TileInfo tile;
   if (item < num_items) tile = p.tiles[item / p.num_heads];
   while (item < num_items) {
-    int const next = atomicAdd(&p.header->next[0], 1) + gridDim.x;
+    int const next = take(p.header->next[0], num_items) + gridDim.x;
     int const head = item % p.num_heads;
     KeyTiles const keys(tile, kKeys);
     s.q_empty.wait(parity ^ 1);

@@ -29,7 +29,7 @@ struct alignas(16) TileInfo {
 // The head of the workspace; TileInfo[] follows.
 struct alignas(16) WorkHeader {
   int num_tiles;
-  int next[4];  // the next item of the forward, the dK/dV and the two dQ kernels
+  int next[4];  // items taken of the forward, the dK/dV and the two dQ kernels; 0 between them
 };
 
 // One of q, k, v, grad_out or a result: strides in elements, last stride 1.
@@ -53,6 +53,7 @@ struct Problem {
   Matrix grad_q, grad_k, grad_v;  // of the backward pass
   const int* offsets;             // [B + 1]
   const int* visible_end;         // [T]
+  bool planned;                   // the workspace holds the plan of these offsets and visible_end
   void* workspace;                // workspace_bytes(T, B), contents need not be kept
   void* grad_scores;              // of the backward pass: grad_score_blocks() blocks a head, and one more
   int64_t num_tokens;
@@ -74,6 +75,10 @@ int64_t hstu_sm90_workspace_bytes(int64_t num_tokens, int64_t num_rows);
 // Blocks of 64 x 64 score gradients a head that a backward pass keeps between its kernels: all those of rows up to
 // 1024 tokens, if all are of one length; 0 at the head dims that compute them again.
 int64_t hstu_sm90_grad_score_blocks(int64_t num_tokens, int64_t num_rows, int head_dim);
+
+// Enqueue the making of a plan: of offsets, visible_end, workspace, num_tokens and num_rows alone. Passes on one stream
+// may share it.
+const char* hstu_sm90_plan(const hstu_sm90::Problem* problem, cudaStream_t stream);
 
 // Enqueue the forward or the backward pass on `stream`; null on success, else a message to show.
 const char* hstu_sm90_forward(const hstu_sm90::Problem* problem, cudaStream_t stream);

@@ -232,6 +232,7 @@ def attention_backward(
     alpha: float,
     inv_n: float,
     deterministic: bool,
+    plan: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launches both backward kernels; arguments as in `hstu_ops.schemas`."""
     grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
@@ -254,8 +255,9 @@ def attention_backward_out(
     grad_q: Tensor,
     grad_k: Tensor,
     grad_v: Tensor,
+    plan: Tensor | None = None,
 ) -> None:
-    """Writes the gradients into tensors of equal strides, last stride 1."""
+    """Writes the gradients into tensors of equal strides, last stride 1; `plan` is not read."""
     if q.numel() == 0:
         return
     num_tokens, num_heads, head_dim = q.shape

@@ -108,6 +108,7 @@ def attention_forward(
     alpha: float,
     inv_n: float,
     deterministic: bool,
+    plan: Tensor | None = None,
 ) -> Tensor:
     """Launches the forward kernel; arguments as in `hstu_ops.schemas`."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
