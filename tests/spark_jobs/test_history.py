@@ -180,6 +180,7 @@ def test_many_logs_in_any_order_end_in_the_reference(arrive: Any, seed: int) -> 
     assert differences(arrive(log), wanted(log)) == [], f"Log({seed})"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_days_of_the_history_give_what_they_would_have_given_one_by_one(
     spark: Any, arrive: Any, lake: Path, monkeypatch: pytest.MonkeyPatch
