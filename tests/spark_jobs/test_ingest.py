@@ -593,6 +593,7 @@ def test_a_delivery_that_failed_its_gate_is_neither_history_nor_statistics_nor_a
     assert built(days[2]) == before
 
 
+@pytest.mark.slow
 def test_a_day_of_the_history_is_judged_and_left_out_like_a_day_of_the_log(
     spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -680,6 +681,7 @@ def test_daily_runs_with_late_orders_equal_one_backfill_and_a_rerun(
     assert content_hash(table(spark, "samples")) == daily
 
 
+@pytest.mark.slow
 def test_a_build_that_died_after_its_commit_has_quarantined_before(
     spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,8 @@ __device__ __forceinline__ void apply(const Memory& memory, const Step& step, ui
     base = initial_base(hash, step.seed + 1 + static_cast<uint64_t>(step.tick));
   }
   const int64_t vectors = step.width / kVector;
+  // As torch.optim.SparseAdam has it: eps is added to the root before its correction.
+  [[maybe_unused]] const float adam_rate = step.lr * sqrtf(step.correction2) / step.correction1;
 #pragma unroll
   for (int c = 0; c < kCount; ++c) {
     const int64_t j = lane + static_cast<int64_t>(c) * lanes;
@@ -152,7 +154,7 @@ __device__ __forceinline__ void apply(const Memory& memory, const Step& step, ui
         const float grad = sum.part[c].v[k];
         first.v[k] = step.beta1 * first.v[k] + step.rest1 * grad;
         second.v[k] = step.beta2 * second.v[k] + step.rest2 * grad * grad;
-        moved.v[k] = step.lr * (first.v[k] / step.correction1) / (sqrtf(second.v[k] / step.correction2) + step.eps);
+        moved.v[k] = adam_rate * first.v[k] / (sqrtf(second.v[k]) + step.eps);
       }
       *firsts = first;
       *seconds = second;

@@ -181,13 +181,14 @@ MULTIVERSION void add(float* __restrict sum, const float* __restrict grad, int64
 
 MULTIVERSION void adam(float* __restrict weight, float* __restrict first, float* __restrict second,
                        const float* __restrict grad, const Step& step) {
-  const float beta1 = step.beta1, beta2 = step.beta2, lr = step.lr, eps = step.eps;
+  const float beta1 = step.beta1, beta2 = step.beta2, eps = step.eps;
   const float rest1 = step.rest1, rest2 = step.rest2;
-  const float correction1 = step.correction1, correction2 = step.correction2;
+  // As torch.optim.SparseAdam has it: eps is added to the root before its correction.
+  const float rate = step.lr * std::sqrt(step.correction2) / step.correction1;
   for (int64_t j = 0; j < step.width; ++j) {
     first[j] = beta1 * first[j] + rest1 * grad[j];
     second[j] = beta2 * second[j] + rest2 * grad[j] * grad[j];
-    weight[j] -= lr * (first[j] / correction1) / (std::sqrt(second[j] / correction2) + eps);
+    weight[j] -= rate * first[j] / (std::sqrt(second[j]) + eps);
   }
 }
 
