@@ -140,7 +140,6 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     ours, naive = (best[side][len(best[side]) // 2] for side in ("steps", "naive"))
     summary = {
         "reader_tokens_per_s_a_core": ours["tokens_per_cpu_s"],
-        "reader_tokens_per_s_four_cores": 4 * ours["tokens_per_cpu_s"],
         "reader_peak_gb": max(one["peak_gb"] for one in best["steps"]),
         "reader_over_naive": round(ours["tokens_per_cpu_s"] / naive["tokens_per_cpu_s"], 1),
     }

@@ -288,9 +288,9 @@ class Trainer:
             ValueError: The state is of another model.
         """
         own, weights = _fixed(self.model.state_dict()), _fixed(state["weights"])
-        if self._rows.keys() != state.get("rows", {}).keys() or {
-            name: tuple(t.shape) for name, t in own.items()
-        } != {name: tuple(t.shape) for name, t in weights.items()}:
+        if self._rows.keys() != state["rows"].keys() or {name: tuple(t.shape) for name, t in own.items()} != {
+            name: tuple(t.shape) for name, t in weights.items()
+        }:
             raise ValueError(
                 "the state has other weights than this model; it is of another config or dataset"
             )
@@ -303,7 +303,7 @@ class Trainer:
             _scatter({key: state["sparse"][f"{name}/{key}"] for key in values}, values)
         self.optimizer.load_state_dict(state["dense"])
         self.num_steps = state["num_steps"]
-        self.num_tokens = state.get("num_tokens", 0)  # earlier versions did not count them
+        self.num_tokens = state["num_tokens"]
 
 
 def _first_bad(losses_2C: Tensor) -> Tensor:  # noqa: N803

@@ -146,7 +146,7 @@ def test_optimizers_equal_dense_ones(name, width):
         learn(table, ids, grad, number=2)
         dense.learn([(2, key) for key in ids.tolist()], grad)
     for key, vector in held(table).items():
-        np.testing.assert_allclose(vector.numpy(), dense.rows[key], rtol=1e-6, atol=2e-6)
+        np.testing.assert_allclose(vector.numpy(), dense.rows[key], rtol=1e-6, atol=1e-6)
 
 
 def test_adam_is_torchs_sparse_adam_and_adagrad_torchrecs():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import math
@@ -129,32 +128,27 @@ def test_any_cut_over_ranks_and_parts_trains_as_one_big_batch(lake: Path, world_
 
 @pytest.mark.parametrize("preset", ["tiny", "user_tower"])
 def test_a_batch_in_parts_is_the_big_batch(monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
-    """One update of each row, to 1e-6; behind it AdamW divides by the root of gradients near zero."""
+    """One update of the dense part and of each row, to 1e-6.
+
+    AdamW divides by the root of a gradient's square: where that is near zero, any two orders of a sum differ
+    by as much as a step. A larger eps leaves the gradients to be compared.
+    """
     monkeypatch.delenv("RANK", raising=False)
-    firsts, states = [], []
+    states = []
     for parts in (1, 3, 16):  # 16: more than rows
         base = preset_named(preset)
         train = dataclasses.replace(config().train, accumulate=parts, clip_norm=1e9)
         with process_group(CPU):
             trainer = Trainer(DATASET, dataclasses.replace(base, train=train), CPU)
             trainer.scaler.fit(random_batch(DATASET, 40, seed=3))
+            for group in trainer.optimizer.param_groups:
+                group["eps"] = 1e-2
             for number in range(3):
                 trainer.step(a_step(number, 0, 1))
-                if number == 0:
-                    firsts.append(copy.deepcopy(flat(trainer.state())))
             states.append((trainer.losses(), trainer.state()))
-    for first in firsts[1:]:
-        for (name, one), two in zip(first.items(), firsts[0].values(), strict=True):
-            if "sparse" in name or "tables" in name:
-                torch.testing.assert_close(
-                    one, two, rtol=0, atol=1e-6, msg=lambda text, name=name: name + text
-                )
     for losses, state in states[1:]:
-        np.testing.assert_allclose([v for _, v in losses], [v for _, v in states[0][0]], rtol=2e-6)
-        # AdamW divides by the root of gradients near zero: single values move, whole tensors do not.
-        for (name, one), two in zip(flat(state).items(), flat(states[0][1]).values(), strict=True):
-            if torch.is_floating_point(one):
-                assert (one - two).norm() <= 2e-4 * two.norm() + 1e-6, name
+        np.testing.assert_allclose([v for _, v in losses], [v for _, v in states[0][0]], atol=1e-6)
+        assert_equal(state, states[0][1], 1e-6)
 
 
 def test_recomputed_activations_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,8 +247,9 @@ def test_a_model_scores_in_the_precision_that_it_was_trained_in() -> None:
     }
     batch = SampleEncoder(DATASET).encode(rows)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        expected = ranker(batch).sigmoid().numpy()
-    np.testing.assert_allclose(scores["bfloat16"]["ctr_live"], expected[0], rtol=1e-6)  # a sigmoid's last bit
+        # Of both at once: the last bit of a sigmoid hangs on where in a tensor its value lies.
+        expected = torch.cat([ranker(batch.frozen()), ranker(batch)]).sigmoid().numpy()
+    np.testing.assert_array_equal(np.stack([scores["bfloat16"][name] for name in SCORES]), expected)
     for name in SCORES:
         np.testing.assert_allclose(scores["bfloat16"][name], scores["float32"][name], atol=0.02)
         assert not np.array_equal(scores["bfloat16"][name], scores["float32"][name])
