@@ -265,6 +265,16 @@ def _encode(table: SamplesTable, encoder: SampleEncoder, piece: Piece, salt: str
     return batch, order_hash(piece.batch, salt), piece.batch.column("user_id").to_numpy()
 
 
+def name_what_is_wrong(table: SamplesTable, encoder: SampleEncoder, ds: str) -> None:
+    """Encodes all rows of a day, for the error of one that is not right.
+
+    Raises:
+        SamplesUnavailableError: As `steps_of`.
+    """
+    for piece in _pieces(table, encoder, ds, table.slices(ds), 0):
+        _encode(table, encoder, piece, "")
+
+
 def _chunk(
     first: int,
     parts: Sequence[_Encoded],

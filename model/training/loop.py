@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from model.config.run import Config
 from model.data.encoder import SampleEncoder
 from model.data.reader import SamplesTable
-from model.data.steps import Position
+from model.data.steps import Position, name_what_is_wrong
 from model.runs.files import read_state, write_file
 from model.runs.store import (
     CHECKPOINT,
@@ -261,7 +261,12 @@ def _record(
 
 def _fit(trainer: Trainer, table: SamplesTable, encoder: SampleEncoder, day: str) -> None:
     """Fits what is fitted, not learned, to a sample of a day."""
-    rows = encoder.encode(table.sample(day, _FIT_ROWS, [*encoder.columns, *encoder.label_columns]))
+    sample = table.sample(day, _FIT_ROWS, [*encoder.columns, *encoder.label_columns])
+    try:
+        rows = encoder.encode(sample)
+    except ValueError:
+        name_what_is_wrong(table, encoder, day)  # a row of the sample tells neither its file nor its place
+        raise
     trainer.scaler.fit(rows)
     if trainer.num_steps == 0:
         trainer.heads.start_at((rows.labels * rows.weights).sum(1) / rows.weights.sum())

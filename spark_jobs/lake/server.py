@@ -98,10 +98,10 @@ def _classes_digest(conf: Mapping[str, str]) -> str:
     """Of what the classes come from: Java, Spark's and Delta's jars, and the JVM's options."""
     jars = sorted((spark_home() / "jars").glob("*.jar"))
     jars += [Path(jar) for jar in conf.get("spark.jars", "").split(",") if jar]
-    files = [f"{jar} {jar.stat().st_size} {jar.stat().st_mtime_ns}" for jar in jars]
+    files = [f"{jar} {jar.stat().st_size} {jar.stat().st_ino}" for jar in jars]
     options = conf.get("spark.driver.extraJavaOptions", "")
     java = Path(machine.java().path).resolve()
-    text = "\n".join([f"{java} {java.stat().st_mtime_ns}", options, *files])
+    text = "\n".join([f"{java} {java.stat().st_ino}", options, *files])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
@@ -253,6 +256,30 @@ def test_a_model_scores_in_the_precision_that_it_was_trained_in() -> None:
     for name in SCORES:
         np.testing.assert_allclose(scores["bfloat16"][name], scores["float32"][name], atol=0.02)
         assert not np.array_equal(scores["bfloat16"][name], scores["float32"][name])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_rank_that_fails_ends_all_with_its_reason(lake: Path) -> None:
+    """Rank 1 reads the row with an id that none may have; rank 0 would wait for it in the next exchange."""
+    rows = random_samples(DATASET, 41, seed=0, ds=DAYS[0])
+    broken = rows.to_pylist()
+    broken[30]["candidate_item_id"][0] = -1
+    write_deltalake(
+        locations.table("foodlog", "samples"),
+        pa.Table.from_pylist(broken, schema=rows.schema),
+        mode="overwrite",
+        partition_by=["ds"],
+    )
+    verdicts.allow(DATASET.name, "samples", DAYS, "a test")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    train = ["-m", "model.train", "--dataset", "foodlog", "--preset", "tiny", "--ds", DAYS[1]]
+    done = subprocess.run([*torchrun, *train], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode != 0
+    (reason,) = (line for line in done.stderr.splitlines()[-12:] if "is not an id" in line)
+    assert "SamplesUnavailableError: file " in reason
+    assert "column candidate_item_id, row 30 (user 30)" in reason
+    assert not list(lake.rglob("weights.safetensors"))
 
 
 @pytest.mark.usefixtures("lake")
