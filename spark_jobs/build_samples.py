@@ -22,8 +22,9 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -37,7 +38,7 @@ from spark_jobs.contract.tables import rows_digest, sample_columns
 from spark_jobs.lake.failures import spark_errors
 from spark_jobs.lake.log import Commit, commits, current_version, last_commit, partition_values, table_id
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
-from spark_jobs.lake.session import keeping, spark_session
+from spark_jobs.lake.session import at_once, keeping, spark_session
 from spark_jobs.lake.verdicts import partition_of
 from spark_jobs.lake.writer import EmptyInputError, already_written, replace_partition, table_at
 from spark_jobs.samples.again import changed_days, people
@@ -202,19 +203,27 @@ def _build(
     left = [day for day in days if day not in made]
     if left:
         versions = {name: inputs[name] for name in _INPUTS}
+        metadata = {
+            day: {"ds": day, "run": days[-1], "inputs": inputs, "allowed": dict(deliveries.allowed)}
+            for day in left
+        }
         with (
             inputs_of(spark, dataset, left, versions, deliveries) as inputs_df,
-            samples_of(inputs_df, dataset, left) as samples_df,
+            ThreadPoolExecutor(1, thread_name_prefix="quarantine") as beside,
         ):
-            for day in left:
-                metadata = {"ds": day, "run": days[-1], "inputs": inputs, "allowed": dict(deliveries.allowed)}
-                # The samples last: once they are there, a rerun takes the day for done.
-                quarantine(unused(inputs_df, dataset, day), dataset.name, day, STAGE, metadata)
-                version = write_samples(samples_df, inputs_df, dataset, day, metadata)
-                done[day] = {"samples_version": version, "unchanged": False}
-    return {
-        day: result | _sizes(spark, uri, day, int(result["samples_version"])) for day, result in done.items()
-    }
+            # While the samples are planned.
+            quarantined = {
+                day: beside.submit(_quarantine, inputs_df, dataset, day, metadata[day]) for day in left
+            }
+            with samples_of(inputs_df, dataset, left) as samples_df:
+                for day in left:
+                    quarantined[
+                        day
+                    ].result()  # the samples last: once they are there, a rerun takes the day for done
+                    version = write_samples(samples_df, inputs_df, dataset, day, metadata[day])
+                    done[day] = {"samples_version": version, "unchanged": False}
+    sizes = at_once(*(partial(_sizes, spark, uri, day, int(done[day]["samples_version"])) for day in done))
+    return {day: result | size for (day, result), size in zip(done.items(), sizes, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,6 +325,11 @@ def scope(events_df: DataFrame, dataset: Dataset, days: Sequence[str]) -> DataFr
     """Events that the samples of `days` can depend on: history, the days, and the days of their outcomes."""
     first, last = shift_day(days[0], -dataset.reach_days), shift_day(days[-1], days_after(dataset))
     return events_df.where(F.col("ds").between(first, last))
+
+
+def _quarantine(inputs: Inputs, dataset: Dataset, ds: str, metadata: Mapping[str, Any]) -> None:
+    with keeping() as keep:
+        quarantine(keep(unused(inputs, dataset, ds)), dataset.name, ds, STAGE, metadata)
 
 
 def unused(inputs: Inputs, dataset: Dataset, ds: str) -> DataFrame:

@@ -23,7 +23,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -39,7 +39,7 @@ from spark_jobs.lake import verdicts
 from spark_jobs.lake.failures import spark_errors
 from spark_jobs.lake.log import exists, open_table
 from spark_jobs.lake.quarantine import as_quarantined, quarantine
-from spark_jobs.lake.session import keeping, spark_session
+from spark_jobs.lake.session import at_once, keeping, spark_session
 from spark_jobs.lake.writer import replace_partition, table_at
 from spark_jobs.samples.deliveries import history_days
 from spark_jobs.sources import Delivery, day_of, read_history, source_of
@@ -47,7 +47,7 @@ from spark_jobs.sources import Delivery, day_of, read_history, source_of
 logger = logging.getLogger(__name__)
 MAX_BROKEN_SHARE = 0.05  # of the events together, and of each log
 _MIN_BROKEN = 10  # fewer broken records of one log are chance, whatever their share
-_SNAPSHOTS = ("users", "items")
+_SNAPSHOTS = {"users": Owner.PROFILE, "items": Owner.ITEM}
 _NEEDS_IMPRESSION = (EventType.IMPRESSION, EventType.CLICK, EventType.CONVERSION)
 
 
@@ -248,11 +248,8 @@ def _take(spark: SparkSession, dataset: Dataset, ds: str, delivery: Delivery) ->
             .transform(with_reason, dataset, ds)
         )
         snapshots = {
-            name: keep(checked_dimension(rows_df, dataset, owner, ds))
-            for name, owner, rows_df in (
-                ("users", Owner.PROFILE, delivery.users_df),
-                ("items", Owner.ITEM, delivery.items_df),
-            )
+            name: keep(checked_dimension(rows_df, dataset, _SNAPSHOTS[name], ds))
+            for name, rows_df in (("users", delivery.users_df), ("items", delivery.items_df))
             if rows_df is not None
         }
         refused_df = checked_df.where("reason IS NOT NULL").drop("copies")
@@ -272,14 +269,14 @@ def _write(
     snapshots: Mapping[str, DataFrame],
     quarantined_df: DataFrame,
 ) -> dict[str, Any]:
-    usable = {name: snapshot_df.where("reason IS NULL").count() for name, snapshot_df in snapshots.items()}
-    counts = _counts(dataset, ds, checked_df, quarantined_df, usable)
+    counts = _counts(dataset, ds, checked_df, quarantined_df, snapshots)
     _refuse_when_broken(dataset, ds, counts)
     metadata = {"ds": ds, "inputs": {"delivery": ds}}
-    versions = {"quarantine": quarantine(quarantined_df, dataset.name, ds, "ingest", metadata)}
-    for name, snapshot_df in snapshots.items():
-        owner = Owner.PROFILE if name == "users" else Owner.ITEM
-        versions[name] = _write_dimension(dataset, name, owner, snapshot_df, ds, metadata)
+    written = at_once(
+        partial(quarantine, quarantined_df, dataset.name, ds, "ingest", metadata),
+        *(partial(_write_dimension, dataset, name, snapshots[name], ds, metadata) for name in snapshots),
+    )
+    versions = dict(zip(["quarantine", *snapshots], written, strict=True))
     columns = event_columns(dataset)
     uri = locations.table(dataset.name, "events")
     good_df = checked_df.where("reason IS NULL").select(*(name for name, _ in columns))
@@ -305,13 +302,12 @@ def _write(
 def _write_dimension(
     dataset: Dataset,
     name: str,
-    owner: Owner,
     rows_df: DataFrame,
     ds: str,
     metadata: dict[str, Any],
 ) -> int:
     """Stores a snapshot whole: what holds on a day is read from one delivery and from no other."""
-    columns = dimension_columns(dataset, owner)
+    columns = dimension_columns(dataset, _SNAPSHOTS[name])
     return replace_partition(
         rows_df.where("reason IS NULL").select(*(c for c, _ in columns)),
         locations.table(dataset.name, name),
@@ -329,7 +325,7 @@ def _counts(
     ds: str,
     checked_df: DataFrame,
     quarantined_df: DataFrame,
-    usable: Mapping[str, int],
+    snapshots: Mapping[str, DataFrame],
 ) -> dict[str, Any]:
     """Counts of a delivery; days, logs and reasons are few and come to the driver.
 
@@ -338,11 +334,15 @@ def _counts(
     """
     is_good = F.col("reason").isNull().alias("good")
     numbers = F.count("*").alias("n"), F.sum("copies").alias("records")
-    rows = checked_df.groupBy("ds", "log", is_good).agg(*numbers).collect()
+    refused_df = quarantined_df.groupBy("log", "reason").agg(F.count("*").alias("n"))
+    rows, refused, *usable = at_once(
+        checked_df.groupBy("ds", "log", is_good).agg(*numbers).collect,
+        refused_df.collect,
+        *(snapshot_df.where("reason IS NULL").count for snapshot_df in snapshots.values()),
+    )
     records = sum(row["records"] for row in rows)
-    refused = quarantined_df.groupBy("log", "reason").agg(F.count("*").alias("n")).collect()
     reasons: Counter[str] = Counter()
-    logs: dict[str, dict[str, int]] = {name: {"usable": n, "broken": 0} for name, n in usable.items()}
+    logs = {name: {"usable": n, "broken": 0} for name, n in zip(snapshots, usable, strict=True)}
     for row in rows:
         logs.setdefault(row["log"], {"usable": 0, "broken": 0})["usable"] += row["n"] if row["good"] else 0
     for row in refused:

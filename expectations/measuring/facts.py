@@ -67,28 +67,23 @@ def measure(partitions_df: DataFrame, suite: Suite, day_column: str) -> dict[str
 def event_joins(
     delivery_df: DataFrame,
     known: KnownTables,
-    dataset: Dataset,
     ds: str,
-    last_time_ms: int,
 ) -> Facts:
     """Facts of delivery `ds` that need keys or other tables.
 
     Args:
         delivery_df: Its events.
         known: What the delivery refers to.
-        dataset: Declares the attribution window.
         ds: The delivery.
-        last_time_ms: Until when it reaches: what had become known when it closed.
 
     Returns:
-        duplicate_events, known_users, known_items, labelled_impressions, immature_share, quarantined_share,
-        and those of `_of_users`: users, users_error, impressions_error, effective_users.
+        duplicate_events, known_users, known_items, labelled_impressions, quarantined_share, and those of
+        `_of_users`: users, users_error, impressions_error, effective_users.
     """
     is_impression = F.col("event_type") == str(EventType.IMPRESSION)
     impressions_df = delivery_df.where(is_impression & (F.col("ds") == ds))
     is_label = F.col("event_type").isin([str(kind) for kind in _LABELS])
     labels_df = delivery_df.where(is_label & (F.col("ds") >= ds))
-    is_open = F.col("time_ms") > last_time_ms - dataset.attribution_ms
     quarantined_df = (
         known.quarantined_df.agg(F.count("*").alias("broken"))
         .crossJoin(delivery_df.agg(F.count("*").alias("rows")))
@@ -101,9 +96,24 @@ def event_joins(
         known_users=_known_share(impressions_df, known.users_df, "user_id"),
         known_items=_known_share(impressions_df, known.items_df, "item_id"),
         labelled_impressions=_known_share(labels_df, known.impressions_df, "impression_id"),
-        immature_share=impressions_df.agg(F.avg(is_open.cast("double")).alias("value")),
         quarantined_share=quarantined_df,
     )
+
+
+def immature_share(delivery_df: DataFrame, dataset: Dataset, ds: str, last_time_ms: int) -> Facts:
+    """`immature_share`: of delivery `ds`, impressions whose attribution window was open when it closed.
+
+    Args:
+        delivery_df: Its events.
+        dataset: Declares the attribution window.
+        ds: The delivery.
+        last_time_ms: Until when it reaches: what had become known when it closed.
+    """
+    is_open = F.col("time_ms") > last_time_ms - dataset.attribution_ms
+    of_day = (F.col("event_type") == str(EventType.IMPRESSION)) & (F.col("ds") == ds)
+    row = delivery_df.where(of_day).agg(F.avg(is_open.cast("double")).alias("value")).first()
+    assert row is not None
+    return {"immature_share": row["value"]}
 
 
 def sample_joins(

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pyspark.sql import DataFrame, SparkSession
 
 from expectations.measuring.alike import look_alikes
-from expectations.measuring.facts import Facts, KnownTables, event_joins, measure, sample_joins
+from expectations.measuring.facts import (
+    Facts,
+    KnownTables,
+    event_joins,
+    immature_share,
+    measure,
+    sample_joins,
+)
 from expectations.rules.rule import Suite, schema_differences
 from spark_jobs.contract import locations
 from spark_jobs.contract.clock import parse_day, shift_day
 from spark_jobs.contract.features import Dataset, EventType
 from spark_jobs.contract.tables import event_columns, sample_columns
 from spark_jobs.lake.log import exists, last_commit, open_table, partition_values, written
+from spark_jobs.lake.session import at_once
 from spark_jobs.lake.verdicts import partition_of
 from spark_jobs.lake.writer import table_at
 from spark_jobs.samples.build import by_user
@@ -53,14 +62,21 @@ def inspect_events(
     events_df = on_their_days(table_at(spark, uri, log.newest), of_history)
     schema, details = _schema(events_df, event_columns(dataset))
     deliveries_df = events_df.where(_among("delivery_ds", days))
-    measured = measure(deliveries_df, suite, "delivery_ds")
+    by_day = {ds: events_df.where(_among("delivery_ds", [ds])) for ds in days}
+
+    def joins(ds: str) -> Facts:
+        if schema["schema_missing"]:
+            return {}
+        return event_joins(by_day[ds], _known_tables(spark, dataset, events_df, ds), ds)
+
+    measured, *joined = at_once(
+        partial(measure, deliveries_df, suite, "delivery_ds"), *(partial(joins, ds) for ds in days)
+    )
     inspections = {}
-    for ds in days:
+    for (ds, delivery_df), of_joins in zip(by_day.items(), joined, strict=True):
         facts = {**schema, "rows": 0, **measured.get(ds, {})}
-        delivery_df = events_df.where(_among("delivery_ds", [ds]))
-        if not schema["schema_missing"] and facts.get("last_time_ms") is not None:
-            known = _known_tables(spark, dataset, events_df, ds)
-            facts |= event_joins(delivery_df, known, dataset, ds, int(facts["last_time_ms"]))
+        if of_joins and facts.get("last_time_ms") is not None:
+            facts |= of_joins | immature_share(delivery_df, dataset, ds, int(facts["last_time_ms"]))
         inspections[ds] = Inspection(
             facts=facts,
             details=details,
@@ -81,22 +97,30 @@ def inspect_samples(
     log = written(uri)
     samples_df = table_at(spark, uri, log.newest)
     schema, details = _schema(samples_df, sample_columns(dataset))
-    measured = measure(samples_df.where(_among("ds", days)), suite, "ds")
+    by_day = {ds: samples_df.where(_among("ds", [ds])) for ds in days}
     events_uri = locations.table(dataset.name, "events")
     log_days = partition_values(uri, "ds", log.newest)
+
+    def joins(ds: str) -> Facts:
+        if schema["schema_missing"] or not exists(events_uri):
+            return {}
+        of_history = history_days(open_table(events_uri).partitions())
+        known_df = on_their_days(table_at(spark, events_uri), of_history)
+        known_df = known_df.where(_not_among("delivery_ds", _left_out(uri, ds)))
+        events_df = around(known_df, dataset, [ds]).where(is_event(EventType.IMPRESSION))
+        placed_df = events_df.transform(by_user).transform(at_requests, dataset).where(_among("ds", [ds]))
+        return sample_joins(by_day[ds], placed_df, _lost(spark, dataset, ds), dataset)
+
+    measured, *joined = at_once(
+        partial(measure, samples_df.where(_among("ds", days)), suite, "ds"),
+        *(partial(joins, ds) for ds in days),
+    )
     inspections = {}
-    for ds in days:
+    for (ds, partition_df), of_joins in zip(by_day.items(), joined, strict=True):
         details_of_day: dict[str, str] = {}
         facts = {**schema, "rows": 0, **measured.get(ds, {})}
-        partition_df = samples_df.where(_among("ds", [ds]))
-        if facts["rows"] and not schema["schema_missing"] and exists(events_uri):
-            of_history = history_days(open_table(events_uri).partitions())
-            known_df = on_their_days(table_at(spark, events_uri), of_history)
-            known_df = known_df.where(_not_among("delivery_ds", _left_out(uri, ds)))
-            events_df = around(known_df, dataset, [ds]).where(is_event(EventType.IMPRESSION))
-            placed_df = events_df.transform(by_user).transform(at_requests, dataset).where(_among("ds", [ds]))
-            facts |= sample_joins(partition_df, placed_df, _lost(spark, dataset, ds), dataset)
         if facts["rows"]:
+            facts |= of_joins
             age = (parse_day(ds) - parse_day(min(log_days, default=ds))).days
             details_of_day = look_alikes(dataset, facts, age)
         inspections[ds] = Inspection(

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 logger = logging.getLogger(__name__)
+_AT_ONCE = 4  # jobs of one step side by side
 DEFAULTS = Path(__file__).resolve().parents[1] / "spark-defaults.conf"
 # For one small machine: few partitions, no concurrent collector. A cluster's own settings replace them.
 SMALL = {
@@ -133,6 +135,17 @@ def keeping() -> Iterator[Callable[[DataFrame], DataFrame]]:
     finally:
         for df in kept:
             df.unpersist()
+
+
+def at_once(*jobs: Callable[[], Any]) -> list[Any]:
+    """Runs jobs of one session side by side: while one is planned, others compute.
+
+    Returns:
+        Their results, in order. All jobs have ended by then; of several errors, the first job's is raised.
+    """
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="spark-job") as pool:
+        futures = [pool.submit(job) for job in jobs]
+    return [future.result() for future in futures]
 
 
 def _remote_session(remote: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from expectations.judging.baseline import compared
-from expectations.measuring.facts import KnownTables, event_joins, measure
+from expectations.measuring.facts import KnownTables, event_joins, immature_share, measure
 from expectations.rules.events import events_suite
 from expectations.rules.rule import Suite, schema_differences
 from expectations.rules.suites import suite_of
@@ -275,7 +275,8 @@ def test_keys_references_and_maturity(spark: Any, index: int) -> None:
         quarantined_df=keys(spark, "reason", *known["reason"]),
     )
     last_time_ms = max(row["time_ms"] for row in rows) + HOUR
-    facts = event_joins(frame(spark, rows), tables, MINI, DS, last_time_ms)
+    delivery_df = frame(spark, rows)
+    facts = event_joins(delivery_df, tables, DS) | immature_share(delivery_df, MINI, DS, last_time_ms)
     assert set(facts) == {*JOINED, *OF_USERS}
     values = {rule.name: facts.get(rule.fact) for rule in SUITE.rules if rule.fact in JOINED}
     assert len(values) == len(JOINED)
@@ -328,7 +329,7 @@ def test_users_are_counted_exactly_and_make_the_standard_errors(spark: Any) -> N
         name: keys(spark, column, *values) for name, (column, values) in
         zip(("users_df", "items_df", "impressions_df", "quarantined_df"), known.items(), strict=True)
     })  # fmt: skip
-    facts = event_joins(frame(spark, rows), tables, MINI, DS, START)
+    facts = event_joins(frame(spark, rows), tables, DS)
     assert (facts["users"], facts["users_error"]) == (2, pytest.approx(2**0.5))
     assert facts["impressions_error"] == pytest.approx(10**0.5)  # 3^2 + 1^2
     assert facts["effective_users"] == pytest.approx(16 / 10)
