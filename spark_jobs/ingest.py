@@ -334,15 +334,12 @@ def _counts(
     """
     is_good = F.col("reason").isNull().alias("good")
     numbers = F.count("*").alias("n"), F.sum("copies").alias("records")
-    refused_df = quarantined_df.groupBy("log", "reason").agg(F.count("*").alias("n"))
-    rows, refused, *usable = at_once(
-        checked_df.groupBy("ds", "log", is_good).agg(*numbers).collect,
-        refused_df.collect,
-        *(snapshot_df.where("reason IS NULL").count for snapshot_df in snapshots.values()),
-    )
+    rows = checked_df.groupBy("ds", "log", is_good).agg(*numbers).collect()
     records = sum(row["records"] for row in rows)
+    usable = {name: snapshot_df.where("reason IS NULL").count() for name, snapshot_df in snapshots.items()}
+    refused = quarantined_df.groupBy("log", "reason").agg(F.count("*").alias("n")).collect()
     reasons: Counter[str] = Counter()
-    logs = {name: {"usable": n, "broken": 0} for name, n in zip(snapshots, usable, strict=True)}
+    logs: dict[str, dict[str, int]] = {name: {"usable": n, "broken": 0} for name, n in usable.items()}
     for row in rows:
         logs.setdefault(row["log"], {"usable": 0, "broken": 0})["usable"] += row["n"] if row["good"] else 0
     for row in refused:

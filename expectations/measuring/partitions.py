@@ -63,9 +63,10 @@ def inspect_events(
     schema, details = _schema(events_df, event_columns(dataset))
     deliveries_df = events_df.where(_among("delivery_ds", days))
     by_day = {ds: events_df.where(_among("delivery_ds", [ds])) for ds in days}
+    delivered = {*partition_values(uri, "delivery_ds", log.newest), *of_history}
 
     def joins(ds: str) -> Facts:
-        if schema["schema_missing"]:
+        if schema["schema_missing"] or ds not in delivered:
             return {}
         return event_joins(by_day[ds], _known_tables(spark, dataset, events_df, ds), ds)
 
@@ -102,7 +103,7 @@ def inspect_samples(
     log_days = partition_values(uri, "ds", log.newest)
 
     def joins(ds: str) -> Facts:
-        if schema["schema_missing"] or not exists(events_uri):
+        if schema["schema_missing"] or ds not in log_days or not exists(events_uri):
             return {}
         of_history = history_days(open_table(events_uri).partitions())
         known_df = on_their_days(table_at(spark, events_uri), of_history)

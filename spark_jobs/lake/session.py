@@ -140,6 +140,12 @@ def keeping() -> Iterator[Callable[[DataFrame], DataFrame]]:
 def at_once(*jobs: Callable[[], Any]) -> list[Any]:
     """Runs jobs of one session side by side: while one is planned, others compute.
 
+    What they read of kept frames has been read before: where one job is the first to read a kept frame, and
+    another the first to read one that was made from it, Spark locks up for ever when the first fails.
+
+    Args:
+        jobs: What does not depend on each other.
+
     Returns:
         Their results, in order. All jobs have ended by then; of several errors, the first job's is raised.
     """
