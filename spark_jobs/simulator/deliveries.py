@@ -123,7 +123,7 @@ def _bot_impressions(
                 "impression_id": [f"i{ds.replace('-', '')}-bot{bot}-{i}" for i in range(count)],
                 "request_id": [f"r{ds.replace('-', '')}-bot{bot}-{i}" for i in page],
                 "user_id": settings.users + 1 + bot,
-                "item_id": rng.choice(world.item_id_mp.ravel(), count),
+                "item_id": rng.choice(world.item_id_mp[world.is_sold_mp], count),
                 "time_ms": time_ms,
                 "position": np.arange(count) % MAX_CANDIDATES + 1,
                 "weather": WEATHERS[weather],

@@ -366,6 +366,15 @@ def test_malformed_lines_bots_and_unknown_items_come_as_set() -> None:
     assert settings.users + 1 in {row["user_id"] for row in parsed(delivery.lines["users"])}
 
 
+def test_a_program_is_shown_what_is_sold_on_the_day() -> None:
+    settings = replace(CLEAN, bots=1, bot_impressions=500, newcomer_share=0.5)
+    delivery = deliveries(settings, DAYS[:1])[DAYS[0]]
+    sold = {row["item_id"] for row in parsed(delivery.lines["items"])}
+    shown = [row for row in parsed(delivery.lines["impressions"]) if row["user_id"] == settings.users + 1]
+    assert len(shown) == 500
+    assert all(row["item_id"] in sold for row in shown)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
