@@ -488,6 +488,7 @@ def ten_days() -> dict[str, list[Row]]:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_what_is_made_again_follows_from_the_impression(
     spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -531,6 +532,7 @@ def test_what_is_made_again_follows_from_the_impression(
     assert again["versions"] == fourth["versions"]
 
 
+@pytest.mark.slow
 def test_a_day_whose_delivery_is_no_longer_allowed_is_not_made_again(spark: Any, deliver: Any) -> None:
     deliver(DAY, [event("a", START + HOUR)])
     build_days(spark, TINY, DAY)
@@ -541,6 +543,7 @@ def test_a_day_whose_delivery_is_no_longer_allowed_is_not_made_again(spark: Any,
     assert table(spark, "samples").where(f"ds = '{DAY}'").count() == 1
 
 
+@pytest.mark.slow
 def test_tables_made_anew_are_other_inputs_whatever_their_versions(
     spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -558,6 +561,7 @@ def test_tables_made_anew_are_other_inputs_whatever_their_versions(
     assert versions[0] == versions[1]
 
 
+@pytest.mark.slow
 def test_a_delivery_that_failed_its_gate_is_neither_history_nor_statistics_nor_a_snapshot(
     spark: Any, deliver: Any
 ) -> None:
@@ -701,6 +705,7 @@ def test_a_build_that_died_after_its_commit_has_quarantined_before(
     assert [json.loads(r["record"])["event_id"] for r in left] == ["orphan"]
 
 
+@pytest.mark.slow
 def test_a_commit_says_what_it_was_made_from_and_own_work_is_kept(
     spark: Any, deliver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
