@@ -32,7 +32,7 @@ from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 from spark_jobs.contract import command, environment, locations
 from spark_jobs.contract.clock import DAY_MS, HISTORY_DS
 from spark_jobs.contract.command import CommandError
-from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner
+from spark_jobs.contract.features import NO_ID, NO_IDS, Dataset, EventType, FeatureSpec, Kind, Owner
 from spark_jobs.contract.phases import reach
 from spark_jobs.contract.tables import WEIGHTS, dimension_columns, event_columns
 from spark_jobs.lake import verdicts
@@ -94,6 +94,8 @@ def with_reason(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
         ),
         (F.col("user_id").isNull(), "no user_id"),
         (F.col("item_id").isNull(), "no item_id"),
+        (F.col("user_id").isin(*NO_IDS), f"user_id is {NO_ID}"),
+        (F.col("item_id").isin(*NO_IDS), f"item_id is {NO_ID}"),
         (F.col("time_ms").isNull(), "no time_ms"),
         *_time_checks(dataset, ds),
         (
@@ -114,7 +116,7 @@ def with_reason(events_df: DataFrame, dataset: Dataset, ds: str) -> DataFrame:
         )
     names = {name for name, _ in event_columns(dataset)}
     checks += [
-        (_is_invalid(f), f"{f.name} {_allowed(f)}") for f in dataset.of(Owner.CONTEXT) if f.name in names
+        (_is_invalid(f), f"{f.name} {_wrong(f)}") for f in dataset.of(Owner.CONTEXT) if f.name in names
     ]
     return events_df.withColumn("reason", _first_reason(checks))
 
@@ -159,13 +161,18 @@ def _is_invalid(feature: FeatureSpec) -> Column:
     value = F.col(feature.name)
     if feature.kind is Kind.NUMBER:  # NaN is greater than any number in Spark, so the range refuses it, too
         return ~value.between(feature.low, feature.high)
-    return ~value.between(0, feature.cardinality - 1) if feature.kind is Kind.CATEGORY else F.lit(False)
+    if feature.kind is Kind.CATEGORY:
+        return ~value.between(0, feature.cardinality - 1)
+    return value.isin(*NO_IDS)
 
 
-def _allowed(feature: FeatureSpec) -> str:
+def _wrong(feature: FeatureSpec) -> str:
+    """What `_is_invalid` says of a value."""
     if feature.kind is Kind.NUMBER:
         return f"is NaN or outside of {feature.low:g}..{feature.high:g}"
-    return f"is outside of 0..{feature.cardinality - 1}"
+    if feature.kind is Kind.CATEGORY:
+        return f"is outside of 0..{feature.cardinality - 1}"
+    return f"is {NO_ID}"
 
 
 def _first_reason(checks: Sequence[tuple[Column, str | Column]]) -> Column:
@@ -181,7 +188,8 @@ def checked_dimension(rows_df: DataFrame, dataset: Dataset, owner: Owner, ds: st
     names = [name for name, _ in columns if name not in (key, "ds")]
     specs = {f.name: f for f in dataset.of(owner)}
     checks = [*_text_checks(rows_df), (F.col(key).isNull(), f"no {key}")]
-    checks += [(_is_invalid(specs[name]), f"{name} {_allowed(specs[name])}") for name in names]
+    checks.append((F.col(key).isin(*NO_IDS), f"{key} is {NO_ID}"))
+    checks += [(_is_invalid(specs[name]), f"{name} {_wrong(specs[name])}") for name in names]
     rest = [*names, *({"mistyped"} & {*rows_df.columns})]
     rows_df = rows_df.select(key, *rest)
     keyed_df = rows_df.where(F.col(key).isNotNull())

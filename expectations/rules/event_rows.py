@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from expectations.rules import sql
 from expectations.rules.rule import Rule, row_rule
-from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind
+from spark_jobs.contract.features import NO_ID, Dataset, EventType, FeatureSpec, Kind
 
 
 def event_row_rules(dataset: Dataset, context: list[FeatureSpec]) -> tuple[Rule, ...]:
@@ -21,10 +21,18 @@ def event_row_rules(dataset: Dataset, context: list[FeatureSpec]) -> tuple[Rule,
             row_rule(f"{column}_present", column, f"every event has {what}", f"{column} IS NULL", column)
             for column, what in (
                 ("event_id", "an id"),
-                ("user_id", "a user"),
-                ("item_id", "an item"),
                 ("time_ms", "a time"),
             )
+        ),
+        *(
+            row_rule(
+                f"{column}_present",
+                column,
+                f"every event has {what}, and not {NO_ID}",
+                sql.no_id(column),
+                column,
+            )
+            for column, what in (("user_id", "a user"), ("item_id", "an item"))
         ),
         row_rule(
             "impression_id_present",
@@ -79,7 +87,7 @@ def event_row_rules(dataset: Dataset, context: list[FeatureSpec]) -> tuple[Rule,
 
 def _context_rule(feature: FeatureSpec) -> Rule:
     text = {
-        Kind.ID: "any",
+        Kind.ID: f"null or an id, and not {NO_ID}",
         Kind.CATEGORY: f"null or in [0, {feature.cardinality})",
         Kind.NUMBER: f"null or finite in [{feature.low:g}, {feature.high:g}]",
     }[feature.kind]

@@ -9,9 +9,10 @@ from __future__ import annotations
 from expectations.rules import sql
 from expectations.rules.rule import Rule, row_rule
 from spark_jobs.contract.clock import DAY_MS
-from spark_jobs.contract.features import MAX_REALTIME, MAX_STATIC, Dataset, Group, Kind
+from spark_jobs.contract.features import MAX_REALTIME, MAX_STATIC, NO_ID, Dataset, Group, Kind
 from spark_jobs.contract.tables import WEIGHTS, structure_columns
 
+_ID = "an id, and not " + NO_ID
 _LISTS = (Group.STATIC, Group.REALTIME, Group.CANDIDATE)
 
 
@@ -33,7 +34,9 @@ def jagged_rules(dataset: Dataset) -> tuple[Rule, ...]:
 def _key_rules(dataset: Dataset) -> tuple[Rule, ...]:
     start = sql.day_start_ms("ds", dataset)
     return (
-        row_rule("user_id_present", "user_id", "every sample has a user", "user_id IS NULL", "user_id"),
+        row_rule(
+            "user_id_present", "user_id", f"every sample has a user: {_ID}", sql.no_id("user_id"), "user_id"
+        ),
         row_rule(
             "window_in_day",
             "window_start_ms",
@@ -190,7 +193,7 @@ def _feature_rules(dataset: Dataset) -> tuple[Rule, ...]:
         for feature in dataset.in_group(group):
             column = f"{group}_{feature.name}"
             text = {
-                Kind.ID: "not null",
+                Kind.ID: _ID,
                 Kind.CATEGORY: f"not null, in [0, {feature.cardinality})",
                 Kind.NUMBER: f"not null, finite, in [{feature.low:g}, {feature.high:g}]",
             }[feature.kind]

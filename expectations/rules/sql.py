@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spark_jobs.contract.clock import DAY_MS, HOUR_MS
-from spark_jobs.contract.features import Dataset, FeatureSpec, Kind
+from spark_jobs.contract.features import NO_IDS, Dataset, FeatureSpec, Kind
 
 
 def bounds(feature: FeatureSpec) -> tuple[str, str] | None:
-    """Least and greatest allowed value as SQL literals; None for ids, which may be any 64-bit integer."""
+    """Least and greatest allowed value as SQL literals; None for ids, see `no_id`."""
     if feature.kind is Kind.NUMBER:
         return f"{feature.low!r}D", f"{feature.high!r}D"
     if feature.kind is Kind.CATEGORY:
@@ -22,10 +22,24 @@ def bounds(feature: FeatureSpec) -> tuple[str, str] | None:
     return None
 
 
+def no_id(column: str) -> str:
+    """True for a null, and for what stands for no id."""
+    return f"({column} IS NULL OR {_stands_for_none(column)})"
+
+
+def _stands_for_none(column: str) -> str:
+    return f"{column} IN ({', '.join(f'{one}L' for one in NO_IDS)})"
+
+
 def scalar_out_of_bounds(column: str, feature: FeatureSpec) -> str:
-    """True for a value outside the feature's bounds; NaN is greater than all numbers. Null for null."""
+    """True for a value outside the feature's bounds, or for no id; NaN is greater than all numbers.
+
+    Null for null.
+    """
     limits = bounds(feature)
-    return "false" if limits is None else f"({column} < {limits[0]} OR {column} > {limits[1]})"
+    if limits is None:
+        return _stands_for_none(column)
+    return f"({column} < {limits[0]} OR {column} > {limits[1]})"
 
 
 def list_has_null(column: str) -> str:
@@ -34,15 +48,15 @@ def list_has_null(column: str) -> str:
 
 
 def list_out_of_bounds(column: str, feature: FeatureSpec) -> str:
-    """True for a list with a value that is null, NaN or outside the feature's bounds.
+    """True for a list with a value that is null, NaN, outside the feature's bounds or no id.
 
     `array_min` and `array_max` are compiled and skip nulls. `array_contains` of a value that is not in the
-    list is null exactly when the list holds a null: for numbers and categories this replaces a lambda over
-    each value.
+    list is null exactly when the list holds a null: this replaces a lambda over each value.
     """
     limits = bounds(feature)
     if limits is None:
-        return list_has_null(column)
+        held = (f"coalesce(array_contains({column}, {one}L), {column} IS NOT NULL)" for one in NO_IDS)
+        return f"({' OR '.join(held)})"
     impossible = "CAST('NaN' AS FLOAT)" if feature.kind is Kind.NUMBER else "-1"
     return (
         f"(coalesce(array_min({column}) < {limits[0]}, false)"

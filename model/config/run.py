@@ -35,6 +35,10 @@ class TrainConfig:
         sparse_lr: Learning rate of row-wise Adagrad for the embedding tables.
         ttl_days: Days of data after which a dynamic table forgets an id that it has not seen; 0: never.
         admission: How often a dynamic table must see an id before it gets a row.
+        max_rows: Most rows of the dynamic tables of one width, of all these tables and all ranks together;
+            0: no limit.
+        eviction: Who goes when they are full: `lru`, the id longest not seen; `lfu`, the one least often
+            seen; `none`: nobody, and an id too many ends the training.
         warmup_steps: Steps of linear warm-up at the start of a lineage.
         warmup_tokens: Tokens of linear warm-up instead; 0: by steps.
         schedule: `constant`, or `cosine`: falling from the start of a lineage.
@@ -60,6 +64,8 @@ class TrainConfig:
     sparse_lr: float = 0.02
     ttl_days: int = 0
     admission: int = 1
+    max_rows: int = 0
+    eviction: str = "none"
     warmup_steps: int = 50
     warmup_tokens: int = 0
     schedule: str = "constant"
@@ -84,20 +90,39 @@ class TrainConfig:
             raise ValueError("weight_decay, warmup_steps, warmup_tokens and seed must not be negative")
         if self.schedule == "cosine" and self.decay_steps < 1:
             raise ValueError(f"schedule 'cosine' falls over decay_steps, which is {self.decay_steps}")
+        if self.ttl_days < 0 or self.max_rows < 0:
+            name = "ttl_days" if self.ttl_days < 0 else "max_rows"
+            raise ValueError(f"{name} is {getattr(self, name)}; use at least 1, or 0 for no limit")
         self.keeping()
 
     def keeping(self) -> Keeping:
         """Which ids of dynamic tables get and keep a row."""
-        return Keeping(admission=self.admission, ttl_days=self.ttl_days or None)
+        return Keeping(
+            admission=self.admission,
+            ttl_days=self.ttl_days or None,
+            max_rows=self.max_rows or None,
+            eviction=self.eviction,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run's model and training under the preset's name."""
+    """A run's model and training under the preset's name.
+
+    Raises:
+        ValueError: The training limits rows of dynamic tables that the model does not have.
+    """
 
     preset: str
     model: RankerConfig
     train: TrainConfig
+
+    def __post_init__(self) -> None:
+        if self.train.max_rows and self.model.id_tables != "dynamic":
+            raise ValueError(
+                f"max_rows is {self.train.max_rows}, but id_tables {self.model.id_tables!r} have a fixed"
+                " number of rows: set max_rows to 0, or id_tables to 'dynamic'"
+            )
 
     def sized(self, dataset: Dataset) -> Config:
         """This config with the size of every embedding table of a dataset written out, as a run keeps it."""

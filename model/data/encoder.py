@@ -4,7 +4,7 @@
 
 | kind of feature | becomes |
 |---|---|
-| id | itself, any 64 bits: what a table makes of it is the model's (`model/embeddings/tables.py`) |
+| id | itself; one of `NO_IDS` is refused. What a table makes of it is the model's (`embeddings/tables.py`) |
 | category | itself; a value outside [0, cardinality) is refused |
 | rate over days (smoothed towards all users') | its logit; 0, "nothing known", becomes NaN |
 | rate of today (smoothed towards 0) | itself |
@@ -30,6 +30,7 @@ from model.data.batch import SEQUENCES, JaggedBatch
 from spark_jobs.contract.features import (
     MAX_REALTIME,
     MAX_STATIC,
+    NO_IDS,
     Dataset,
     FeatureSpec,
     Group,
@@ -40,7 +41,6 @@ from spark_jobs.contract.tables import TYPE_NAMES, item_type, sample_columns
 
 RECENCY = "recency"
 LABELS = ("label_click", "label_conversion")
-NO_IDS = (-1, 2**63 - 1)  # what systems write for "none": one row of a table for all that lack an id
 _BEHAVIOURS = (Group.STATIC, Group.REALTIME)
 _LIMITS = {Group.STATIC: MAX_STATIC, Group.REALTIME: MAX_REALTIME}
 _RATE_MARGIN = 1e-4  # rates are clipped to [margin, 1 - margin] before the logit
@@ -207,8 +207,8 @@ class SampleEncoder:
             values = reader.values(column, group)
             row[:] = values
             if feature.kind is Kind.ID:
-                reader.check(column, group, values, (values != NO_IDS[0]) & (values != NO_IDS[1]),
-                             "an id: -1 and 2^63 - 1 stand for none")  # fmt: skip
+                is_id = (values != NO_IDS[0]) & (values != NO_IDS[1])
+                reader.check(column, group, values, is_id, "an id: -1 and 2^63 - 1 stand for none")
             else:
                 reader.check(column, group, values, (values >= 0) & (values < feature.cardinality),
                              f"a category in [0, {feature.cardinality})")  # fmt: skip

@@ -12,6 +12,7 @@ begin with (`mixing.initial_vectors`) in both.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -119,21 +120,27 @@ class DynamicEmbeddingCollection(nn.Module):
 
         Args:
             optimizer: How.
-            keeping: Which keys get and keep a row.
+            keeping: Which keys get and keep a row; `max_rows` is of all tables and all ranks together, of
+                which each has an equal part.
             group: Ranks over which rows are spread, by their ids' hashes; by default this process has all.
             on_evicted: Is handed the keys that lose their rows.
+
+        Raises:
+            ValueError: `max_rows` is less than a row for each rank.
         """
         held = self.published()
+        num_ranks = dist.get_world_size(group) if group is not None else 1
         self.live = HashTable(
             self.width,
             optimizer=optimizer,
             seed=self.seed,
-            keeping=keeping,
+            keeping=dataclasses.replace(keeping or Keeping(), num_ranks=num_ranks),
             dtype=self.dtype,
             device=self.ids.device,
             on_evicted=on_evicted,
+            names=[config.name for config in self.configs],
         )
-        self.exchange = Exchange(group) if group is not None and dist.get_world_size(group) > 1 else None
+        self.exchange = Exchange(group) if group is not None and num_ranks > 1 else None
         self.live.load_vectors(*self._own(**held))
         self.ids, self.vectors = self.ids[:0], self.vectors[:0]
         self.starts = torch.zeros_like(self.starts)

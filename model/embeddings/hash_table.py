@@ -56,6 +56,7 @@ class HashTable:
         dtype: Of the vectors: float32, or bfloat16, which is rounded by chance so that small steps count.
         device: Where it lies.
         on_evicted: Is handed the keys that lose their rows.
+        names: Of the tables, by their numbers, for errors.
 
     Raises:
         BackendUnavailableError: The kernels for the device are not compiled.
@@ -71,6 +72,7 @@ class HashTable:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         on_evicted: Callable[[Evicted], None] | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         self.device = torch.device(device)
         part = "cpu" if self.device.type == "cpu" else "sm90"
@@ -88,6 +90,7 @@ class HashTable:
         self.keeping = keeping or Keeping()
         self.dtype = dtype
         self.on_evicted = on_evicted
+        self.names = list(names)
         self.steps = 0
         self.days: list[int] = []  # of data, ascending
         self.first_ticks: list[int] = []  # the first tick of each
@@ -262,7 +265,7 @@ class HashTable:
 
     def _make_room(self, ids: Tensor, ends: Sequence[int], tables: Sequence[int]) -> None:
         """Segments and rows for `ids`, as if all were new; exactly where a limit stands against that."""
-        limit = self.keeping.max_rows
+        limit = self.keeping.rows_of_rank
         if limit is not None and self._rows_with(self._count.bounds()[0], len(ids)) > limit:
             if self._rows_with(self._count.exact()[0], len(ids)) > limit:
                 self._keep_within(limit, ids, ends, tables)
@@ -286,8 +289,8 @@ class HashTable:
             return
         if self.keeping.eviction == "none" or num_new > limit:
             raise TableFullError(
-                f"the table has {len(self)} rows of at most {limit} and {num_new} new ids come in one step; "
-                "raise max_rows, or let rows go (eviction lru or lfu, ttl_days)"
+                f"{self._described()} has {len(self)} rows of at most {limit}{self._of_ranks()} and {num_new}"
+                " new ids come in one step; raise max_rows, or let rows go (eviction lru or lfu, ttl_days)"
             )
         here = torch.zeros(self.memory.num_rows, dtype=torch.bool, device=self.device)
         here[rows[rows >= 0].long()] = True
@@ -295,12 +298,26 @@ class HashTable:
         others = others[~here[others]]
         if over > len(others):
             raise TableFullError(
-                f"one step needs {over} rows more than max_rows {limit}, and {len(others)} may go; "
-                "raise max_rows"
+                f"{self._described()} has at most {limit} rows{self._of_ranks()}: one step needs {over} rows "
+                f"more, and {len(others)} may go; raise max_rows"
             )
         column = m.SEEN if self.keeping.eviction == "lru" else m.COUNTS
         order = self.memory.read(column, others).argsort(stable=True)
         self._evict(others[order[: max(over, limit // _SHARE)]], self.keeping.eviction)
+
+    def _described(self) -> str:
+        """The tables by name with the rows that each has: the limit is of all together."""
+        if not self.names:
+            return "the table"
+        _, _, tables = self.keys()
+        counts = torch.bincount(tables, minlength=len(self.names)).tolist()
+        shares = ", ".join(f"{name} ({count})" for name, count in zip(self.names, counts, strict=True))
+        return f"the hash table of width {self.width} for {shares}"
+
+    def _of_ranks(self) -> str:
+        keeping = self.keeping
+        whole = f" (max_rows {keeping.max_rows} over {keeping.num_ranks} ranks)"
+        return whole if keeping.num_ranks > 1 else ""
 
     def _num_new(self, ids: Tensor, rows: Tensor, ends: Sequence[int], tables: Sequence[int]) -> int:
         """How many ids would get a row; `rows` are theirs before."""

@@ -22,9 +22,11 @@ class Keeping:
         admission: How often an id must be seen before it has a row of its own; until then it has the vector
             that it would begin with, and learns nothing.
         ttl_days: Days of data after which an id that was not seen loses its row; None: never.
-        max_rows: Most rows of a table; None: what memory holds.
+        max_rows: Most rows of a `HashTable`: of all tables of one width together, and of all ranks together;
+            None: what memory holds.
         eviction: Who goes when it is full: `lru` the longest not seen, `lfu` the least often seen, `none`
             nobody, which is an error.
+        num_ranks: Ranks that the rows are spread over; each has an equal part of `max_rows`.
 
     Raises:
         ValueError: A value is out of range, or keys would wait for ever.
@@ -34,6 +36,7 @@ class Keeping:
     ttl_days: int | None = None
     max_rows: int | None = None
     eviction: str = "none"
+    num_ranks: int = 1
 
     def __post_init__(self) -> None:
         if self.admission < 1:
@@ -42,12 +45,21 @@ class Keeping:
             raise ValueError(f"ttl_days is {self.ttl_days}; use 1 to 8191, or None")
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows is {self.max_rows}; a table has at least one row")
+        if self.max_rows is not None and self.max_rows < self.num_ranks:
+            raise ValueError(
+                f"max_rows is {self.max_rows} for {self.num_ranks} ranks; use at least a row for each"
+            )
         if self.eviction not in EVICTIONS:
             raise ValueError(f"eviction is {self.eviction!r}; use one of {', '.join(EVICTIONS)}")
         if self.eviction != "none" and self.max_rows is None:
             raise ValueError(f"eviction {self.eviction!r} without max_rows would never happen; set max_rows")
         if self.admission > 1 and self.ttl_days is None:
             raise ValueError("admission without ttl_days would keep ids that wait for ever; set ttl_days")
+
+    @property
+    def rows_of_rank(self) -> int | None:
+        """Most rows that one rank holds, rounded down, so that all together are within `max_rows`."""
+        return None if self.max_rows is None else self.max_rows // self.num_ranks
 
 
 @dataclass(frozen=True, kw_only=True)

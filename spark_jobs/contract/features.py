@@ -18,6 +18,10 @@ from spark_jobs.contract.limits import Limits
 
 MAX_STATIC = 1000  # paper: |S| <= 1000
 MAX_REALTIME = 100  # paper: |R| <= 100; a busier day becomes several windows
+# What systems write where there is no id: all that lack one would share a row of an embedding table. Any
+# other 64-bit integer is an id; ingest, the gates, training and serving ask here.
+NO_IDS = (-1, 2**63 - 1)
+NO_ID = "-1 or 2^63 - 1, which stand for none"  # for messages
 
 
 class EventType(StrEnum):
@@ -75,7 +79,7 @@ _GROUPS_OF: dict[Owner, tuple[Group, ...]] = {
 class Kind(StrEnum):
     """How a feature's values are to be read."""
 
-    ID = "id"  # any 64-bit integer but -1 and 2^63 - 1, hashed into its embedding table
+    ID = "id"  # any 64-bit integer but those of NO_IDS
     CATEGORY = "category"  # an integer in [0, cardinality)
     NUMBER = "number"  # a finite float32 in [low, high]
 

@@ -13,7 +13,7 @@ from expectations.rules.events import events_suite
 from expectations.rules.rule import Suite, schema_differences
 from expectations.rules.suites import suite_of
 from spark_jobs.contract.clock import CLOCK_FEATURES, shift_day
-from spark_jobs.contract.features import Dataset, FeatureSpec, Kind, Owner
+from spark_jobs.contract.features import NO_IDS, Dataset, FeatureSpec, Kind, Owner
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.contract.kuairand import KUAIRAND
 from spark_jobs.contract.tables import event_columns
@@ -75,8 +75,8 @@ def row_cases(dataset: Dataset) -> list[tuple[str, Row]]:
     most = len(dataset.actions)
     cases: list[tuple[str, Row]] = [
         ("event_id_present", {"event_id": None}),
-        ("user_id_present", {"user_id": None}),
-        ("item_id_present", {"item_id": None}),
+        *(("user_id_present", {"user_id": one}) for one in (None, *NO_IDS)),
+        *(("item_id_present", {"item_id": one}) for one in (None, *NO_IDS)),
         ("time_ms_present", {"time_ms": None}),
         ("impression_id_present", {"impression_id": None, "request_id": "r"}),
         ("request_id_present", {"request_id": None, "event_type": "impression"}),

@@ -16,7 +16,7 @@ from expectations.rules.rule import Rule, Suite, Trailing, schema_differences
 from expectations.rules.samples import samples_suite
 from expectations.rules.suites import suite_of
 from model.data.encoder import arrow_schema
-from spark_jobs.contract.features import MAX_REALTIME, MAX_STATIC, Dataset, FeatureSpec, Group, Kind
+from spark_jobs.contract.features import MAX_REALTIME, MAX_STATIC, NO_IDS, Dataset, FeatureSpec, Group, Kind
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.contract.kuairand import KUAIRAND
 from spark_jobs.contract.tables import sample_columns
@@ -80,7 +80,7 @@ def row_cases(dataset: Dataset) -> list[tuple[str, Row]]:
     none = {**lists("candidate", 0), "label_click": [], "label_conversion": []}
     many = {**lists("realtime", MAX_REALTIME + 1), "realtime_time_ms": [noon - HOUR] * (MAX_REALTIME + 1)}
     cases: list[tuple[str, Row]] = [
-        ("user_id_present", {"user_id": None}),
+        *(("user_id_present", {"user_id": one}) for one in (None, *NO_IDS)),
         ("window_in_day", {"window_end_ms": start + 24 * HOUR + 1}),
         ("window_in_day", {"window_start_ms": start - 1, "static_time_ms": [start - 5, start - 2]}),
         ("window_in_day", {"window_start_ms": None}),
@@ -144,9 +144,11 @@ def row_cases(dataset: Dataset) -> list[tuple[str, Row]]:
 def value_cases(group: Group, feature: FeatureSpec, valid: Row) -> list[tuple[str, Row]]:
     """Values that a column may not have, one a row; each kind of wrong value in some column."""
     column = f"{group}_{feature.name}"
-    wrong: list[Any] = [None]
-    if feature.kind is Kind.CATEGORY and column not in ("candidate_hour", "candidate_weekday"):
+    wrong: list[Any] = [None, *NO_IDS]
+    if feature.kind is Kind.CATEGORY:
         wrong = [None, feature.cardinality] if len(column) % 2 else [-1, feature.cardinality]
+    if column in ("candidate_hour", "candidate_weekday"):  # any other number breaks the clock's rule, too
+        wrong = [None]
     if feature.kind is Kind.NUMBER:
         wrong = [NAN, feature.high * 1.001] if len(column) % 2 else [None, INF, feature.low - 0.001]
     if group is not Group.PROFILE:

@@ -7,6 +7,7 @@ import pytest
 
 from model.config.presets import PRESETS, large, medium, preset_named, small, tiny, xl
 from model.config.run import Config
+from model.embeddings.rules import Keeping
 from model.rankers.known import ranker_config
 
 
@@ -34,6 +35,33 @@ def test_config_round_trip(name):
     assert Config.from_dict(json.loads(config.to_json(dataset="foodlog"))) == config
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_rows": -1}, "max_rows is -1; use at least 1, or 0 for no limit"),
+        ({"ttl_days": -1}, "ttl_days is -1; use at least 1, or 0 for no limit"),
+        ({"eviction": "lru"}, "eviction 'lru' without max_rows would never happen; set max_rows"),
+        ({"eviction": "fifo", "max_rows": 9}, "eviction is 'fifo'; use one of none, lru, lfu"),
+    ],
+)
+def test_rules_of_dynamic_tables_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny().train, **changes)
+
+
+def test_rules_of_dynamic_tables_reach_them():
+    train = dataclasses.replace(tiny().train, ttl_days=7, admission=2, max_rows=500, eviction="lfu")
+    assert train.keeping() == Keeping(ttl_days=7, admission=2, max_rows=500, eviction="lfu")
+    assert tiny().train.keeping() == Keeping(ttl_days=90)
+
+
+def test_a_config_from_before_a_field_has_its_default():
+    values = json.loads(tiny().to_json())
+    for name in ("max_rows", "eviction"):
+        del values["train"][name]
+    assert Config.from_dict(values) == tiny()
+
+
 def test_refused_values_are_named():
     with pytest.raises(ValueError, match="unknown preset 'huge'; known: tiny"):
         preset_named("huge")
@@ -41,6 +69,14 @@ def test_refused_values_are_named():
         dataclasses.replace(tiny().model, num_heads=3)
     with pytest.raises(ValueError, match="frozen_share is 2"):
         dataclasses.replace(tiny().train, frozen_share=2)
+    with pytest.raises(
+        ValueError, match="max_rows is 500, but id_tables 'hashed' have a fixed number of rows"
+    ):
+        dataclasses.replace(
+            tiny(),
+            model=dataclasses.replace(tiny().model, id_tables="hashed"),
+            train=dataclasses.replace(tiny().train, max_rows=500, eviction="lru"),
+        )
     with pytest.raises(ValueError, match="architecture is 'rnn'"):
         ranker_config({"architecture": "rnn", "d_model": 8})
     with pytest.raises(ValueError, match="not a run's config"):

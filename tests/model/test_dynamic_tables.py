@@ -11,7 +11,7 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 
 from model.embeddings.dynamic import DynamicEmbeddingCollection
 from model.embeddings.mixing import initial_vectors, owner_of
-from model.embeddings.rules import Keeping, RowOptimizer
+from model.embeddings.rules import Keeping, RowOptimizer, TableFullError
 
 WIDTH = 4
 CONFIGS = [
@@ -199,3 +199,48 @@ def test_ranks_together_are_one_process(num_ranks, tmp_path):
     resumed.train_rows(RowOptimizer(name="adagrad", lr=0.1), Keeping(ttl_days=2))
     resumed.load_state(out["state"])  # a state of many is taken up by one
     assert all(torch.equal(resumed.state()[name], value) for name, value in out["state"].items())
+
+
+LIMITED = Keeping(max_rows=91, eviction="lru")
+
+
+def of_limited_rank(rank: int, num_ranks: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), num_ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
+    with pytest.raises(ValueError, match="max_rows is 1 for 2 ranks; use at least a row for each"):
+        collection().train_rows(SGD, Keeping(max_rows=1), group=dist.group.WORLD)
+    whole, resumed = collection(), collection()
+    whole.train_rows(SGD, LIMITED, group=dist.group.WORLD)
+    batches = [features(step * num_ranks + rank, 200) for step in range(12)]
+    learn(whole, batches[:8], num_ranks)
+    assert 30 <= len(whole.live) <= 45
+    resumed.train_rows(SGD, LIMITED, group=dist.group.WORLD)
+    resumed.load_state(whole.state())
+    for tables in (whole, resumed):
+        learn(tables, batches[8:], num_ranks, 8)
+        assert 30 <= len(tables.live) <= 45
+    states = [tables.state() for tables in (whole, resumed)]
+    assert all(torch.equal(part, states[1][name]) for name, part in states[0].items())
+    full = collection()
+    full.train_rows(SGD, Keeping(max_rows=45), group=dist.group.WORLD)
+    wanted = (
+        r"for user \(0\), item \(0\) has 0 rows of at most 22 \(max_rows 45 over 2 ranks\) and \d+ new ids"
+    )
+    ids = torch.arange(100)
+    with pytest.raises(TableFullError, match=wanted):
+        full.lookup(ids, [100], [1])
+    if rank == 0:
+        torch.save(states[0], folder / "out.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_share_a_limit_and_resume_is_exact(tmp_path):
+    mp.spawn(of_limited_rank, args=(2, tmp_path), nprocs=2)
+    state = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert 60 <= len(state["ids"]) <= 90
+    alone = collection()
+    alone.train_rows(SGD, Keeping(max_rows=45, eviction="lru"))
+    alone.load_state(state)  # of another limit, which holds from the next step on
+    learn(alone, [features(99, 200)], 1, 12)
+    assert 20 <= len(alone.live) <= 45

@@ -16,6 +16,7 @@ from model.data.reader import SamplesTable, SamplesUnavailableError
 from model.data.steps import Step
 from model.data.synthetic import random_samples
 from model.embeddings.numbers import NumberScaler
+from model.embeddings.rules import TableFullError
 from model.embeddings.sizes import TableSize, table_sizes
 from model.judging.contest import Contest, evaluate
 from model.judging.scoring import SCORES, Scorer
@@ -122,6 +123,53 @@ def test_dynamic_tables_forget_ids_by_days_of_data(lake):
         )
     assert kept[0] == set.union(*seen)
     assert kept[1] == seen[1] | seen[2] != kept[0]
+
+
+def ids_of(run):
+    """How many ids have a row in the run's dynamic tables, by collection."""
+    dynamic = Scorer.load(run.path).ranker.inputs.embeddings.dynamic
+    return {width: len(collection.ids) for width, collection in dynamic.items()}
+
+
+@pytest.mark.parametrize("eviction", ["lru", "lfu"])
+def test_tables_with_a_limit_stay_within_it_and_a_killed_run_goes_on(lake, monkeypatch, eviction):
+    training.train(DATASET, dataclasses.replace(config(), preset="free"), DAYS[2], CPU, unlogged)
+    (width, wanted), *others = ids_of(load_run(DATASET.name, "free", DAYS[2])).items()
+    assert not others
+    limited = config(max_rows=wanted * 3 // 4, eviction=eviction)
+    phases = []
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "reach", phases.append)
+        training.train(DATASET, limited, DAYS[2], CPU, unlogged)
+    expected = load_run(DATASET.name, "tiny", DAYS[2])
+    assert limited.train.max_rows * 15 // 16 <= ids_of(expected)[width] <= limited.train.max_rows
+    monkeypatch.setenv("MTGR_RUNS", str(lake / "killed"))
+    last = len(phases) - phases[::-1].index("train:checkpoint_saved")  # by then the tables are full
+    killed = []
+
+    def die(reached):
+        killed.append(reached)
+        if len(killed) == last:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "reach", die)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(DATASET, limited, DAYS[2], CPU, unlogged)
+    assert complete_runs(DATASET.name, "tiny") == []
+    training.train(DATASET, limited, DAYS[2], CPU, unlogged)
+    found = load_run(DATASET.name, "tiny", DAYS[2])
+    assert found.record["losses"] == expected.record["losses"]
+    assert found.digest == expected.digest
+
+
+def test_a_full_table_without_eviction_ends_the_training_by_name(lake):
+    tables = r"hash table of width 8 for user_id \(\d+\), .*item_id \(\d+\).* has \d+ rows of at most 300 "
+    with pytest.raises(
+        TableFullError, match=tables + r"and \d+ new ids come in one step; raise max_rows, or"
+    ):
+        training.train(DATASET, config(max_rows=300), DAYS[2], CPU, unlogged)
+    assert complete_runs(DATASET.name, "tiny") == []
 
 
 def test_hashed_tables_train_and_go_on(lake):

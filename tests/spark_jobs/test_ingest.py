@@ -23,9 +23,9 @@ from spark_jobs import ingest
 from spark_jobs.build_samples import as_of, build_days
 from spark_jobs.contract import locations
 from spark_jobs.contract.clock import shift_day
-from spark_jobs.contract.features import Owner
+from spark_jobs.contract.features import NO_ID, NO_IDS, Owner
 from spark_jobs.contract.tables import dimension_columns, event_columns
-from spark_jobs.ingest import DeliveryRefusedError, last_copies, with_days, with_reason
+from spark_jobs.ingest import DeliveryRefusedError, checked_dimension, last_copies, with_days, with_reason
 from spark_jobs.lake import verdicts
 from spark_jobs.lake.failures import spark_errors
 from spark_jobs.lake.log import LakeError, current_version, last_commit, partition_values
@@ -133,12 +133,15 @@ def test_every_reason_has_a_row_that_has_it_and_the_borders_are_taken(spark: Any
         (event("last_ms", START + 24 * HOUR - 1), None),
         (event("after_midnight", START + 25 * HOUR), None),
         (event("late", START - 72 * HOUR), None),
-        (event("int64", START, user_id=2**63 - 1, item_id=-(2**63)), None),
+        (event("int64", START, user_id=2**63 - 2, item_id=-(2**63)), None),
+        (event("negative", START, user_id=-2, item_id=0), None),
         (event("unknown_weather", START, weather=None), None),
         (event("", START), "no event_id"),
         (event("type", START, event_type="view"), "event_type is none of"),
         (event("user", START, user_id=None), "no user_id"),
         (event("item", START, item_id=None), "no item_id"),
+        *((event(f"user{one}", START, user_id=one), f"user_id is {NO_ID}") for one in NO_IDS),
+        *((event(f"item{one}", START, item_id=one), f"item_id is {NO_ID}") for one in NO_IDS),
         (event("time", None), "no time_ms"),
         (event("seconds", START // 1000), "not milliseconds"),
         (event("micros", START * 1000), "not milliseconds"),
@@ -162,7 +165,22 @@ def test_every_reason_has_a_row_that_has_it_and_the_borders_are_taken(spark: Any
     assert found["after_midnight"]["ds"] == "2026-03-06"
     assert found["late"]["ds"] == "2026-03-02"
     assert {row["delivery_ds"] for row in found.values()} == {DAY}
-    assert found["int64"]["user_id"] == 2**63 - 1
+    assert found["int64"]["user_id"] == 2**63 - 2
+
+
+def test_a_row_of_a_snapshot_whose_ids_stand_for_none_is_not_taken(spark: Any) -> None:
+    rows: list[Row] = [{"item_id": n, "merchant_id": -n - 2, "price": 5.0} for n in range(2)]
+    wrong = [{"item_id": one, "merchant_id": 7, "price": 5.0} for one in NO_IDS]
+    wrong += [{"item_id": 20 + n, "merchant_id": one, "price": 5.0} for n, one in enumerate(NO_IDS)]
+    items_df = frame(spark, [*rows, *wrong], dimension_columns(TINY, Owner.ITEM))
+    found = {
+        row["item_id"]: row["reason"] for row in checked_dimension(items_df, TINY, Owner.ITEM, DAY).collect()
+    }
+    assert found == {
+        **{n: None for n in range(2)},
+        **{one: f"item_id is {NO_ID}" for one in NO_IDS},
+        **{20 + n: f"merchant_id is {NO_ID}" for n in range(2)},
+    }
 
 
 @pytest.mark.parametrize(
