@@ -275,3 +275,9 @@ def test_calibration_counts_what_a_candidate_stands_for(inspected: Inspected) ->
             frame["weight"] = np.where(labels > 0, 1.0, 3.0)
 
     assert inspected(sampled) == {"candidate_ctr_calibrated", "candidate_ctcvr_calibrated"}
+
+    def thinned(evaluation: dict[str, Any], scores: dict[str, Any]) -> None:
+        for frame in scores.values():  # of all candidates one in three was kept: labels are as rare as before
+            frame["weight"] = np.full(ROWS, 3.0)
+
+    assert inspected(thinned) == set()

@@ -283,6 +283,19 @@ def test_keys_references_and_maturity(spark: Any, index: int) -> None:
     assert broken_by(SUITE, values) == broken
 
 
+def test_a_day_begins_and_ends_by_the_datasets_clock(spark: Any) -> None:
+    """Midnight lies between two hours of UTC: the last moment before it, and those that the day has."""
+    eve, right, wrong = shift_day(DS, -1), DS, shift_day(DS, 1)
+    days = {START - 1: (eve, DS), START: (DS, eve), START + 24 * HOUR - 1: (DS, shift_day(DS, 1))}
+    rows = [
+        event(f"{time_ms}", "impression", 0, f"{time_ms}", time_ms=time_ms, ds=ds, delivery_ds=delivery)
+        for time_ms, placed in days.items()
+        for ds, delivery in zip(placed, (right, wrong), strict=True)
+    ]
+    facts = measure(frame(spark, rows), SUITE, "delivery_ds")
+    assert (facts[right]["time_in_ds"], facts[wrong]["time_in_ds"]) == (0, 3)
+
+
 def test_schema_differences_name_the_columns() -> None:
     actual = dict(event_columns(MINI)) | {"weather": "bigint", "device": "string"}
     del actual["distance"]
@@ -323,13 +336,15 @@ def test_one_record_switches_no_rule_off(spark: Any) -> None:
 
 
 def test_users_are_counted_exactly_and_make_the_standard_errors(spark: Any) -> None:
-    rows = [event(f"{n}", "impression", n, f"{n}", user_id=user) for n, user in enumerate([1, 1, 1, 2])]
+    """Many users, of whom sketches give a number that is near; the first has three impressions."""
+    users = [1, 1, 1, *range(2, 78 + 1)]
+    rows = [event(f"{n}", "impression", n, f"{n}", user_id=user) for n, user in enumerate(users)]
     known = {"user_id": [1], "item_id": [10], "impression_id": [], "reason": []}
     tables = KnownTables(**{
         name: keys(spark, column, *values) for name, (column, values) in
         zip(("users_df", "items_df", "impressions_df", "quarantined_df"), known.items(), strict=True)
     })  # fmt: skip
     facts = event_joins(frame(spark, rows), tables, DS)
-    assert (facts["users"], facts["users_error"]) == (2, pytest.approx(2**0.5))
-    assert facts["impressions_error"] == pytest.approx(10**0.5)  # 3^2 + 1^2
-    assert facts["effective_users"] == pytest.approx(16 / 10)
+    assert (facts["users"], facts["users_error"]) == (78, pytest.approx(78**0.5))
+    assert facts["impressions_error"] == pytest.approx(86**0.5)  # 3^2 + 77 * 1^2
+    assert facts["effective_users"] == pytest.approx(80**2 / 86)

@@ -9,8 +9,9 @@ import torch
 from model.data.encoder import SampleEncoder, arrow_schema
 from model.data.steps import Step
 from model.data.synthetic import random_batch, random_samples
+from model.judging.evaluation import LABELS, metrics_of
 from model.judging.metrics import auc, calibration_error, copc, log_loss, task_metrics
-from model.judging.scoring import candidate_frame
+from model.judging.scoring import SCORES, candidate_frame
 from model.rankers.protocol import build_ranker
 from model.training.step import Trainer, process_group
 from spark_jobs.contract.foodlog import FOODLOG
@@ -66,6 +67,19 @@ def test_a_weight_is_worth_as_many_rows():
     differ = {name for name, value in with_weights.items() if value != pytest.approx(without[name])}
     assert differ == {"ctr_log_loss", "ctr_log_loss_frozen", "ctr_copc", "ctr_calibration_error"}
     assert with_weights["ctr_auc"] == auc(label, score)  # ranks what was sampled
+
+
+def test_metrics_of_a_day_count_a_candidate_as_often_as_it_stands_for():
+    frame = candidate_frame(random_samples(SAMPLED, 30, seed=2))
+    rng = np.random.default_rng(0)
+    scores = {name: rng.uniform(0.05, 0.95, len(frame["weight"])) for name in SCORES}
+    found = metrics_of(SAMPLED, frame, scores)
+    for task, label in LABELS.items():
+        rows = frame[label], scores[f"{task}_live"]
+        for metric in (log_loss, copc, calibration_error):
+            value = found[f"{task}_{metric.__name__}"]
+            assert value == pytest.approx(metric(*rows, weight=frame["weight"]))
+            assert value != pytest.approx(metric(*rows))
 
 
 def test_the_loss_is_weighted_and_a_common_factor_changes_nothing():

@@ -610,6 +610,9 @@ def test_a_delivery_that_failed_its_gate_is_neither_history_nor_statistics_nor_a
     with pytest.raises(NotPassedError, match=f"judged events of {days[1]} as they are now"):
         build_days(spark, TINY, days[2])
     assert built(days[0])[0] == 0  # what comes after the day of the run is not known yet, and not asked for
+    commit = last_commit(locations.table("tiny", "samples"), f"ds={days[0]}")
+    assert commit is not None
+    assert commit.metadata["inputs"]["left_out"] == [days[1]]
     verdicts.write(path, {**failed, "success": True})
     assert build_days(spark, TINY, days[1])["stale"] == [days[2]]
     assert built(days[2]) == before

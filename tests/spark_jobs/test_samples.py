@@ -144,6 +144,7 @@ def literal_events() -> list[Row]:
         event("n3", "impression", 10, 10, START + DAY + 1, request_id="late"),
         # 11: an order of four days ago that was never shown: counted, though the static sequence ends before
         event("p1", "feedback", 11, 10, START - 4 * DAY + HOUR, impression_id=None, action=2),
+        event("p0", "click", 11, 11, START - 4 * DAY + HOUR, impression_id="x"),
         event("p2", "click", 11, 11, START - 2 * DAY, impression_id="x"),
         event("p3", "click", 11, 11, START - DAY, impression_id="x", delivery_ds=DS),  # not known before DS
         event("p4", "feedback", 11, 10, t, impression_id=None, action=2),
