@@ -217,9 +217,8 @@ def _build(
             }
             with samples_of(inputs_df, dataset, left) as samples_df:
                 for day in left:
-                    quarantined[
-                        day
-                    ].result()  # the samples last: once they are there, a rerun takes the day for done
+                    # The samples last: once they are there, a rerun takes the day for done.
+                    quarantined[day].result()
                     version = write_samples(samples_df, inputs_df, dataset, day, metadata[day])
                     done[day] = {"samples_version": version, "unchanged": False}
     sizes = at_once(*(partial(_sizes, spark, uri, day, int(done[day]["samples_version"])) for day in done))

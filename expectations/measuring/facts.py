@@ -64,11 +64,7 @@ def measure(partitions_df: DataFrame, suite: Suite, day_column: str) -> dict[str
     return {row["_day"]: {fact.name: row[fact.name] for fact in measures} for row in rows}
 
 
-def event_joins(
-    delivery_df: DataFrame,
-    known: KnownTables,
-    ds: str,
-) -> Facts:
+def event_joins(delivery_df: DataFrame, known: KnownTables, ds: str) -> Facts:
     """Facts of delivery `ds` that need keys or other tables.
 
     Args:
