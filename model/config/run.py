@@ -47,6 +47,7 @@ class TrainConfig:
         frozen_share: Share of windows trained as frozen scoring sees them (no real-time state).
         clip_norm: Greatest norm of the dense gradient.
         checkpoint_steps: Steps between two checkpoints of a run in progress.
+        checkpoints: How many of them are kept.
         precision: `float32`, or `bfloat16` autocast.
         seed: Seed of the initial weights and of the order within a day.
 
@@ -74,12 +75,13 @@ class TrainConfig:
     frozen_share: float = 0.5
     clip_norm: float = 1.0
     checkpoint_steps: int = 200
+    checkpoints: int = 2
     precision: str = "float32"
     seed: int = 1
 
     def __post_init__(self) -> None:
         positive = ("batch_tokens", "accumulate", "passes", "dense_lr", "sparse_lr", "clip_norm")
-        require_positive(self, *positive, "checkpoint_steps")
+        require_positive(self, *positive, "checkpoint_steps", "checkpoints")
         for name, known in (("precision", PRECISIONS), ("schedule", SCHEDULES), ("balance", COSTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(known)}")

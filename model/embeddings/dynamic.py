@@ -13,7 +13,7 @@ begin with (`mixing.initial_vectors`) in both.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from model.embeddings.exchange import Exchange
 from model.embeddings.hash_table import Evicted, HashTable
 from model.embeddings.mixing import initial_vectors
 from model.embeddings.rules import Keeping, RowOptimizer
+from model.embeddings.table_state import joined
 
 
 class DynamicEmbeddingCollection(nn.Module):
@@ -155,7 +156,7 @@ class DynamicEmbeddingCollection(nn.Module):
         """What a state dict has: `ids` `[n]` sorted within their tables, `starts` of the tables, `vectors`.
 
         Args:
-            state: Of all ranks, as `state` gave it; by default what this rank has.
+            state: Of all ranks, joined; by default what this rank has.
         """
         if state is None and self.live is None:
             return {"ids": self.ids, "starts": self.starts, "vectors": self.vectors}
@@ -166,15 +167,23 @@ class DynamicEmbeddingCollection(nn.Module):
         return {"ids": state["ids"], "starts": starts, "vectors": state["vectors"]}
 
     def state(self) -> dict[str, Tensor]:
-        """All that training needs to go on, of all ranks together; every rank must call it, and gets it."""
+        """All that training needs to go on, of this rank's keys, as CPU tensors."""
         assert self.live is not None, "rows that do not learn have no state beside the state dict"
-        state = self.live.state()
-        return self.exchange.gathered(state) if self.exchange is not None else state
+        return self.live.state()
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes up what `state` gave, on any number of ranks."""
+    def sources(self, num_ranks: int) -> list[int]:
+        """Of `num_ranks` ranks that gave a `state`, those whose states this rank needs."""
+        return list(range(num_ranks)) if self.exchange is None else self.exchange.sources(num_ranks)
+
+    def load_states(self, states: Iterable[dict[str, Tensor]]) -> None:
+        """Takes up what `sources` gave by `state`, on any number of ranks.
+
+        Args:
+            states: Read one after the other: only this rank's keys of each are kept.
+        """
         assert self.live is not None, "train_rows comes first"
-        self.live.load(self.exchange.own(state) if self.exchange is not None else state)
+        own = [state if self.exchange is None else self.exchange.own(state) for state in states]
+        self.live.load(joined(own))
 
     def _own(self, ids: Tensor, starts: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tables = torch.arange(len(self.configs), device=ids.device).repeat_interleave(starts.diff())
@@ -224,7 +233,7 @@ class DynamicEmbeddingCollection(nn.Module):
             )
             return
         if self.live is not None:
-            error_msgs.append(f"{prefix[:-1]} learns: its whole state is loaded by load_state")
+            error_msgs.append(f"{prefix[:-1]} learns: its whole state is loaded by load_states")
             return
         device = self.ids.device
         self.ids, self.starts = ids.to(device), starts.to(device)

@@ -7,6 +7,7 @@ counted (admission, `lfu`) once a rank and step, where one process counts every 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from model.embeddings.hash_table import HashTable
 from model.embeddings.mixing import owner_of
-from model.embeddings.table_state import BY_KEY, WAITING, by_table_and_id
+from model.embeddings.table_state import BY_KEY, WAITING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +70,14 @@ class Exchange:
             mine[chosen] = owner_of(ids[chosen], table, self.num_ranks) == self.rank
         return mine
 
-    def gathered(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The states of all ranks as one, in the order of one process's."""
-        states: list[Any] = [None] * self.num_ranks
-        dist.all_gather_object(states, state, group=self.group)
-        whole = dict(state)
-        for names in (BY_KEY, WAITING):
-            parts = {name: torch.cat([part[name] for part in states]) for name in names if name in state}
-            order = by_table_and_id(parts[names[0]], parts[names[1]])
-            whole |= {name: part[order] for name, part in parts.items()}
-        return whole
+    def sources(self, num_ranks: int) -> list[int]:
+        """Of `num_ranks` ranks that had the tables, those that may have had keys which this rank keeps.
+
+        A key's owner is a hash modulo the number of ranks: two remainders of one number agree modulo the
+        greatest common divisor of what it was divided by.
+        """
+        common = math.gcd(num_ranks, self.num_ranks)
+        return list(range(self.rank % common, num_ranks, common))
 
     def own(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """This rank's part of a state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,17 @@ def by_table_and_id(ids: Tensor, tables: Tensor) -> Tensor:
     """Places of keys in order."""
     by_id = ids.argsort(stable=True)
     return by_id[tables[by_id].argsort(stable=True)]
+
+
+def joined(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The states of several ranks, or some columns of them, as one in the order of one process's."""
+    whole = dict(states[0])
+    for names in (BY_KEY, WAITING):
+        parts = {name: torch.cat([state[name] for state in states]) for name in names if name in whole}
+        if parts:
+            order = by_table_and_id(parts[names[0]], parts[names[1]])
+            whole |= {name: part[order] for name, part in parts.items()}
+    return whole
 
 
 def slices_of(tables: Tensor) -> tuple[list[int], list[int]]:

@@ -6,9 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from spark_jobs.contract.command import CommandError
@@ -39,21 +37,6 @@ def _sync_file(path: Path) -> None:
     """Makes a file's content durable: a rename alone may survive a power cut without it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint of this machine's own; executes nothing in it.
-
-    Raises:
-        RunError: It is missing or damaged.
-    """
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        return state
-    except Exception as error:  # what a damaged file raises in torch's reader is no closed list
-        raise RunError(
-            f"{path} cannot be read ({error}); remove {path.parent} and train again from an older run"
-        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

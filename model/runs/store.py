@@ -4,7 +4,7 @@
 |---|---|
 | `config.json` | dataset with its declaration, preset, model and training |
 | `weights.safetensors` | the model; executes nothing when loaded |
-| `checkpoint.pt` | weights and optimizer states to continue from; a trusted local file |
+| `checkpoint/` | weights and optimizer states to continue from, a file a rank; see `model.runs.sharded` |
 | `train.json` | days seen with their table versions, base, lineage, losses, digest |
 | `evaluation.json`, `scores_*.parquet` | written by `model.evaluate` |
 
@@ -36,7 +36,7 @@ from spark_jobs.contract.features import Dataset
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS, CHECKPOINT, RECORD = "config.json", "weights.safetensors", "checkpoint.pt", "train.json"
+CONFIG, WEIGHTS, CHECKPOINT, RECORD = "config.json", "weights.safetensors", "checkpoint", "train.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,14 @@ class Average:
 
     Args:
         parts: The tensors.
+
+    Attributes:
+        averaged: Their averages.
     """
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self._parts = list(parts)
-        self._averaged = [part.clone() for part in self._parts]
+        self.averaged = [part.clone() for part in self._parts]
 
     @torch.no_grad()
     def update(self, num_steps: int) -> None:
@@ -32,17 +35,4 @@ class Average:
         if not self._parts or (num_steps % _STEPS and num_steps >= 5 * _STEPS):
             return
         decay = min(_DECAY, num_steps / (num_steps + 5 * _STEPS))
-        torch._foreach_lerp_(self._averaged, self._parts, 1 - decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchanges the weights with their averages; done twice, nothing has changed."""
-        for part, averaged in zip(self._parts, self._averaged, strict=True):
-            latest = part.clone()
-            part.copy_(averaged)
-            averaged.copy_(latest)
-
-    @torch.no_grad()
-    def take(self) -> None:
-        """Takes the weights as they are now for the average."""
-        torch._foreach_copy_(self._averaged, self._parts)
+        torch._foreach_lerp_(self.averaged, self._parts, 1 - decay)

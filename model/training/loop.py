@@ -18,7 +18,8 @@ from model.config.run import Config
 from model.data.encoder import SampleEncoder
 from model.data.reader import SamplesTable
 from model.data.steps import Position, name_what_is_wrong
-from model.runs.files import read_state, write_file
+from model.runs.files import write_file
+from model.runs.sharded import ShardReader
 from model.runs.store import (
     CHECKPOINT,
     RECORD,
@@ -36,7 +37,8 @@ from model.runs.store import (
 from model.training.loader import Loader
 from model.training.meter import Meter
 from model.training.plan import Plan, is_as_asked, plan_of
-from model.training.progress import PROGRESS, read_progress, save_progress
+from model.training.progress import position_in, read_progress, remove_progress, save_progress
+from model.training.saver import Saver
 from model.training.step import Trainer, process_group
 from model.training.tracing import traced
 from spark_jobs.contract.command import CommandError
@@ -114,7 +116,7 @@ def _done_or_plan(
         existing = [run for run in complete_runs(dataset.name, config.preset) if run.path == path]
         for run in existing:
             if set(run.seen_days) == wanted and is_as_asked(run, dataset, config):
-                (run.path / PROGRESS).unlink(missing_ok=True)
+                remove_progress(run.path)
                 return run
         done = finish(
             partial,
@@ -122,7 +124,7 @@ def _done_or_plan(
             lambda run: run.config()[1] == config and not differences(run.config()[0], dataset),
         )
         if done is not None:
-            (done.path / PROGRESS).unlink(missing_ok=True)
+            remove_progress(done.path)
             return done
         partial.mkdir(parents=True, exist_ok=True)
         (partial / RECORD).unlink(missing_ok=True)
@@ -143,7 +145,7 @@ def _make(
 ) -> Run | None:
     start_time = time.monotonic()
     trainer = Trainer(dataset, config, device)
-    progress = read_progress(plan, dataset, config, partial)
+    progress, checkpoint = read_progress(plan, dataset, config, partial)
     days = progress["days"]
     newest = max(days.values(), default=plan.version)
     tables = {version: SamplesTable(dataset, version) for version in {newest, *days.values()}}
@@ -154,26 +156,31 @@ def _make(
         samples_code |= table.code_versions(some)
     if len(set(samples_code.values())) > 1:
         logger.warning("the days were built by different versions of the code: %s", samples_code)
-    if progress["state"] is not None:
-        trainer.load(progress["state"])
+    start = Position()
+    if checkpoint is not None:
+        trainer.load(checkpoint)
+        start = position_in(checkpoint)
     elif plan.base is not None:
-        trainer.load(read_state(Path(plan.base) / CHECKPOINT))
+        trainer.load(ShardReader(Path(plan.base) / CHECKPOINT))
     before = progress["seconds"]
+    with Saver(trainer.group) as saver:
 
-    def save(day: str, position: Position) -> None:
-        progress["seconds"] = before + time.monotonic() - start_time
-        save_progress(trainer, progress, partial, day, position)
-        reach("train:checkpoint_saved")
+        def save(day: str, position: Position | None) -> None:
+            """Waits for the checkpoint before, then begins one at a position, if any."""
+            if saver.wait():
+                reach("train:checkpoint_saved")
+            if position is not None:
+                progress["seconds"] = before + time.monotonic() - start_time
+                save_progress(saver, trainer, progress, partial, day, position)
 
-    with traced(trace, device) as after_step:
-        _take_days(trainer, tables, progress, save, after_step)
-    state = trainer.state()
-    if state is None:
+        with traced(trace, device) as after_step:
+            _take_days(trainer, tables, progress, start, save, after_step)
+        saver.save(partial / CHECKPOINT, trainer.state(), {})
+    if dist.get_rank():
         return None
     write_config(partial, dataset, config)
-    published = trainer.published(state)
+    published = trainer.published(ShardReader(partial / CHECKPOINT))
     write_file(partial / WEIGHTS, lambda path: save_file(published, path))
-    write_file(partial / CHECKPOINT, lambda path: torch.save(state, path))
     reach("train:weights_saved")
     progress["seconds"] = before + time.monotonic() - start_time
     record = {
@@ -185,7 +192,7 @@ def _make(
     reach("train:before_publish")
     run = publish(partial, record)
     reach("train:published")
-    (run.path / PROGRESS).unlink(missing_ok=True)
+    remove_progress(run.path)
     return run
 
 
@@ -193,7 +200,8 @@ def _take_days(
     trainer: Trainer,
     tables: dict[int, SamplesTable],
     progress: dict[str, Any],
-    save: Callable[[str, Position], None],
+    start: Position,
+    save: Callable[[str, Position | None], None],
     after_step: Callable[[], None],
 ) -> None:
     """Trains on the days in order, from where an interrupted run had come."""
@@ -202,12 +210,11 @@ def _take_days(
     loader = Loader(encoder, config, trainer.device)
     meter = Meter(config, trainer.device)
     for day, version in progress["days"].items():
-        if reached is not None and day < reached["ds"]:
+        if reached is not None and day < reached:
             continue
-        start = reached["positions"][dist.get_rank()] if reached and day == reached["ds"] else {}
         _fit(trainer, tables[version], encoder, day)
         trainer.begin_day(day)
-        with loader.steps(tables[version], day, Position(**start)) as steps:
+        with loader.steps(tables[version], day, start if day == reached else Position()) as steps:
             meter.begin(steps)
             for step in steps:
                 trainer.step(step)
@@ -218,6 +225,7 @@ def _take_days(
                     losses += trainer.losses()
                     save(day, step.position)
         losses += trainer.losses()
+        save(day, None)
         logger.info("trained on %s: loss %.5f", day, _mean_loss(losses, day))
         meter.say(day)
         reach("train:day_trained")

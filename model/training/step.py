@@ -2,15 +2,16 @@
 
 The same code runs as one process on a CPU and under torchrun: tables are sharded row-wise over the ranks and
 updated in the backward pass by row-wise Adagrad, dynamic ones likewise; all other weights are replicated and
-updated by Adam. The state is gathered to rank 0, so that a run continues on any number of ranks.
+updated by Adam. Each rank gives its own part of the state, and takes up its part of the state of any number
+of ranks.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,10 +32,14 @@ from model.data.batch import JaggedBatch
 from model.data.steps import Step
 from model.embeddings.numbers import NumberScaler
 from model.embeddings.rules import RowOptimizer
+from model.embeddings.table_state import joined
 from model.rankers.heads import Heads
 from model.rankers.inputs import Embeddings
 from model.rankers.protocol import Ranker, build_ranker
+from model.runs.files import RunError
+from model.runs.sharded import ShardReader
 from model.training.averaging import Average
+from model.training.parts import Part, load, parts_of
 from model.training.schedule import rate_share
 from model.training.watch import Watch
 from spark_jobs.contract.clock import parse_day
@@ -46,6 +51,7 @@ logger = logging.getLogger(__name__)
 _SMALL_TABLE = 1 << 18  # elements up to which an embedding table is averaged, too
 _CONSTANTS = "inputs.scaler."  # fitted once, not trained
 _DYNAMIC = "inputs.embeddings.dynamic."  # as large as the ids that came
+_WEIGHTS = ("weights/", "averaged/")  # in a checkpoint; what is averaged is published so
 
 
 class OutOfMemoryError(CommandError):
@@ -76,6 +82,9 @@ class Trainer:
         dataset: Declares features and tables.
         config: Model and training.
         device: Where to train.
+
+    Attributes:
+        group: All ranks, for what is said between their CPUs beside the steps: checkpoints.
     """
 
     def __init__(self, dataset: Dataset, config: Config, device: torch.device) -> None:
@@ -110,7 +119,8 @@ class Trainer:
         )
         self.num_steps = 0
         self.num_tokens = 0
-        self._average = Average([part for _, part in self._averaged_parts()])
+        self.group = dist.new_group(backend="gloo")
+        self._average = Average([part.tensor for part in self._averaged_parts().values()])
         self._watch = Watch()
 
     def step(self, step: Step) -> None:
@@ -226,84 +236,107 @@ class Trainer:
         """
         return self._watch.losses()
 
-    def published(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        """The model to publish of a `state`: its weights, averaged over the last steps; see `averaging`."""
-        return {**state["weights"], **state["averaged"]}
+    def published(self, reader: ShardReader) -> dict[str, Tensor]:
+        """The model to publish of a checkpoint: its weights, averaged over the last steps; see `averaging`.
 
-    def _averaged_names(self) -> list[str]:
-        own = self.model.state_dict()
-        return [
-            name
-            for name, tensor in own.items()
-            if not name.startswith((_CONSTANTS, _DYNAMIC))
-            and (not hasattr(tensor, "local_shards") or tensor.size().numel() <= _SMALL_TABLE)
-        ]
+        Whole, on the CPU, from the files of all ranks: nothing is asked of other ranks.
+        """
+        published = {
+            name.removeprefix(kind): reader.tensor(name) for kind in _WEIGHTS for name in reader.names(kind)
+        }
+        for width, collection in self._rows.items():
+            states = [
+                {name: reader.tensor(f"rows/{width}/{rank}/{name}") for name in ("ids", "tables", "vectors")}
+                for rank in range(reader.num_ranks)
+            ]
+            whole = collection.published(joined(states))
+            published |= {f"{_DYNAMIC}{width}.{name}": part for name, part in whole.items()}
+        return published
 
-    def _averaged_parts(self) -> list[tuple[str, Tensor]]:
+    def _averaged_parts(self) -> dict[str, Part]:
         """What is averaged over steps: weights outside the tables, and this rank's part of small tables."""
-        own = self.model.state_dict()
-        parts = []
-        for name in self._averaged_names():
-            is_sharded = hasattr(own[name], "local_shards")
-            tensors = [shard.tensor for shard in own[name].local_shards()] if is_sharded else [own[name]]
-            parts += [(name, tensor.detach()) for tensor in tensors]
+        own = {
+            name: tensor
+            for name, tensor in _fixed(self.model.state_dict()).items()
+            if not name.startswith(_CONSTANTS)
+            and (not hasattr(tensor, "local_shards") or tensor.size().numel() <= _SMALL_TABLE)
+        }
+        return parts_of(own)
+
+    def _parts(self) -> dict[str, Part]:
+        """This rank's parts, as they are in use, of all whose shape the config gives."""
+        parts = {f"weights/{name}": part for name, part in parts_of(_fixed(self.model.state_dict())).items()}
+        averaged = zip(self._averaged_parts().items(), self._average.averaged, strict=True)
+        parts |= {f"averaged/{name}": replace(part, tensor=tensor) for (name, part), tensor in averaged}
+        for table, state in self.model.fused_optimizer.state_dict()["state"].items():
+            parts |= {f"sparse/{table}/{name}": part for name, part in parts_of(state).items()}
         return parts
 
-    def state(self) -> dict[str, Any] | None:
-        """All that training needs to go on, on the CPU with whole tables; every rank must call it.
+    def state(self) -> dict[str, Part]:
+        """All that this rank needs to go on: a copy, on the CPU, of its own part.
 
-        Returns:
-            On rank 0 `weights`, `averaged` (of those that are averaged), optimizer states, step count; None
-            elsewhere.
+        Names begin with `weights/`, `averaged/` (of those that are averaged), `sparse/` and `dense/`
+        (optimizer states), `rows/` (dynamic tables, by width and rank) and `random/`.
         """
-        own = self.model.state_dict()
-        weights = _gathered(_fixed(own))
-        rows = {width: collection.state() for width, collection in self._rows.items()}
+        parts = self._parts()
+        for name, parameter in zip(self.dense_names, self.dense, strict=True):
+            state = self.optimizer.state.get(parameter, {})
+            parts |= {f"dense/{name}/{key}": part for key, part in parts_of(state).items()}
+        state = {name: part.copied() for name, part in parts.items()}
+        own: dict[str, Tensor] = {"num_steps": torch.tensor(self.num_steps)}
+        own["num_tokens"] = torch.tensor(self.num_tokens)
         for width, collection in self._rows.items():
-            weights |= {
-                f"{_DYNAMIC}{width}.{name}": part for name, part in collection.published(rows[width]).items()
-            }
-        self._average.swap()
-        averaged = _gathered({name: own[name] for name in self._averaged_names()})
-        self._average.swap()
-        sparse: dict[str, Tensor] = {}
-        for name, state in self.model.fused_optimizer.state_dict()["state"].items():
-            sparse |= {f"{name}/{key}": value for key, value in _gathered(state).items()}
-        if dist.get_rank():
-            return None
-        return {
-            "weights": weights,
-            "averaged": averaged,
-            "sparse": sparse,
-            "rows": rows,
-            "dense": copy.deepcopy(self.optimizer.state_dict()),
-            "num_steps": self.num_steps,
-            "num_tokens": self.num_tokens,
-        }
+            rows = collection.state().items()
+            own |= {f"rows/{width}/{dist.get_rank()}/{name}": tensor for name, tensor in rows}
+        own |= {f"random/{dist.get_rank()}/{kind}": rng for kind, rng in _random_state(self.device).items()}
+        return state | {name: Part.whole(tensor) for name, tensor in own.items()}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Takes up what `state` gave, on any number of ranks.
+    def load(self, reader: ShardReader) -> None:
+        """Takes up a checkpoint, of any number of ranks; every rank must call it.
 
         Raises:
-            ValueError: The state is of another model.
+            RunError: It is of another model, or damaged.
         """
-        own, weights = _fixed(self.model.state_dict()), _fixed(state["weights"])
-        if self._rows.keys() != state["rows"].keys() or {name: tuple(t.shape) for name, t in own.items()} != {
-            name: tuple(t.shape) for name, t in weights.items()
-        }:
-            raise ValueError(
-                "the state has other weights than this model; it is of another config or dataset"
+        own = {f"weights/{name}" for name in _fixed(self.model.state_dict())}
+        rows = {name.split("/")[1] for name in reader.names("rows/")}
+        if own != set(reader.names("weights/")) or rows != self._rows.keys():
+            raise RunError(
+                f"{reader.path} has other weights than this model; it is of another config or dataset"
             )
-        _scatter(state["averaged"], {name: own[name] for name in state["averaged"]})
-        self._average.take()
-        _scatter(weights, own)
+        parts = self._parts()
+        for name, parameter in zip(self.dense_names, self.dense, strict=True):
+            state = {}
+            for saved in reader.names(f"dense/{name}/"):
+                value = torch.zeros(reader.shape(saved), device=parameter.device)
+                state[saved.rpartition("/")[2]] = value
+                parts[saved] = Part.whole(value)
+            if state:
+                self.optimizer.state[parameter] = state
+        load(reader, parts, self.group)
         for width, collection in self._rows.items():
-            collection.load_state(state["rows"][width])
-        for name, values in self.model.fused_optimizer.state_dict()["state"].items():
-            _scatter({key: state["sparse"][f"{name}/{key}"] for key in values}, values)
-        self.optimizer.load_state_dict(state["dense"])
-        self.num_steps = state["num_steps"]
-        self.num_tokens = state["num_tokens"]
+            collection.load_states(
+                {
+                    name.rpartition("/")[2]: reader.tensor(name)
+                    for name in reader.names(f"rows/{width}/{rank}/")
+                }
+                for rank in collection.sources(reader.num_ranks)
+            )
+        if reader.num_ranks == dist.get_world_size():
+            _set_random_state(self.device, reader)
+        self.num_steps = int(reader.tensor("num_steps"))
+        self.num_tokens = int(reader.tensor("num_tokens"))
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+
+
+def _set_random_state(device: torch.device, reader: ShardReader) -> None:
+    of_rank = f"random/{dist.get_rank()}/"
+    torch.set_rng_state(reader.tensor(of_rank + "cpu"))
+    if device.type == "cuda" and of_rank + "cuda" in reader.names(of_rank):
+        torch.cuda.set_rng_state(reader.tensor(of_rank + "cuda"), device)
 
 
 def _first_bad(losses_2C: Tensor) -> Tensor:  # noqa: N803
@@ -352,31 +385,3 @@ def _distribute(
 def _fixed(weights: dict[str, Any]) -> dict[str, Any]:
     """The weights whose shapes the config gives."""
     return {name: part for name, part in weights.items() if not name.startswith(_DYNAMIC)}
-
-
-def _gathered(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """Whole CPU copies of tensors and sharded tensors (empty on ranks other than 0 for the latter)."""
-    whole = {}
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and not hasattr(tensor, "local_shards"):
-            whole[name] = tensor.detach().cpu().clone()
-            continue
-        out = torch.empty(tensor.size(), dtype=tensor.dtype) if dist.get_rank() == 0 else None
-        if tensor.local_shards() and tensor.local_shards()[0].tensor.is_cuda and out is not None:
-            out = out.cuda()
-        tensor.gather(dst=0, out=out)
-        if out is not None:
-            whole[name] = out.cpu()
-    return whole
-
-
-@torch.no_grad()
-def _scatter(whole: dict[str, Tensor], own: dict[str, Any]) -> None:
-    """Copies whole tensors into tensors and into the local part of sharded tensors."""
-    for name, tensor in own.items():
-        if not hasattr(tensor, "local_shards"):
-            tensor.copy_(whole[name])
-            continue
-        for shard in tensor.local_shards():
-            start, size = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]
-            shard.tensor.copy_(whole[name][start : start + size].view_as(shard.tensor))

@@ -9,6 +9,7 @@ a candidate's own label decides what the others know. The GAUCs that are reporte
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from model.judging.scoring import Scorer, candidate_frame
 from model.rankers.protocol import build_ranker
 from model.training.step import Trainer, process_group
 from spark_jobs.contract.foodlog import FOODLOG
+from tests.model.test_training import saved
 
 KNOWN = ("user_id", "item_id", "action", "user_clicks_today", "user_impressions_today")
 CONTROL = dataclasses.replace(
@@ -71,6 +73,7 @@ def samples(first_user: int, num_rows: int, rng: np.random.Generator) -> pa.Tabl
 
 def test_a_ranker_without_items_gains_nothing_from_labels_that_it_sees(
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
     rng = np.random.default_rng(3)
@@ -86,9 +89,7 @@ def test_a_ranker_without_items_gains_nothing_from_labels_that_it_sees(
             hashes = torch.from_numpy(rng.random(400))
             trainer.step(Step(name=f"{number}", batch=batch, num_candidates=1600, weight=1600.0, num_tokens=0,
                               row_hash=hashes))  # fmt: skip
-        state = trainer.state()
-        assert state is not None
-        published = trainer.published(state)
+        published = trainer.published(saved(trainer, tmp_path / "checkpoint"))
     ranker = build_ranker(CONTROL, config.model, config.train.seed)
     ranker.load_state_dict(published)
     table = samples(1_000_000, 1000, rng)

@@ -1,6 +1,7 @@
 """The collection of dynamic tables beside TorchRec's, and spread over processes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 from model.embeddings.dynamic import DynamicEmbeddingCollection
 from model.embeddings.mixing import initial_vectors, owner_of
 from model.embeddings.rules import Keeping, RowOptimizer, TableFullError
+from model.embeddings.table_state import joined
 
 WIDTH = 4
 CONFIGS = [
@@ -132,7 +134,7 @@ def test_what_cannot_be_is_refused():
         collection()(other)
     with pytest.raises(RuntimeError, match="has 1 tables of width 8, the state 2 and vectors"):
         DynamicEmbeddingCollection([wide], seed=1).load_state_dict(collection().state_dict())
-    with pytest.raises(RuntimeError, match="is loaded by load_state"):
+    with pytest.raises(RuntimeError, match="is loaded by load_states"):
         trained()[0].load_state_dict(collection().state_dict())
 
 
@@ -155,6 +157,17 @@ def learn(tables: DynamicEmbeddingCollection, batches, num_ranks: int, first: in
         (loss_of(tables(batch)) * num_ranks).backward()
 
 
+def gathered(tables: DynamicEmbeddingCollection) -> list[dict[str, torch.Tensor]]:
+    """The states of all ranks."""
+    states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(states, tables.state())
+    return states
+
+
+def taken_up(tables: DynamicEmbeddingCollection, states: list[dict[str, torch.Tensor]]) -> None:
+    tables.load_states(states[rank] for rank in tables.sources(len(states)))
+
+
 def of_rank(rank: int, num_ranks: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), num_ranks)
@@ -167,16 +180,16 @@ def of_rank(rank: int, num_ranks: int, folder: Path) -> None:
     for table in (0, 1):
         ids = own["ids"][own["tables"] == table]
         assert (owner_of(ids, table, num_ranks) == rank).all()
-    state = tables.state()
+    states = gathered(tables)
     tables = collection()
     tables.train_rows(RowOptimizer(name="adagrad", lr=0.1), Keeping(ttl_days=2), group=dist.group.WORLD)
-    tables.load_state(state)  # every rank takes its part of the whole
+    taken_up(tables, [joined(states)])  # of one: every rank takes its part
     learn(tables, batches[2:], num_ranks, 2)
-    state = tables.state()
+    states = gathered(tables)
     with torch.no_grad():
         seen = tables.eval()(features(77, 60))  # every rank asks for the same, known and unknown
     if rank == 0:
-        torch.save({"state": state, "seen": {k: v.values() for k, v in seen.items()}}, folder / "out.pt")
+        torch.save({"states": states, "seen": {k: v.values() for k, v in seen.items()}}, folder / "out.pt")
     dist.destroy_process_group()
 
 
@@ -184,21 +197,22 @@ def of_rank(rank: int, num_ranks: int, folder: Path) -> None:
 def test_ranks_together_are_one_process(num_ranks, tmp_path):
     mp.spawn(of_rank, args=(num_ranks, tmp_path), nprocs=num_ranks)
     out = torch.load(tmp_path / "out.pt", weights_only=True)
+    state = joined(out["states"])
     alone = collection()
     alone.train_rows(RowOptimizer(name="adagrad", lr=0.1), Keeping(ttl_days=2))
     learn(alone, steps_of_rank(0, 1), 1)
     expected = alone.state()
     for name in ("ids", "tables", "seen", "steps", "days"):
-        assert torch.equal(out["state"][name], expected[name]), name
+        assert torch.equal(state[name], expected[name]), name
     for name in ("vectors", "optimizer_0"):
-        torch.testing.assert_close(out["state"][name], expected[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(state[name], expected[name], rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         for key, jagged in alone.eval()(features(77, 60)).items():
             torch.testing.assert_close(out["seen"][key], jagged.values(), rtol=1e-5, atol=1e-6)
     resumed = collection()
     resumed.train_rows(RowOptimizer(name="adagrad", lr=0.1), Keeping(ttl_days=2))
-    resumed.load_state(out["state"])  # a state of many is taken up by one
-    assert all(torch.equal(resumed.state()[name], value) for name, value in out["state"].items())
+    taken_up(resumed, out["states"])  # of many: one takes all
+    assert all(torch.equal(resumed.state()[name], value) for name, value in state.items())
 
 
 LIMITED = Keeping(max_rows=91, eviction="lru")
@@ -216,12 +230,13 @@ def of_limited_rank(rank: int, num_ranks: int, folder: Path) -> None:
     learn(whole, batches[:8], num_ranks)
     assert 30 <= len(whole.live) <= 45
     resumed.train_rows(SGD, LIMITED, group=dist.group.WORLD)
-    resumed.load_state(whole.state())
+    taken_up(resumed, gathered(whole))
     for tables in (whole, resumed):
         learn(tables, batches[8:], num_ranks, 8)
         assert 30 <= len(tables.live) <= 45
     states = [tables.state() for tables in (whole, resumed)]
     assert all(torch.equal(part, states[1][name]) for name, part in states[0].items())
+    both = gathered(whole)
     full = collection()
     full.train_rows(SGD, Keeping(max_rows=45), group=dist.group.WORLD)
     wanted = (
@@ -231,7 +246,7 @@ def of_limited_rank(rank: int, num_ranks: int, folder: Path) -> None:
     with pytest.raises(TableFullError, match=wanted):
         full.lookup(ids, [100], [1])
     if rank == 0:
-        torch.save(states[0], folder / "out.pt")
+        torch.save(joined(both), folder / "out.pt")
     dist.destroy_process_group()
 
 
@@ -241,6 +256,6 @@ def test_ranks_share_a_limit_and_resume_is_exact(tmp_path):
     assert 60 <= len(state["ids"]) <= 90
     alone = collection()
     alone.train_rows(SGD, Keeping(max_rows=45, eviction="lru"))
-    alone.load_state(state)  # of another limit, which holds from the next step on
+    alone.load_states([state])  # of another limit, which holds from the next step on
     learn(alone, [features(99, 200)], 1, 12)
     assert 20 <= len(alone.live) <= 45

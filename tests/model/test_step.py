@@ -26,6 +26,7 @@ from model.data.steps import Step
 from model.data.synthetic import random_batch, random_samples
 from model.judging.scoring import SCORES, Scorer
 from model.rankers.protocol import build_ranker
+from model.runs.sharded import ShardReader
 from model.training import loop as training
 from model.training.loader import Loader
 from model.training.schedule import rate_share
@@ -35,7 +36,7 @@ from model.training.watch import NonFiniteLossError
 from spark_jobs.contract import locations
 from spark_jobs.contract.command import CommandError
 from spark_jobs.lake import verdicts
-from tests.model.test_training import CPU, DATASET, DAYS, config, unlogged
+from tests.model.test_training import CPU, DATASET, DAYS, config, saved, unlogged
 
 # Where each rank's rows of a step end: different cuts, the last one with a rank that has none.
 CUTS = {1: [], 2: [3], 4: [1, 1, 8]}
@@ -58,37 +59,39 @@ def a_step(number: int, rank: int, world_size: int) -> Step:
     )
 
 
-def take_steps(rank: int, world_size: int, **changes: Any) -> tuple[list[tuple[str, float]], Any]:
+def take_steps(
+    rank: int, world_size: int, folder: Path, **changes: Any
+) -> tuple[list[tuple[str, float]], ShardReader]:
     trainer = Trainer(DATASET, config(**changes), CPU)
     trainer.scaler.fit(random_batch(DATASET, 40, seed=3))
     for number in range(4):
         trainer.step(a_step(number, rank, world_size))
-    return trainer.losses(), trainer.state()
+    return trainer.losses(), saved(trainer, folder / f"of_{world_size}")
 
 
-def flat(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Weights, averages and the tables' optimizer states of a state, by name."""
-    groups = ("weights", "averaged", "sparse")
-    return {f"{group}/{name}": value for group in groups for name, value in state[group].items()}
-
-
-def assert_equal(state: dict[str, Any], other: dict[str, Any], atol: float) -> None:
-    for (name, one), two in zip(flat(state).items(), flat(other).values(), strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+def assert_equal(one: ShardReader, other: ShardReader, atol: float) -> None:
+    """Weights, averages and the tables' optimizer states are."""
+    for kind in ("weights/", "averaged/", "sparse/"):
+        assert sorted(one.names(kind)) == sorted(other.names(kind))
+        for name in one.names(kind):
+            got, expected = one.tensor(name), other.tensor(name)
+            torch.testing.assert_close(
+                got, expected, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def on_rank(rank: int, world_size: int, folder: str, changes: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-    losses, state = take_steps(rank, world_size, **changes)
+    losses, _ = take_steps(rank, world_size, Path(folder), **changes)
     loader = Loader(SampleEncoder(DATASET), config(passes=2), CPU)
     with loader.steps(SamplesTable(DATASET), DAYS[0]) as steps:
         read = [(one.name, one.users, one.weight, one.num_tokens, one.batch.num_tokens) for one in steps]
     shared: list[Any] = [None] * world_size
     dist.all_gather_object(shared, read)
     if rank == 0:
-        torch.save({"losses": losses, "state": state, "read": shared}, f"{folder}/ranks.pt")
+        torch.save({"losses": losses, "read": shared}, f"{folder}/ranks.pt")
     dist.destroy_process_group()
 
 
@@ -110,9 +113,9 @@ def test_any_cut_over_ranks_and_parts_trains_as_one_big_batch(lake: Path, world_
     mp.spawn(on_rank, args=(world_size, str(lake), changes), nprocs=world_size)
     many = torch.load(lake / "ranks.pt", weights_only=False)
     with process_group(CPU):
-        losses, one = take_steps(0, 1)
+        losses, one = take_steps(0, 1, lake)
     np.testing.assert_allclose([v for _, v in many["losses"]], [v for _, v in losses], rtol=1e-5)
-    assert_equal(many["state"], one, 2e-5)
+    assert_equal(ShardReader(lake / f"of_{world_size}"), one, 2e-5)
     # What the ranks' loaders gave: as many steps on each, equal sums, and every row once a pass.
     read = many["read"]
     assert len({len(steps) for steps in read}) == 1
@@ -130,7 +133,9 @@ def test_any_cut_over_ranks_and_parts_trains_as_one_big_batch(lake: Path, world_
 
 
 @pytest.mark.parametrize("preset", ["tiny", "user_tower"])
-def test_a_batch_in_parts_is_the_big_batch(monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
+def test_a_batch_in_parts_is_the_big_batch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, preset: str
+) -> None:
     """One update of the dense part and of each row, to 1e-6.
 
     AdamW divides by the root of a gradient's square: where that is near zero, any two orders of a sum differ
@@ -148,17 +153,17 @@ def test_a_batch_in_parts_is_the_big_batch(monkeypatch: pytest.MonkeyPatch, pres
                 group["eps"] = 1e-2
             for number in range(3):
                 trainer.step(a_step(number, 0, 1))
-            states.append((trainer.losses(), trainer.state()))
+            states.append((trainer.losses(), saved(trainer, tmp_path / str(parts))))
     for losses, state in states[1:]:
         np.testing.assert_allclose([v for _, v in losses], [v for _, v in states[0][0]], atol=1e-6)
         assert_equal(state, states[0][1], 1e-6)
 
 
-def test_recomputed_activations_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputed_activations_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with process_group(CPU):
-        losses, kept = take_steps(0, 1)
-        again, computed = take_steps(0, 1, recompute=True)
+        losses, kept = take_steps(0, 1, tmp_path / "kept")
+        again, computed = take_steps(0, 1, tmp_path / "again", recompute=True)
     assert losses == again
     assert_equal(kept, computed, 0)
 

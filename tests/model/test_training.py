@@ -21,9 +21,12 @@ from model.embeddings.sizes import TableSize, table_sizes
 from model.judging.contest import Contest, evaluate
 from model.judging.scoring import SCORES, Scorer
 from model.rankers.protocol import build_ranker
+from model.runs import sharded
 from model.runs.files import RunError
+from model.runs.sharded import ShardReader, ShardWriter
 from model.runs.store import Run, base_of, complete_runs, load_run
 from model.training import loop as training
+from model.training.parts import save
 from model.training.step import Trainer, process_group
 from model.training.watch import NonFiniteLossError
 from spark_jobs.contract import locations
@@ -72,6 +75,12 @@ def add_day(ds, seed):
     uri = locations.table(DATASET.name, "samples")
     write_deltalake(uri, table, partition_by=["ds"], mode="overwrite", predicate=f"ds = '{ds}'")
     verdicts.allow(DATASET.name, "samples", DAYS, "a test")
+
+
+def saved(trainer, path):
+    """What a trainer's state is as a checkpoint; every rank must call it."""
+    save(ShardWriter(path, {}), trainer.state(), trainer.group)
+    return ShardReader(path)
 
 
 def losses(ds):
@@ -292,14 +301,16 @@ def test_a_full_disk_and_a_lost_checkpoint_are_named(lake, monkeypatch):
     with monkeypatch.context() as patch:
 
         def full(*_):
-            raise RuntimeError("PytorchStreamWriter failed writing file")
+            raise OSError(28, "No space left on device")
 
-        patch.setattr(torch, "save", full)
-        with pytest.raises(RunError, match=r"cannot write .*progress.pt \(\d+ bytes are free there\)"):
+        patch.setattr(sharded, "save_file", full)
+        with pytest.raises(RunError, match=r"cannot write .*rank_0.safetensors \(\d+ bytes are free there\)"):
             training.train(DATASET, config(), DAYS[2], CPU, unlogged)
     assert [run.path for run in complete_runs(DATASET.name, "tiny")] == [base]
-    (base / "checkpoint.pt").write_bytes(b"half")
-    with pytest.raises(RunError, match=r"checkpoint.pt cannot be read .*; remove .* and train again"):
+    (base / "checkpoint" / "rank_0.safetensors").write_bytes(b"half")
+    with pytest.raises(
+        RunError, match=r"checkpoint cannot be read \(rank_0.safetensors has 4 bytes of \d+\); remove"
+    ):
         training.train(DATASET, config(), DAYS[2], CPU, unlogged)
 
 
@@ -361,10 +372,10 @@ def test_the_papers_presets_train_in_bfloat16(lake, preset):
         for _ in range(20):
             trainer.step(step)
         found = [loss for _, loss in trainer.losses()]
-        state = trainer.state()
+        published = trainer.published(saved(trainer, lake / "checkpoint"))
     assert found[-1] < 0.9 * found[0]
     ranker = build_ranker(DATASET, config.model, config.train.seed)
-    ranker.load_state_dict({**state["weights"], **state["averaged"]})
+    ranker.load_state_dict(published)
     # In float32: bfloat16, in which it is served, is rounded otherwise on every device.
     exact = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="float32"))
     scorers = [Scorer(DATASET, exact, copy.deepcopy(ranker), device) for device in ("cpu", "cuda")]
