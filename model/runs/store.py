@@ -5,6 +5,7 @@
 | `config.json` | dataset with its declaration, preset, model and training |
 | `weights.safetensors` | the model; executes nothing when loaded |
 | `checkpoint/` | weights and optimizer states to continue from, a file a rank; see `model.runs.sharded` |
+| `changes.safetensors` | which rows of its base's weights it changed; see `model.embeddings.changes` |
 | `train.json` | days seen with their table versions, base, lineage, losses, digest |
 | `evaluation.json`, `scores_*.parquet` | written by `model.evaluate` |
 
@@ -36,6 +37,7 @@ from spark_jobs.contract.features import Dataset
 
 logger = logging.getLogger(__name__)
 
+CHANGES = "changes.safetensors"
 CONFIG, WEIGHTS, CHECKPOINT, RECORD = "config.json", "weights.safetensors", "checkpoint", "train.json"
 
 

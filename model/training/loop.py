@@ -12,15 +12,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from model.config.run import Config
 from model.data.encoder import SampleEncoder
 from model.data.reader import SamplesTable
 from model.data.steps import Position, name_what_is_wrong
-from model.runs.files import write_file
+from model.embeddings.changes import applied, changes
+from model.runs.files import RunError, write_file
 from model.runs.sharded import ShardReader
 from model.runs.store import (
+    CHANGES,
     CHECKPOINT,
     RECORD,
     WEIGHTS,
@@ -181,6 +184,10 @@ def _make(
     write_config(partial, dataset, config)
     published = trainer.published(ShardReader(partial / CHECKPOINT))
     write_file(partial / WEIGHTS, lambda path: save_file(published, path))
+    digest = digest_of(partial)
+    if plan.base is not None:
+        of_base = load_file(Path(plan.base) / WEIGHTS)
+        _write_changes(partial, of_base, published, {"from": str(plan.base_digest), "to": digest})
     reach("train:weights_saved")
     progress["seconds"] = before + time.monotonic() - start_time
     record = {
@@ -188,12 +195,23 @@ def _make(
         "samples_code": samples_code,
         "num_steps": trainer.num_steps,
     }
-    record["mlflow_run_id"] = log(config, record, digest_of(partial))
+    record["mlflow_run_id"] = log(config, record, digest)
     reach("train:before_publish")
     run = publish(partial, record)
     reach("train:published")
     remove_progress(run.path)
     return run
+
+
+def _write_changes(
+    partial: Path, older: dict[str, Tensor], newer: dict[str, Tensor], versions: dict[str, str]
+) -> None:
+    """Writes what was changed of the base's weights, if it makes these of them: to whoever has those."""
+    changed = changes(older, newer)
+    made = applied(older, changed)
+    if wrong := [name for name in newer if not torch.equal(made[name], newer[name])]:
+        raise RunError(f"the changes of {', '.join(wrong)} since the base do not lead to the new weights")
+    write_file(partial / CHANGES, lambda path: save_file(changed, path, metadata=versions))
 
 
 def _take_days(
