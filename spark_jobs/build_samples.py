@@ -41,7 +41,7 @@ from spark_jobs.lake.quarantine import as_quarantined, quarantine
 from spark_jobs.lake.session import at_once, keeping, spark_session
 from spark_jobs.lake.verdicts import partition_of
 from spark_jobs.lake.writer import EmptyInputError, already_written, replace_partition, table_at
-from spark_jobs.samples.again import changed_days, people
+from spark_jobs.samples.again import changed_days
 from spark_jobs.samples.build import build
 from spark_jobs.samples.deliveries import Deliveries, deliveries_of
 from spark_jobs.samples.events import (
@@ -103,14 +103,16 @@ def build_days(spark: SparkSession, dataset: Dataset, ds: str, *, late: bool = F
             "empty": True,
         }
     made = _last_commits(dataset, built)
-    inputs = {
+    made_from = {
         **versions,
         "tables": {name: table_id(locations.table(dataset.name, name)) for name in versions},
         "declaration": rows_digest(dataset),
         "left_out": list(deliveries.left_out),
     }
-    again = _again(spark, dataset, ds, events_df, built, deliveries.left_out) if late else []
-    done = _build(spark, dataset, [*again, ds], inputs, deliveries)
+    earlier = _earlier(dataset, ds, built, deliveries.left_out) if late else []
+    with inputs_of(spark, dataset, [*earlier, ds], versions, deliveries) as inputs:
+        again = _again(spark, dataset, inputs, earlier) if earlier else []
+        done = _build(spark, dataset, [*again, ds], inputs, made_from, deliveries)
     reach(f"{STAGE}:done")
     # A day that an attempt before this one made again is named once more: its gate may not have seen it.
     rebuilt = {day for day, commit in made.items() if late and commit.metadata.get("run") == ds and day < ds}
@@ -135,25 +137,21 @@ def _last_commits(dataset: Dataset, built: Sequence[str]) -> dict[str, Commit]:
     return {day: made[day] for day in built if day in made}
 
 
-def _again(
-    spark: SparkSession,
-    dataset: Dataset,
-    ds: str,
-    events_df: DataFrame,
-    built: Sequence[str],
-    left_out: Sequence[str],
-) -> list[str]:
-    """Earlier days that the run of `ds` makes again, ascending.
+def _earlier(dataset: Dataset, ds: str, built: Sequence[str], left_out: Sequence[str]) -> list[str]:
+    """Earlier days that the run of `ds` may have to make again, ascending.
 
     A day without samples is made by its own run alone; one whose own delivery is left out, by none.
     """
     first = shift_day(ds, -dataset.late_days - days_after(dataset))
-    days = [day for day in built if first <= day < ds and day not in left_out]
-    if not days:
-        return []
+    return [day for day in built if first <= day < ds and day not in left_out]
+
+
+def _again(spark: SparkSession, dataset: Dataset, inputs: Inputs, days: Sequence[str]) -> list[str]:
+    """Those of the earlier days that are made again: what has arrived has changed them."""
     samples_df = table_at(spark, locations.table(dataset.name, "samples"))
-    people_df = people(events_df, dataset, shift_day(days[0], -1), shift_day(days[-1], days_after(dataset)))
-    return changed_days(people_df, samples_df, dataset, days)
+    last = shift_day(days[-1], days_after(dataset))
+    near_df = inputs.people_df.where(F.col("ds").between(shift_day(days[0], -1), last))
+    return changed_days(near_df, samples_df, dataset, days)
 
 
 def _stale(dataset: Dataset, ds: str, made: Mapping[str, Commit], deliveries: Deliveries) -> list[str]:
@@ -184,13 +182,14 @@ def _build(
     spark: SparkSession,
     dataset: Dataset,
     days: Sequence[str],
-    inputs: Mapping[str, Any],
+    inputs: Inputs,
+    made_from: Mapping[str, Any],
     deliveries: Deliveries,
 ) -> dict[str, dict[str, Any]]:
     """Builds `days` (ascending) in the run of the last, all by one plan; what was done by day."""
     uri = locations.table(dataset.name, "samples")
     made = {
-        day: version for day in days if (version := already_written(uri, {"ds": day}, inputs)) is not None
+        day: version for day in days if (version := already_written(uri, {"ds": day}, made_from)) is not None
     }
     for day, version in made.items():
         logger.info(
@@ -202,24 +201,18 @@ def _build(
     done = {day: {"samples_version": version, "unchanged": True} for day, version in made.items()}
     left = [day for day in days if day not in made]
     if left:
-        versions = {name: inputs[name] for name in _INPUTS}
         metadata = {
-            day: {"ds": day, "run": days[-1], "inputs": inputs, "allowed": dict(deliveries.allowed)}
+            day: {"ds": day, "run": days[-1], "inputs": made_from, "allowed": dict(deliveries.allowed)}
             for day in left
         }
-        with (
-            inputs_of(spark, dataset, left, versions, deliveries) as inputs_df,
-            ThreadPoolExecutor(1, thread_name_prefix="quarantine") as beside,
-        ):
+        with ThreadPoolExecutor(1, thread_name_prefix="quarantine") as beside:
             # While the samples are planned.
-            quarantined = {
-                day: beside.submit(_quarantine, inputs_df, dataset, day, metadata[day]) for day in left
-            }
-            with samples_of(inputs_df, dataset, left) as samples_df:
+            quarantined = beside.submit(_quarantine, inputs, dataset, metadata)
+            with samples_of(inputs, dataset, left) as samples_df:
                 for day in left:
                     # The samples last: once they are there, a rerun takes the day for done.
-                    quarantined[day].result()
-                    version = write_samples(samples_df, inputs_df, dataset, day, metadata[day])
+                    quarantined.result()
+                    version = write_samples(samples_df, inputs, dataset, day, metadata[day])
                     done[day] = {"samples_version": version, "unchanged": False}
     sizes = at_once(*(partial(_sizes, spark, uri, day, int(done[day]["samples_version"])) for day in done))
     return {day: result | size for (day, result), size in zip(done.items(), sizes, strict=True)}
@@ -298,7 +291,8 @@ def as_of(snapshots_df: DataFrame, held: Sequence[str], dataset: Dataset, days: 
 def samples_of(inputs: Inputs, dataset: Dataset, days: Sequence[str]) -> Iterator[DataFrame]:
     """The samples of `days`, and what is kept for them while they are written."""
     with keeping() as keep:
-        samples_df = build(inputs.people_df, inputs.users_df, inputs.items_df, dataset, days, keep=keep)
+        users_df, items_df = (df.where(F.col("day").isin(*days)) for df in (inputs.users_df, inputs.items_df))
+        samples_df = build(inputs.people_df, users_df, items_df, dataset, days, keep=keep)
         # Several days are written one by one; each would compute all of them.
         yield samples_df if len(days) == 1 else keep(samples_df)
 
@@ -326,29 +320,46 @@ def scope(events_df: DataFrame, dataset: Dataset, days: Sequence[str]) -> DataFr
     return events_df.where(F.col("ds").between(first, last))
 
 
-def _quarantine(inputs: Inputs, dataset: Dataset, ds: str, metadata: Mapping[str, Any]) -> None:
+def _quarantine(inputs: Inputs, dataset: Dataset, metadata: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replaces what the builds of some days have quarantined, by day; `metadata` is of each."""
     with keeping() as keep:
-        quarantine(keep(unused(inputs, dataset, ds)), dataset.name, ds, STAGE, metadata)
+        unused_df = keep(unused(inputs, dataset, list(metadata)))
+        for day, of_day in metadata.items():
+            quarantine(unused_df.where(F.col("day") == day), dataset.name, day, STAGE, of_day)
 
 
-def unused(inputs: Inputs, dataset: Dataset, ds: str) -> DataFrame:
-    """What no sample contains: the day's bots, and its outcomes that label no impression."""
+def unused(inputs: Inputs, dataset: Dataset, days: Sequence[str]) -> DataFrame:
+    """What no sample contains: the days' bots, and their outcomes that label no impression.
+
+    Args:
+        inputs: Of the days.
+        dataset: Dataset.
+        days: The days, ascending.
+
+    Returns:
+        `as_quarantined` rows with the `day` that they are of.
+    """
     events_df = inputs.events_df
-    bots_today_df = inputs.bots_df.where(F.col("ds") == ds).withColumn(
-        "reason", F.lit("a bot: more events on the day than max_impressions_a_day")
+    bots_today_df = (
+        inputs.bots_df.where(F.col("ds").isin(*days))
+        .withColumn("day", F.col("ds"))
+        .withColumn("reason", F.lit("a bot: more events on the day than max_impressions_a_day"))
     )
+    first = {day: shift_day(day, -days_after(dataset)) for day in days}
+    spans = F.array(*(F.struct(F.lit(a).alias("first"), F.lit(day).alias("day")) for day, a in first.items()))
+    holding = F.filter(spans, lambda span: F.col("ds").between(span["first"], span["day"]))
     shown_df = (
-        events_df.where(
-            F.col("ds").between(shift_day(ds, -days_after(dataset)), ds) & is_event(EventType.IMPRESSION)
-        )
-        .groupBy("user_id", "impression_id")
+        events_df.where(F.col("ds").between(first[days[0]], days[-1]) & is_event(EventType.IMPRESSION))
+        .withColumn("day", F.explode(holding["day"]))
+        .groupBy("day", "user_id", "impression_id")
         .agg(F.min("time_ms").alias("first_ms"), F.max("time_ms").alias("last_ms"))
     )
     is_in_time = F.col("time_ms").between(F.col("first_ms"), F.col("last_ms") + dataset.attribution_ms)
     is_outcome = is_event(EventType.CLICK) | is_event(EventType.CONVERSION)
     orphans_df = (
-        events_df.where((F.col("ds") == ds) & is_outcome)
-        .join(shown_df, ["user_id", "impression_id"], "left")
+        events_df.where(F.col("ds").isin(*days) & is_outcome)
+        .withColumn("day", F.col("ds"))
+        .join(shown_df, ["day", "user_id", "impression_id"], "left")
         .withColumn(
             "reason",
             F.when(F.col("first_ms").isNull(), "no impression of this user with this impression_id").when(
@@ -356,9 +367,11 @@ def unused(inputs: Inputs, dataset: Dataset, ds: str) -> DataFrame:
             ),
         )
         .where("reason IS NOT NULL")
-        .select("event_id", "event_type", "user_id", "item_id", "impression_id", "time_ms", "reason")
+        .select("day", "event_id", "event_type", "user_id", "item_id", "impression_id", "time_ms", "reason")
     )
-    return as_quarantined(bots_today_df, "users").unionByName(as_quarantined(orphans_df, "events"))
+    return as_quarantined(bots_today_df, "users", day="day").unionByName(
+        as_quarantined(orphans_df, "events", day="day")
+    )
 
 
 def _sizes(spark: SparkSession, uri: str, ds: str, version: int) -> dict[str, int]:

@@ -34,8 +34,11 @@ PREPARED = Path(sys.prefix) / "share" / "mtgr"  # what depends on the environmen
 SHORT_LIVED = (
     "spark.driver.extraJavaOptions=-XX:+UseSerialGC -XX:TieredStopAtLevel=1 "
     "-XX:ReservedCodeCacheSize=240m -Duser.timezone=UTC;"
-    # A day of the embedded log is small: compiling a plan takes longer than interpreting it.
-    "spark.sql.codegen.wholeStage=false;spark.sql.codegen.factoryMode=NO_CODEGEN;"
+    # A day of the embedded log is small: compiling a plan's stages takes longer than it saves, compiling its
+    # expressions does not.
+    "spark.sql.codegen.wholeStage=false;spark.sql.codegen.factoryMode=FALLBACK;"
+    # A part a core: each task unpacks its stage's plan anew, which is a megabyte for build_samples.
+    "spark.sql.shuffle.partitions=2;spark.databricks.delta.snapshotPartitions=1;"
     # Its sizes are known, and planning build_samples once more after each of its stages costs a tenth of it.
     "spark.sql.adaptive.enabled=false"
 )

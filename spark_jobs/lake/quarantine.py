@@ -25,11 +25,19 @@ QUARANTINE_COLUMNS: tuple[tuple[str, str], ...] = (
 
 
 def as_quarantined(
-    df: DataFrame, log: str | Column, reason: str = "reason", file: str | None = None
+    df: DataFrame,
+    log: str | Column,
+    reason: str = "reason",
+    file: str | None = None,
+    day: str | None = None,
 ) -> DataFrame:
-    """Rows as (log, reason, record, file): `reason` and `file` name columns, all others make the record."""
-    record = [c for c in df.columns if c not in (reason, file)]
+    """Rows as (log, reason, record, file), behind the `day` where there is one.
+
+    `reason`, `file` and `day` name columns, all others make the record.
+    """
+    record = [c for c in df.columns if c not in (reason, file, day)]
     return df.select(
+        *([day] if day else []),
         (F.lit(log) if isinstance(log, str) else log).alias("log"),
         F.col(reason).alias("reason"),
         F.to_json(F.struct(*record)).alias("record"),

@@ -12,13 +12,7 @@ from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
 from spark_jobs.contract.features import Dataset, EventType, Owner
 from spark_jobs.samples.build import by_user, outcomes, with_labels
-from spark_jobs.samples.events import at_requests, bots, events_of, is_event, with_context, without
-
-
-def people(events_df: DataFrame, dataset: Dataset, first: str, last: str) -> DataFrame:
-    """Events of the days `first` to `last`, every event once, without bots."""
-    once_df = events_of(events_df.where(F.col("ds").between(first, last)))
-    return without(once_df, bots(once_df, dataset))
+from spark_jobs.samples.events import at_requests, is_event, with_context
 
 
 def changed_days(
@@ -29,7 +23,8 @@ def changed_days(
     Both sides are compared by the sum of their rows' hashes, in one job.
 
     Args:
-        people_df: Events from the day before the first of `days` to `days_after` the last, see `people`.
+        people_df: Events from the day before the first of `days` to `days_after` the last, every event once,
+            without bots.
         samples_df: The table `samples`.
         dataset: Dataset.
         days: Days, ascending.

@@ -31,6 +31,7 @@ from spark_jobs.contract.features import (
     Owner,
 )
 from spark_jobs.contract.tables import sample_columns, structure_columns
+from spark_jobs.lake.session import at_once
 from spark_jobs.samples.events import (
     around,
     at_requests,
@@ -175,8 +176,8 @@ class Past:
         for keys, features in {(): rates(dataset.features), **keyed}.items():
             if features and "user_id" not in keys:
                 counts[keys] = keep(day_counts(events_df, keys, features, dataset.has_weights))
-        for counts_df in counts.values():
-            counts_df.count()
+        events_df.count()  # the counts, side by side, are not the first to read it
+        at_once(*(counts_df.count for counts_df in counts.values()))
         return cls(of_users_df=events_df.where("is_active"), counts=counts, is_weighted=dataset.has_weights)
 
     def joined(self, df: DataFrame, features: Iterable[FeatureSpec]) -> DataFrame:
