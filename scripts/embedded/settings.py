@@ -39,6 +39,8 @@ SHORT_LIVED = (
     "spark.sql.codegen.wholeStage=false;spark.sql.codegen.factoryMode=FALLBACK;"
     # A part a core: each task unpacks its stage's plan anew, which is a megabyte for build_samples.
     "spark.sql.shuffle.partitions=2;spark.databricks.delta.snapshotPartitions=1;"
+    # What a step's frames are made from is analysed once: it has more of them than 16 (the default).
+    "spark.connect.session.planCache.maxSize=512;"
     # Its sizes are known, and planning build_samples once more after each of its stages costs a tenth of it.
     "spark.sql.adaptive.enabled=false"
 )
