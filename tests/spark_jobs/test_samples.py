@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spark_jobs.build_samples import as_of
+from spark_jobs.build_samples import Inputs, as_of, unused
 from spark_jobs.contract.features import Dataset, Owner, Snapshot
 from spark_jobs.contract.tables import dimension_columns, event_columns, sample_columns
 from spark_jobs.ingest import with_reason
@@ -346,3 +347,49 @@ def test_a_user_with_a_million_events_changes_nothing_and_fits_in_a_gigabyte(spa
         hashes.append(content_hash(build(without(once_df, bots_df), *snapshots(spark, DS), TINY, [DS])))
     assert found == [{6}, {6, 99}]
     assert hashes[0] == hashes[1]
+
+
+def test_outcomes_without_an_impression_are_told_by_day_however_many_days_are_asked(spark: Any) -> None:
+    next_ds = day_of(START + DAY)
+    events = [
+        event("a", "impression", 1, 10, START - 10_000),
+        event("of-a", "click", 1, 10, START + 10_000, impression_id="a"),
+        event("b", "impression", 1, 10, START + DAY + 1),
+        event("before-b", "click", 1, 10, START + DAY - 1, impression_id="b"),
+        event("c", "impression", 1, 10, START - 1),
+        event("long-after-c", "conversion", 1, 10, START + DAY + 5, impression_id="c"),
+        event("after-c", "conversion", 1, 10, START + TINY.attribution_ms, impression_id="c"),
+        event("others-c", "click", 2, 10, START, impression_id="c"),
+    ]
+    events += [
+        event(f"bot{i}", "impression", 9, 10, START + i) for i in range(TINY.max_impressions_a_day + 1)
+    ]
+    events_df = frame(spark, events, event_columns(TINY))
+    users_df, items_df = snapshots(spark, DS)
+    inputs = Inputs(
+        events_df=events_df,
+        bots_df=bots(events_df, TINY),
+        people_df=events_df,
+        users_df=users_df,
+        items_df=items_df,
+    )
+
+    def told(days: list[str]) -> list[tuple[str, Any, str]]:
+        rows = [
+            (row["day"], json.loads(row["record"]), row["reason"])
+            for row in unused(inputs, TINY, days).collect()
+        ]
+        return sorted(
+            (day, str(record.get("event_id") or record["user_id"]), why) for day, record, why in rows
+        )
+
+    nobody, late = "no impression of this user with this impression_id", "outside of the attribution window"
+    both = told([DS, next_ds])
+    assert [(day, name, why.partition(" of its")[0]) for day, name, why in both] == [
+        (DS, "9", "a bot: more events on the day than max_impressions_a_day"),
+        (DS, "after-c", late),
+        (DS, "before-b", nobody),
+        (DS, "others-c", nobody),
+        (next_ds, "long-after-c", nobody),
+    ]
+    assert both == [*told([DS]), *told([next_ds])]
