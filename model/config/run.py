@@ -18,6 +18,7 @@ from spark_jobs.contract.features import Dataset
 PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("constant", "cosine")
 COSTS = ("tokens", "flops")
+DENSE_OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,9 @@ class TrainConfig:
         accumulate: Parts in which a rank computes its batch, one after the other; one update of all weights.
         recompute: Whether activations of blocks are computed again in the backward pass instead of kept.
         passes: Passes over a day before the next day is read.
-        dense_lr: Learning rate of Adam for all but the embedding tables.
-        weight_decay: Decoupled weight decay of Adam.
+        dense_optimizer: `adamw`, or `muon`: Muon for the hidden matrices, AdamW for other dense weights.
+        dense_lr: Learning rate of the dense optimizer.
+        weight_decay: Decoupled weight decay of the dense optimizer.
         sparse_lr: Learning rate of row-wise Adagrad for the embedding tables.
         ttl_days: Days of data after which a dynamic table forgets an id that it has not seen; 0: never.
         admission: How often a dynamic table must see an id before it gets a row.
@@ -60,6 +62,7 @@ class TrainConfig:
     accumulate: int = 1
     recompute: bool = False
     passes: int = 1
+    dense_optimizer: str = "adamw"
     dense_lr: float
     weight_decay: float = 0.0
     sparse_lr: float = 0.02
@@ -82,7 +85,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = ("batch_tokens", "accumulate", "passes", "dense_lr", "sparse_lr", "clip_norm")
         require_positive(self, *positive, "checkpoint_steps", "checkpoints")
-        for name, known in (("precision", PRECISIONS), ("schedule", SCHEDULES), ("balance", COSTS)):
+        for name, known in (
+            ("precision", PRECISIONS),
+            ("schedule", SCHEDULES),
+            ("balance", COSTS),
+            ("dense_optimizer", DENSE_OPTIMIZERS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(known)}")
         for name in ("frozen_share", "final_share"):

@@ -2,8 +2,8 @@
 
 The same code runs as one process on a CPU and under torchrun: tables are sharded row-wise over the ranks and
 updated in the backward pass by row-wise Adagrad, dynamic ones likewise; all other weights are replicated and
-updated by Adam. Each rank gives its own part of the state, and takes up its part of the state of any number
-of ranks.
+updated by AdamW or Muon. Each rank gives its own part of the state, and takes up its part of the state of any
+number of ranks.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from model.rankers.protocol import Ranker, build_ranker
 from model.runs.files import RunError
 from model.runs.sharded import ShardReader
 from model.training.averaging import Average
+from model.training.dense import DenseOptimizer
 from model.training.parts import Part, load, parts_of
 from model.training.schedule import rate_share
 from model.training.watch import Watch
@@ -106,17 +107,9 @@ class Trainer:
         self.model = _distribute(ranker, list(tables.parameters()), config.train.sparse_lr, device)
         self.dense_names = sorted(dense)
         self.dense = [dense[name] for name in self.dense_names]
-        decayed = {id(m.weight) for m in ranker.modules() if isinstance(m, nn.Linear)}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.dense if id(p) in decayed]},
-            {"params": [p for p in self.dense if id(p) not in decayed], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(
-            groups,
-            lr=config.train.dense_lr,
-            weight_decay=config.train.weight_decay,
-            fused=True,
-        )
+        linear = {id(m.weight) for m in ranker.modules() if isinstance(m, nn.Linear)}
+        matrices = {name for name, parameter in dense.items() if id(parameter) in linear}
+        self.optimizer = DenseOptimizer(dense, matrices, config.train)
         self.num_steps = 0
         self.num_tokens = 0
         self.group = dist.new_group(backend="gloo")
@@ -305,12 +298,14 @@ class Trainer:
             )
         parts = self._parts()
         for name, parameter in zip(self.dense_names, self.dense, strict=True):
-            state = {}
-            for saved in reader.names(f"dense/{name}/"):
-                value = torch.zeros(reader.shape(saved), device=parameter.device)
-                state[saved.rpartition("/")[2]] = value
-                parts[saved] = Part.whole(value)
-            if state:
+            kept = {saved.rpartition("/")[2]: saved for saved in reader.names(f"dense/{name}/")}
+            if kept and kept.keys() != self.optimizer.kept[name]:
+                logger.warning("%s has another optimizer now, which begins anew", name)
+            elif kept:
+                state = {
+                    key: torch.zeros(reader.shape(saved), device=self.device) for key, saved in kept.items()
+                }
+                parts |= {kept[key]: Part.whole(value) for key, value in state.items()}
                 self.optimizer.state[parameter] = state
         load(reader, parts, self.group)
         for width, collection in self._rows.items():

@@ -113,9 +113,47 @@ def resumed_is_never_stopped(folder: Path, rules: dict[str, Any]) -> None:
     assert waiting
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
-def test_to_go_on_is_never_to_have_stopped(tmp_path: Path, num_ranks: int) -> None:
-    ranks(num_ranks, resumed_is_never_stopped, tmp_path, _RULES)
+@pytest.mark.parametrize(
+    ("num_ranks", "dense_optimizer"),
+    [(1, "adamw"), (2, "muon"), pytest.param(4, "adamw", marks=pytest.mark.slow)],
+)
+def test_to_go_on_is_never_to_have_stopped(tmp_path: Path, num_ranks: int, dense_optimizer: str) -> None:
+    ranks(num_ranks, resumed_is_never_stopped, tmp_path, _RULES | {"dense_optimizer": dense_optimizer})
+
+
+def test_muon_moves_the_hidden_matrices_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As torch's own does; AdamW the rest, as without it; a change of optimizer begins anew what changes."""
+    monkeypatch.delenv("RANK", raising=False)
+    weights, kept = {}, {}
+    for name in ("adamw", "muon"):
+        with process_group(CPU):
+            trainer = a_trainer({"dense_optimizer": name, "weight_decay": 0.1})
+            before = {key: one.clone() for key, one in contents(saved(trainer, tmp_path / "start")).items()}
+            take(trainer, 0, 1)
+            kept[name] = saved(trainer, tmp_path / name)
+            weights[name] = contents(kept[name])
+            lr = trainer.optimizer.param_groups[0]["lr"]
+            grads = {f"weights/{n}": p.grad for n, p in zip(trainer.dense_names, trainer.dense, strict=True)}
+    hidden = [f"weights/blocks.{k}.{layer}.weight" for k in (0, 1) for layer in ("uvqk", "out")]
+    differ = [
+        key for key, one in weights["muon"].items() if not torch.equal(one, weights["adamw"].get(key, one))
+    ]
+    assert [key for key in differ if key.startswith("weights/")] == sorted(hidden)
+    for key in hidden:
+        one = torch.nn.Parameter(before[key])
+        one.grad = grads[key]
+        torch.optim.Muon([one], lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
+        assert torch.equal(one.detach(), weights["muon"][key])
+    assert set(kept["muon"].names("dense/blocks.0.out.weight/")) == {
+        "dense/blocks.0.out.weight/momentum_buffer"
+    }
+    with process_group(CPU):
+        trainer = a_trainer({"dense_optimizer": "muon"})
+        trainer.load(kept["adamw"])
+        take(trainer, 1, 2)
+    assert caplog.text.count("has another optimizer now") == len(hidden)
 
 
 def make_one(folder: Path, name: str) -> None:

@@ -185,6 +185,8 @@ def test_schedules() -> None:
     [
         ({"schedule": "linear"}, "schedule is 'linear'; use one of constant, cosine"),
         ({"schedule": "cosine"}, "falls over decay_steps, which is 0"),
+        ({"dense_optimizer": "sgd"}, "dense_optimizer is 'sgd'; use one of adamw, muon"),
+        ({"checkpoints": 0}, "TrainConfig.checkpoints is 0; it must be positive"),
         ({"balance": "rows"}, "balance is 'rows'; use one of tokens, flops"),
         ({"accumulate": 0}, "TrainConfig.accumulate is 0; it must be positive"),
         ({"final_share": 1.5}, r"final_share is 1.5; it must lie in \[0, 1\]"),
