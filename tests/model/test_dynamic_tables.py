@@ -1,6 +1,7 @@
 """The collection of dynamic tables beside TorchRec's, and spread over processes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load, save
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 
 from model.embeddings.dynamic import DynamicEmbeddingCollection
+from model.embeddings.exchange import Exchange
 from model.embeddings.mixing import initial_vectors, owner_of
 from model.embeddings.rules import Keeping, RowOptimizer, TableFullError
 from model.embeddings.table_state import joined
@@ -213,6 +215,17 @@ def test_ranks_together_are_one_process(num_ranks, tmp_path):
     resumed.train_rows(RowOptimizer(name="adagrad", lr=0.1), Keeping(ttl_days=2))
     taken_up(resumed, out["states"])  # of many: one takes all
     assert all(torch.equal(resumed.state()[name], value) for name, value in state.items())
+
+
+def test_a_rank_reads_the_parts_that_may_have_its_keys_and_no_others():
+    """Whatever number of ranks wrote: exactly the remainders that occur together with this rank's."""
+    hashes = range(4096)
+    for num_ranks in range(2, 9):
+        for num_saved in range(1, 9):
+            for rank in range(num_ranks):
+                exchange = SimpleNamespace(rank=rank, num_ranks=num_ranks)
+                expected = {h % num_saved for h in hashes if h % num_ranks == rank}
+                assert Exchange.sources(exchange, num_saved) == sorted(expected)
 
 
 LIMITED = Keeping(max_rows=91, eviction="lru")
