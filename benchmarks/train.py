@@ -1,12 +1,13 @@
 """The whole training step: tables, tokens, blocks, heads and optimizers, on rows of shape P.
 
-    python -m benchmarks.train --out FILE [--cases large medium small large_nvidia_shape] [--steps 30]
+    python -m benchmarks.train --out FILE [--cases large medium small large_nvidia_shape] [--plain large ...]
     torchrun --nproc-per-node 2 -m benchmarks.train --out FILE     # against one rank's --one FILE: the ratio
 
 A case is a preset on a shape. Rows come from a loader's thread, which shuffles, cuts by tokens, lays out and
 packs them as in training, from encoded rows in memory. MFU counts the blocks' products that the mask lets
-tokens see, forward once and backward twice, over 989 TFLOP/s of an H100 or H200, wall time of a step: the
-median over runs of five steps, between which alone the device is waited for.
+tokens see, forward once and backward twice, over 989 TFLOP/s of an H100 or H200 and wall time: the median
+over runs of five steps, between which alone the device is waited for. It is that of the steady state: steps
+are warmed up until forty in a row were replayed (`warm_up_steps`).
 `idle` is the share of a step in which no kernel runs: kernels' time is that of a profiled run, a step's time
 that of one without a profiler. The table says which kinds of kernels the time goes to.
 """
@@ -40,7 +41,7 @@ from model.data.ahead import Ahead
 from model.data.batch import JaggedBatch, token_cuts
 from model.data.steps import Step
 from model.rankers.mtgr import MtgrConfig
-from model.training.loader import delivered, side_stream
+from model.training.loader import capacities_of, made_ready, with_next
 from model.training.meter import peak_flops
 from model.training.step import Trainer, process_group
 from spark_jobs.contract import command
@@ -50,6 +51,7 @@ from spark_jobs.lake.log import git_sha
 
 _ROWS = 768  # encoded once; steps are drawn from them
 _TOKENS = 48_000  # of a step of one rank
+_MOST_WARM_UP = 600  # steps
 # What a kernel is, by its name; the first that fits.
 _KINDS = (
     ("attention", r"hstu|mtgr|attention"),
@@ -97,19 +99,29 @@ def _cases(batch_tokens: int) -> dict[str, Case]:
     return cases
 
 
+def _plain(case: Case) -> Case:
+    train = dataclasses.replace(case.config.train, cuda_graphs=False)
+    return dataclasses.replace(
+        case, name=f"{case.name}_plain", config=dataclasses.replace(case.config, train=train)
+    )
+
+
 def steps_of(case: Case, rows: JaggedBatch, on: torch.device) -> Iterator[Step]:
-    """Steps without end, each made ready as training makes it; all ranks have equal rows."""
-    stream = side_stream(on)
+    """Steps without end, each made ready as training makes it; ranks draw rows of their own."""
+    return made_ready(_cut(case, rows), case.config.train, on, capacities_of(case.config, on))
+
+
+def _cut(case: Case, rows: JaggedBatch) -> Iterator[Step]:
     for epoch in itertools.count():
-        order = shuffled(rows, epoch)
+        order = shuffled(rows, epoch * dist.get_world_size() + dist.get_rank())
         cuts = (
-            token_cuts(rows.tokens_B()[order], case.config.train.batch_tokens)
+            token_cuts(rows.tokens_B()[order], case.config.train.batch_tokens // dist.get_world_size())
             if case.rows_a_step is None
             else range(case.rows_a_step, rows.num_rows + 1, case.rows_a_step)
         )
         for first, end in itertools.pairwise([0, *list(cuts)[: -1 if case.rows_a_step is None else None]]):
             batch = rows.select(order[first:end])
-            step = Step(
+            yield Step(
                 name=f"{epoch}/{first}",
                 batch=batch,
                 num_candidates=batch.num_candidates,
@@ -117,7 +129,6 @@ def steps_of(case: Case, rows: JaggedBatch, on: torch.device) -> Iterator[Step]:
                 num_tokens=batch.num_tokens * dist.get_world_size(),
                 row_hash=torch.ones(batch.num_rows),
             )
-            yield delivered(step.ready(0.5, pin=on.type == "cuda"), on, stream)
 
 
 def bench(case: Case, on: torch.device, num_steps: int) -> dict[str, Any]:
@@ -132,18 +143,17 @@ def bench(case: Case, on: torch.device, num_steps: int) -> dict[str, Any]:
     trainer.scaler.fit(rows.select(torch.arange(64)))
     is_gpu = on.type == "cuda"
     with Ahead(steps_of(case, rows, on), depth=2, name="steps") as ahead:
-        steps = iter(ahead)
-        for _ in range(20):
-            trainer.step(next(steps))
-        trainer.losses()
+        steps = with_next(iter(ahead))
+        warm_up = _warm_up(trainer, steps)
+        fresh = trainer.num_fresh
         done: list[Step] = []
         marks: list[float] = []
         waited = ahead.waited
         _wait(on)
         start = time.perf_counter()
         for _ in range(num_steps):
-            step = next(steps)
-            trainer.step(step)
+            step, following = next(steps)
+            trainer.step(step, following)
             done.append(step)
             if len(done) % 5 == 0:
                 _wait(on)  # once in five steps: what a step costs while nothing waits for it
@@ -155,10 +165,11 @@ def bench(case: Case, on: torch.device, num_steps: int) -> dict[str, Any]:
     spans = [(b - a) / 5 * 1e3 for a, b in itertools.pairwise([start, *marks])]
     tokens = [step.batch.num_tokens for step in done]
     pairs = [step.batch.layouts[0].num_pairs for step in done]
-    flops = 3 * sum(case.config.model.visible_flops(*one) for one in zip(tokens, pairs, strict=True))
+    flops = [3 * case.config.model.visible_flops(*one) for one in zip(tokens, pairs, strict=True)]
     peak = peak_flops(on)
     step_ms = statistics.median(spans)  # another load on the host's cores spoils a mean
     per_s = num_steps * step_ms / 1e3
+    rate = statistics.median(sum(flops[5 * k : 5 * k + 5]) / 5e-3 / ms for k, ms in enumerate(spans))
     result: dict[str, Any] = {
         "case": case.name,
         "preset": case.config.preset,
@@ -170,9 +181,13 @@ def bench(case: Case, on: torch.device, num_steps: int) -> dict[str, Any]:
         "step_ms": {"mean": round(seconds / num_steps * 1e3, 3), "median": round(step_ms, 3),
                     "least": round(min(spans), 3), "most": round(max(spans), 3), "steps": num_steps},
         "tokens_per_s": round(sum(tokens) / per_s * dist.get_world_size()),
+        "cuda_graphs": case.config.train.cuda_graphs,
+        "warm_up_steps": warm_up,
+        "steps_not_replayed": trainer.num_fresh - fresh if capacities_of(case.config, on) else num_steps,
+        "fillers": round(1 - sum(tokens) / sum(step.batch.layouts[0].num_tokens for step in done), 4),
         "waited_for_data": round(waited / seconds, 4),
-        "tflops": round(flops / per_s / 1e12, 2),
-        "mfu": round(flops / per_s / peak, 4) if peak else None,
+        "tflops": round(rate / 1e12, 2),
+        "mfu": round(rate / peak, 4) if peak else None,
     }  # fmt: skip
     if is_gpu:
         busy = kernels.pop("busy_ms")
@@ -187,16 +202,30 @@ def bench(case: Case, on: torch.device, num_steps: int) -> dict[str, Any]:
     return result
 
 
+def _warm_up(trainer: Trainer, steps: Iterator[tuple[Step, Step | None]]) -> int:
+    """Takes steps until forty in a row were of sizes that are recorded; returns how many it took."""
+    taken = since = 0
+    while since < 40 and taken < _MOST_WARM_UP:
+        fresh = trainer.num_fresh
+        trainer.step(*next(steps))
+        taken += 1
+        is_fresh = torch.tensor(float(trainer.num_fresh != fresh), device=trainer.device)
+        dist.all_reduce(is_fresh)  # all ranks take as many steps
+        since = 0 if is_fresh.item() else since + 1
+    trainer.losses()
+    return taken
+
+
 def _wait(on: torch.device) -> None:
     if on.type == "cuda":
         torch.cuda.synchronize(on)
 
 
-def _kernels(trainer: Trainer, steps: Iterator[Step], number: int = 5) -> dict[str, Any]:
+def _kernels(trainer: Trainer, steps: Iterator[tuple[Step, Step | None]], number: int = 5) -> dict[str, Any]:
     """Milliseconds of a step that any kernel runs, launches, and milliseconds by kind of kernel."""
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
         for _ in range(number):
-            trainer.step(next(steps))
+            trainer.step(*next(steps))
         torch.cuda.synchronize()
     trainer.losses()
     spans: list[tuple[float, float]] = []
@@ -228,8 +257,9 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
     torch.manual_seed(0)
     with process_group(on):
         world_size, rank = dist.get_world_size(), dist.get_rank()
-        cases = _cases(arguments.tokens)
+        cases = _cases(arguments.tokens * world_size)
         results = [bench(cases[name], on, arguments.steps) for name in arguments.cases]
+        plain = [bench(_plain(cases[name]), on, arguments.steps) for name in arguments.plain]
     if rank:
         return None
     summary: dict[str, float] = {one["case"]: one["mfu"] for one in results if one["mfu"] is not None}
@@ -249,7 +279,7 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
             "launched": is_launched(),
         },
         "commit": arguments.commit or git_sha(),
-        "results": results,
+        "results": results + plain,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -262,6 +292,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--cases", nargs="+", choices=list(_cases(_TOKENS)),
                         default=["large", "medium", "small", "large_nvidia_shape"])  # fmt: skip
+    parser.add_argument("--plain", nargs="+", choices=list(_cases(_TOKENS)), default=[],
+                        help="cases that also run without CUDA graphs")  # fmt: skip
     parser.add_argument("--steps", type=int, default=30, help="timed steps, a multiple of 5")
     parser.add_argument("--tokens", type=int, default=_TOKENS, help="of a step of one rank")
     parser.add_argument("--one", type=Path, metavar="FILE", help="what one rank gave, for the ratio")

@@ -1,10 +1,10 @@
 """MTGR's two operators on jagged rows: masked SiLU attention and group layer norm, forward and backward.
 
-    from hstu_ops import gated_attention, group_layer_norm, mtgr_attention
+    from hstu_ops import add_group_layer_norm, gated_attention, group_layer_norm, linear, mtgr_attention
 
 Backends: a readable PyTorch reference, C++ for CPUs, Triton for NVIDIA GPUs from sm80 on, CUTLASS for sm90a.
 Works from its sources (`PYTHONPATH=cuda_ext`) without the compiled two. Reading order: `reference`,
-`schemas`, `attention`, `norm`, `gated`.
+`schemas`, `attention`, `norm`, `gated`, `linear`.
 """
 
 from hstu_ops import libraries, schemas, triton_ops
@@ -15,16 +15,20 @@ triton_ops.register()
 from hstu_ops.attention import attention_plan, mtgr_attention  # noqa: E402
 from hstu_ops.backends import BACKENDS, BackendUnavailableError, available  # noqa: E402
 from hstu_ops.gated import gated_attention  # noqa: E402
-from hstu_ops.norm import group_layer_norm  # noqa: E402
+from hstu_ops.linear import linear, sums_apart  # noqa: E402
+from hstu_ops.norm import add_group_layer_norm, group_layer_norm  # noqa: E402
 
 __all__ = [
     "BACKENDS",
     "BackendUnavailableError",
+    "add_group_layer_norm",
     "attention_plan",
     "available",
     "gated_attention",
     "group_layer_norm",
     "libraries",
+    "linear",
     "mtgr_attention",
     "schemas",
+    "sums_apart",
 ]

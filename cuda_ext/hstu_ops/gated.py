@@ -34,6 +34,7 @@ def gated_attention(
     backend: str = "auto",
     deterministic: bool = False,
     plan: Tensor | None = None,
+    uvqk_bias: Tensor | None = None,
 ) -> Tensor:
     """Computes `group_layer_norm(mtgr_attention(q, k, v), gate u)` of a block (arXiv 2505.18654, 3.3).
 
@@ -50,6 +51,8 @@ def gated_attention(
         backend: `auto`, `reference`, `cpu`, `triton` or `cutlass`.
         deterministic: Asks for a backward pass that gives equal bits for equal inputs.
         plan: As in `mtgr_attention`.
+        uvqk_bias: `[4 * N * D]`, what is in every token of uvqk already, detached: it gets its gradient here
+            (backends `triton` and `cutlass`), where it costs less than a pass over that of uvqk.
 
     Returns:
         `[T, N * D]`, contiguous, in the dtype of uvqk (under autocast, in its dtype).
@@ -65,6 +68,8 @@ def gated_attention(
     u_TND, v_TND, q_TND, k_TND = uvqk_T4ND.unbind(1)
     chosen = resolve(backend, device_type, uvqk_T4ND.dtype, uvqk_T4ND.shape[3])
     if chosen in ("reference", "cpu"):
+        if uvqk_bias is not None:
+            raise ValueError("uvqk_bias gets its gradient by backends 'triton' and 'cutlass' alone")
         out_TND = mtgr_attention(
             q_TND,
             k_TND,
@@ -95,6 +100,7 @@ def gated_attention(
         eps,
         deterministic,
         plan,
+        uvqk_bias,
     )[0]
     return y
 
@@ -114,13 +120,18 @@ def _fake_backward(
     group: Tensor,
     weight: Tensor,
     *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return uvqk.new_empty(uvqk.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with_sums = len(rest) == 8 and rest[-1]
+    sums = uvqk.new_empty(uvqk[0].numel() if with_sums else 0, dtype=torch.float32)
+    return uvqk.new_empty(uvqk.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape), sums
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    uvqk, offsets, visible_end, group, weight, _, ctx.alpha, ctx.inv_n, _, ctx.deterministic, plan = inputs
+    uvqk, offsets, visible_end, group, weight, _, ctx.alpha, ctx.inv_n, _, ctx.deterministic, plan, bias = (
+        inputs
+    )
     _, out, mean, rstd = output
+    ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.mark_non_differentiable(out, mean, rstd)
     ctx.save_for_backward(uvqk, offsets, visible_end, group, weight, out, mean, rstd, plan)
 
@@ -143,6 +154,7 @@ def _register(name: str) -> None:
         eps: float,
         deterministic: bool,
         plan: Tensor | None = None,
+        uvqk_bias: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         u, v, q, k = uvqk.unbind(1)
         out = attention(q, k, v, offsets, visible_end, alpha, inv_n, deterministic, plan)
@@ -164,7 +176,8 @@ def _register(name: str) -> None:
         inv_n: float,
         deterministic: bool,
         plan: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        with_sums: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Not at the top: they import triton, which a machine without a GPU need not have.
         from hstu_ops.triton_ops.attention_backward import attention_backward_out
         from hstu_ops.triton_ops.group_layer_norm import norm_backward_out
@@ -172,7 +185,7 @@ def _register(name: str) -> None:
         grad_uvqk = torch.empty_like(uvqk)
         u, v, q, k = uvqk.unbind(1)
         grad_u, grad_v, grad_q, grad_k = grad_uvqk.unbind(1)
-        grad_out, grad_weight, grad_bias = norm_backward_out(
+        grad_out, grad_weight, grad_bias, sums_of_u = norm_backward_out(
             grad_y, out.flatten(1), group, weight, mean, rstd, u.flatten(1), grad_u.flatten(1)
         )
         triton = name.endswith("_triton")
@@ -182,16 +195,21 @@ def _register(name: str) -> None:
             *(q, k, v, offsets, visible_end, alpha, inv_n, deterministic),
             *(grad_q, grad_k, grad_v, plan),
         )
-        return grad_uvqk, grad_weight, grad_bias
+        if not with_sums:
+            return grad_uvqk, grad_weight, grad_bias, sums_of_u.new_empty(0)
+        of_others = operators.column_sums_triton(grad_uvqk.flatten(1)[:, len(sums_of_u) :])
+        return grad_uvqk, grad_weight, grad_bias, torch.cat([sums_of_u, of_others])
 
     def backward(ctx: Any, grad_y: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_y.stride(-1) != 1:  # expanded, as `y.sum()` sends it
             grad_y = grad_y.contiguous()
         *tensors, plan = ctx.saved_tensors
-        grad_uvqk, grad_weight, grad_bias = backward_operator(
-            grad_y, *tensors, ctx.alpha, ctx.inv_n, ctx.deterministic, plan
+        with_sums = ctx.bias_dtype is not None
+        grad_uvqk, grad_weight, grad_bias, sums = backward_operator(
+            grad_y, *tensors, ctx.alpha, ctx.inv_n, ctx.deterministic, plan, with_sums
         )
-        return grad_uvqk, None, None, None, grad_weight, grad_bias, None, None, None, None, None
+        grad_uvqk_bias = sums.to(ctx.bias_dtype) if with_sums else None
+        return grad_uvqk, None, None, None, grad_weight, grad_bias, *(None,) * 5, grad_uvqk_bias
 
     def no_double_backward(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(f"{qualified} is differentiable once; backend 'reference' is twice")

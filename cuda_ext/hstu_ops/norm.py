@@ -59,6 +59,50 @@ def group_layer_norm(
     return y
 
 
+def add_group_layer_norm(
+    x_TD: Tensor,
+    residual_TD: Tensor,
+    group_T: Tensor,
+    weight_GD: Tensor,
+    bias_GD: Tensor,
+    eps: float,
+    *,
+    x_bias_D: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Adds what a block gives to what it got, and normalises the sum: `group_layer_norm(x + residual)`.
+
+    On a GPU one kernel each way: the backward pass also adds the two gradients that meet in the sum.
+
+    Args:
+        x_TD: As in `group_layer_norm`.
+        residual_TD: As x.
+        group_T: As in `group_layer_norm`.
+        weight_GD: As in `group_layer_norm`.
+        bias_GD: As weight.
+        eps: Added to the variance.
+        x_bias_D: `[D]`, what is in every token of x already, detached: it gets its gradient here (backends
+            `triton` and `cutlass`), where it costs no pass over that of x.
+        backend: As in `group_layer_norm`.
+
+    Returns:
+        The sum and its norm, `[T, D]`, in the dtype of x.
+
+    Raises:
+        ValueError: As in `group_layer_norm`; `gate` stands for the residual.
+        BackendUnavailableError: The backend asked for cannot run here or cannot take these tensors.
+    """
+    check_norm(x_TD, group_T, weight_GD, bias_GD, residual_TD)
+    if resolve(backend, x_TD.device.type, x_TD.dtype, None) in ("reference", "cpu"):
+        if x_bias_D is not None:
+            raise ValueError("x_bias gets its gradient by backends 'triton' and 'cutlass' alone")
+        sum_TD = x_TD + residual_TD
+        return sum_TD, group_layer_norm(sum_TD, group_T, weight_GD, bias_GD, eps, backend=backend)
+    operator = torch.ops.hstu_ops.add_group_layer_norm_triton
+    sum_TD, y_TD, *_ = operator(x_TD, residual_TD, group_T, weight_GD, bias_GD, eps, x_bias_D)
+    return sum_TD, y_TD
+
+
 def _fake_forward(
     x: Tensor, group: Tensor, weight: Tensor, bias: Tensor, eps: float, gate: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,5 +147,50 @@ def _register(name: str) -> None:
     torch.library.register_autograd(qualified + "_backward", no_double_backward, lib=library)
 
 
+def _fake_add_forward(x: Tensor, residual: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, rstd = (x.new_empty(x.shape[0], dtype=torch.float32) for _ in range(2))
+    return x.new_empty(x.shape), x.new_empty(x.shape), mean, rstd
+
+
+def _fake_add_backward(
+    grad_sum: Tensor, grad_y: Tensor, x: Tensor, group: Tensor, weight: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sums = x.new_empty(x.shape[1], dtype=torch.float32)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape), sums
+
+
+def _setup_add_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, _, group, weight, _, _, x_bias = inputs
+    summed, _, mean, rstd = output
+    ctx.bias_dtype = None if x_bias is None else x_bias.dtype
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(summed, group, weight, mean, rstd)
+
+
+def _add_backward(
+    ctx: Any, grad_sum: Tensor, grad_y: Tensor, *unused: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    grad_sum, grad_y = (one if one.stride(-1) == 1 else one.contiguous() for one in (grad_sum, grad_y))
+    operator = torch.ops.hstu_ops.add_group_layer_norm_triton_backward
+    grad_x, grad_weight, grad_bias, sums = operator(grad_sum, grad_y, *ctx.saved_tensors)
+    grad_x_bias = None if ctx.bias_dtype is None else sums.to(ctx.bias_dtype)
+    return grad_x, grad_x, None, grad_weight, grad_bias, None, grad_x_bias
+
+
+def _no_double_add_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        f"{NAMESPACE}::add_group_layer_norm_triton is differentiable once; backend 'reference' is twice"
+    )
+
+
+def _register_add() -> None:
+    name = f"{NAMESPACE}::add_group_layer_norm_triton"
+    torch.library.register_fake(name, _fake_add_forward, lib=library)
+    torch.library.register_fake(name + "_backward", _fake_add_backward, lib=library)
+    torch.library.register_autograd(name, _add_backward, setup_context=_setup_add_context, lib=library)
+    torch.library.register_autograd(name + "_backward", _no_double_add_backward, lib=library)
+
+
 for _name in _OPERATORS:
     _register(_name)
+_register_add()

@@ -13,6 +13,9 @@ m)`), never a schema.
 | `gated_attention_triton`, `gated_attention_triton_backward` | | backend `triton` |
 | `group_layer_norm`, `group_layer_norm_backward` | backend `cpu`, C++ | |
 | `group_layer_norm_triton`, `group_layer_norm_triton_backward` | | backends `triton`, `cutlass` |
+| `add_group_layer_norm_triton`, `add_group_layer_norm_triton_backward` | | backends `triton`, `cutlass` |
+| `norm_backward_sm90` | | called by the norms above where it takes the tensors, built for sm90a |
+| `column_sums_triton` | | backends `triton`, `cutlass` |
 | `table_*` | C++ | CUDA C++, built with the above for sm90a |
 
 Shapes: T tokens of all rows laid end to end, N heads, D head dim (or width of the norm), B rows, G token
@@ -50,18 +53,19 @@ _ATTENTION_BACKWARD_OUT = (
 )
 
 # uvqk: [T, 4, N, D], contiguous. y [T, N * D] is group_layer_norm(mtgr_attention(q, k, v)) gated by u.
-# Returns (y, the attention's out [T, N, D], mean [T], rstd [T]).
+# Returns (y, the attention's out [T, N, D], mean [T], rstd [T]). uvqk_bias [4 N D]: as x_bias below.
 _GATED = (
     "(Tensor uvqk, Tensor offsets, Tensor visible_end, Tensor group, Tensor weight, Tensor bias,"
-    " float alpha, float inv_n, float eps, bool deterministic, Tensor? plan=None)"
+    " float alpha, float inv_n, float eps, bool deterministic, Tensor? plan=None, Tensor? uvqk_bias=None)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
-# Returns (grad_uvqk [T, 4, N, D], grad_weight, grad_bias): one tensor, so that no slices are copied together.
+# Returns (grad_uvqk [T, 4, N, D], grad_weight, grad_bias, where asked for the sums of grad_uvqk over tokens,
+# float32 [4 N D], else nothing): one tensor, so that no slices are copied together.
 _GATED_BACKWARD = (
     "(Tensor grad_y, Tensor uvqk, Tensor offsets, Tensor visible_end, Tensor group, Tensor weight,"
-    " Tensor out, Tensor mean, Tensor rstd, float alpha, float inv_n, bool deterministic, Tensor? plan=None)"
-    " -> (Tensor, Tensor, Tensor)"
+    " Tensor out, Tensor mean, Tensor rstd, float alpha, float inv_n, bool deterministic,"
+    " Tensor? plan=None, bool with_sums=False) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 # x, gate: [T, D], last stride 1. group: int32 or int64 [T], 0 <= g < G. weight, bias: [G, D].
@@ -77,6 +81,32 @@ _NORM_BACKWARD = (
     "(Tensor grad_y, Tensor x, Tensor group, Tensor weight, Tensor mean, Tensor rstd, Tensor? gate)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
+
+# x, residual: [T, D], one dtype, last stride 1. Returns (sum = x + residual in that dtype, y, mean, rstd),
+# the last three as of the sum. x_bias [D]: what was added to every token of x, without a gradient so far;
+# its gradient is the sum of x's over tokens, which costs nothing where that is made.
+_ADD_NORM = (
+    "(Tensor x, Tensor residual, Tensor group, Tensor weight, Tensor bias, float eps, Tensor? x_bias)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+# grad_sum: what comes back to the sum beside grad_y. Returns (grad_x, which is grad_residual, too,
+# grad_weight, grad_bias, the sums of grad_x over tokens, float32 [D]).
+_ADD_NORM_BACKWARD = (
+    "(Tensor grad_sum, Tensor grad_y, Tensor sum, Tensor group, Tensor weight, Tensor mean, Tensor rstd)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+# The backward pass of both norms, for bfloat16 and float16 x of D 256, 512, 768 or 1024, float32 weights and
+# int32 groups; gate and grad_gate, or grad_sum, or none. Returns (grad_x, float32 [warps, 2 G + 1, D]: parts
+# of grad_weight, of grad_bias and of the sums over tokens of grad_gate, or, with grad_sum, of grad_x).
+_NORM_BACKWARD_SM90 = (
+    "(Tensor grad_y, Tensor x, Tensor group, Tensor weight, Tensor mean, Tensor rstd, Tensor? gate,"
+    " Tensor? grad_sum, Tensor(a!)? grad_gate) -> (Tensor, Tensor)"
+)
+
+# x: [T, C], last stride 1. Returns the sums over T, float32 [C].
+_COLUMN_SUMS = "(Tensor x) -> Tensor"
 
 # What the kernels of backend cutlass know of a mask, for any number of calls on one stream: int32.
 _PLAN = "(Tensor offsets, Tensor visible_end) -> Tensor"
@@ -96,6 +126,10 @@ SCHEMAS = {
     "group_layer_norm_backward": _NORM_BACKWARD,
     "group_layer_norm_triton": _NORM,
     "group_layer_norm_triton_backward": _NORM_BACKWARD,
+    "add_group_layer_norm_triton": _ADD_NORM,
+    "add_group_layer_norm_triton_backward": _ADD_NORM_BACKWARD,
+    "column_sums_triton": _COLUMN_SUMS,
+    "norm_backward_sm90": _NORM_BACKWARD_SM90,
 }
 
 # The dynamic hash table (csrc/tables): its memory is the caller's, by address, and changes in place.

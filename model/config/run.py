@@ -30,6 +30,8 @@ class TrainConfig:
         balance: What rows cost: `tokens`, or `flops`, which adds their part of attention in tokens' worth.
         accumulate: Parts in which a rank computes its batch, one after the other; one update of all weights.
         recompute: Whether activations of blocks are computed again in the backward pass instead of kept.
+        cuda_graphs: Whether, on a GPU and without `accumulate`, the dense part of a step is recorded and
+            replayed, where the ranker takes batches that are filled up.
         passes: Passes over a day before the next day is read.
         dense_optimizer: `adamw`, or `muon`: Muon for the hidden matrices, AdamW for other dense weights.
         dense_lr: Learning rate of the dense optimizer.
@@ -61,6 +63,7 @@ class TrainConfig:
     balance: str = "tokens"
     accumulate: int = 1
     recompute: bool = False
+    cuda_graphs: bool = True
     passes: int = 1
     dense_optimizer: str = "adamw"
     dense_lr: float

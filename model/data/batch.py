@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.data.layout import Layout, layout
+from model.data.layout import Layout, Sizes, filled, layout
 from spark_jobs.contract.features import Group
 
 SEQUENCES = (Group.STATIC, Group.REALTIME, Group.CANDIDATE)
@@ -46,6 +46,7 @@ class JaggedBatch:
             real-time state is frozen; infinity where the number stays.
         layouts: Where the tokens lie, one for each run of rows that is computed at once; none until
             `laid_out`.
+        room: What the tensors of `_fixed_tensors` are filled up to; None: nothing is.
         storage: uint8, the buffer whose views all tensors are; None until `packed`.
     """
 
@@ -58,6 +59,7 @@ class JaggedBatch:
     weights: Tensor
     frozen_numbers: Tensor
     layouts: tuple[Layout, ...] = ()
+    room: Sizes | None = None
     storage: Tensor | None = None
 
     @property
@@ -128,6 +130,37 @@ class JaggedBatch:
             self, layouts=tuple(layout(self, *run) for run in itertools.pairwise([0, *ends]))
         )
 
+    def filled(self, room: Sizes) -> JaggedBatch:
+        """This batch, laid out as one part, with what the dense part of a model reads filled up to `room`.
+
+        Ids and lengths stay those of the real rows: fillers are looked up nowhere.
+        """
+        (where,) = self.layouts
+        widths = {Group.PROFILE: room.rows, **room.groups}
+
+        def wider(values: Tensor, group: Group) -> Tensor:
+            return nn.functional.pad(values, (0, widths[group] - values.shape[-1]))
+
+        return dataclasses.replace(
+            self,
+            numbers={group: wider(tensor, group) for group, tensor in self.numbers.items()},
+            labels=wider(self.labels, Group.CANDIDATE),
+            weights=wider(self.weights, Group.CANDIDATE),
+            layouts=(filled(where, room, self.num_profile),),
+            room=room,
+            storage=None,
+        )
+
+    def fixed_views(self, storage: Tensor) -> JaggedBatch:
+        """This batch with its fixed tensors in `storage`, as it lay in the leading bytes of its own."""
+        fixed = self._fixed_tensors()
+        return self._of([*_views(storage, fixed), *self._tensors()[len(fixed) :]], None)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Leading bytes of `storage` that hold what is filled up: of equal shapes for batches of one room."""
+        return sum(map(_padded, self._fixed_tensors()))
+
     def parts(self) -> list[JaggedBatch]:
         """The runs of rows by which it was laid out, each as a batch of views."""
         return [self] if len(self.layouts) == 1 else [self._part(where) for where in self.layouts]
@@ -147,32 +180,38 @@ class JaggedBatch:
             layouts=(where,),
         )
 
+    def _fixed_tensors(self) -> list[Tensor]:
+        return [
+            *self.numbers.values(),
+            self.labels,
+            self.weights,
+            *(getattr(where, name) for where in self.layouts for name in _LAYOUT),
+        ]
+
     def _tensors(self) -> list[Tensor]:
         return [
+            *self._fixed_tensors(),
             *self.ids.values(),
-            *self.numbers.values(),
             *self.lengths.values(),
             self.realtime_visible,
             self.candidate_visible,
-            self.labels,
-            self.weights,
             self.frozen_numbers,
-            *(getattr(where, name) for where in self.layouts for name in _LAYOUT),
         ]
 
     def _of(self, tensors: Sequence[Tensor], storage: Tensor | None) -> JaggedBatch:
         """This batch with other tensors, in the order of `_tensors`."""
         rest = iter(tensors)
-        return JaggedBatch(
-            ids={group: next(rest) for group in self.ids},
+        return JaggedBatch(  # keyword arguments are evaluated in this order
             numbers={group: next(rest) for group in self.numbers},
+            labels=next(rest),
+            weights=next(rest),
+            layouts=tuple(_replaced(where, rest) for where in self.layouts),
+            ids={group: next(rest) for group in self.ids},
             lengths={group: next(rest) for group in self.lengths},
             realtime_visible=next(rest),
             candidate_visible=next(rest),
-            labels=next(rest),
-            weights=next(rest),
             frozen_numbers=next(rest),
-            layouts=tuple(_replaced(where, rest) for where in self.layouts),
+            room=self.room,
             storage=storage,
         )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,32 @@ if TYPE_CHECKING:
     from model.data.batch import JaggedBatch
 
 GROUPS = tuple(Group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much a batch has, or has room for.
+
+    Attributes:
+        rows: Rows B.
+        groups: Tokens of each sequence group over all rows.
+        tokens: Tokens T of all rows, the profile's among them.
+    """
+
+    rows: int
+    groups: Mapping[Group, int]
+    tokens: int
+
+    def __hash__(self) -> int:
+        return hash((self.rows, tuple(self.groups.values()), self.tokens))
+
+    def fits(self, room: Sizes) -> bool:
+        """Whether all of it is below `room`, so that a filler has a place everywhere."""
+        return (
+            self.rows < room.rows
+            and self.tokens < room.tokens
+            and all(number < room.groups[group] for group, number in self.groups.items())
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +135,40 @@ def layout(batch: JaggedBatch, first: int = 0, end: int | None = None) -> Layout
         },
         num_pairs=int(visible_end_T.sum() + sees_itself),
     )
+
+
+def filled(where: Layout, sizes: Sizes, num_profile: int) -> Layout:
+    """The layout of a whole batch, filled up to `sizes`; what is a number stays that of the real rows.
+
+    The tokens behind the last row are one more row, of candidates that see only themselves; rows behind that
+    one are empty. All fillers are read from the last place of the last group, and candidates without a token
+    from the last filler: what goes back there is zero.
+
+    Args:
+        where: Of all rows of a batch.
+        sizes: More of everything than the batch has.
+        num_profile: Profile tokens of a row.
+    """
+    first_filler, tokens = where.num_tokens, sizes.tokens
+    room = [sizes.rows * num_profile, *(sizes.groups[group] for group in GROUPS[1:])]
+    used = [end - first for first, end in where.places.values()]
+    used[0] *= num_profile
+    behind = torch.tensor(room[:-1]).cumsum(0) - torch.tensor(used[:-1]).cumsum(0)
+    shift_G = torch.cat([behind.new_zeros(1), behind])
+    candidates = where.candidates
+    return dataclasses.replace(
+        where,
+        offsets=_filled(where.offsets, sizes.rows + 1, tokens),
+        group=_filled(where.group, tokens, GROUPS.index(Group.CANDIDATE)),
+        visible_end=_filled(where.visible_end, tokens, 0),
+        source=_filled(where.source[:first_filler] + shift_G[where.group.long()], tokens, sum(room) - 1),
+        candidates=_filled(candidates, sizes.groups[Group.CANDIDATE], tokens - 1),
+    )
+
+
+def _filled(values: Tensor, size: int, filler: int) -> Tensor:
+    """Values `[size]`, those at the end `filler`."""
+    return torch.nn.functional.pad(values, (0, size - values.shape[0]), value=filler)
 
 
 def _places(batch: JaggedBatch, first: int, end: int) -> dict[Group, tuple[int, int]]:

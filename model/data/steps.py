@@ -27,6 +27,7 @@ import torch
 from model.data import reader
 from model.data.ahead import ahead
 from model.data.batch import JaggedBatch, nearest_cut
+from model.data.capacity import Capacities
 from model.data.encoder import SampleEncoder, mix64
 from model.data.reader import SamplesTable, SamplesUnavailableError, order_hash, tokens_of
 from spark_jobs.lake.rows import Piece, Slice
@@ -83,15 +84,25 @@ class Step:
     ends: npt.NDArray[np.int64] | None = None
     copied: torch.cuda.Event | None = None
 
-    def ready(self, frozen_share: float, *, num_parts: int = 1, pin: bool = False) -> Step:
+    def ready(
+        self,
+        frozen_share: float,
+        *,
+        num_parts: int = 1,
+        pin: bool = False,
+        capacities: Capacities | None = None,
+    ) -> Step:
         """This step with all that can be done before the device has it: frozen, laid out, in one buffer.
 
         Args:
             frozen_share: Share of rows, by their hash, whose real-time state is frozen.
             num_parts: In how many parts the batch is computed.
             pin: Whether the buffer is page-locked.
+            capacities: Sizes that a batch of one part is filled up to; by default none is.
         """
         batch = self.batch.frozen(self.row_hash < frozen_share).laid_out(num_parts)
+        if capacities is not None and num_parts == 1:
+            batch = batch.filled(capacities.of(batch))
         ends = batch.num_candidates_B().cumsum(0).numpy()
         return dataclasses.replace(self, batch=batch.packed(pin=pin), ends=ends)
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec import EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
 
-from model.embeddings.exchange import Exchange
+from model.embeddings.exchange import Exchange, Route
 from model.embeddings.hash_table import Evicted, HashTable
 from model.embeddings.mixing import initial_vectors
 from model.embeddings.rules import Keeping, RowOptimizer
@@ -90,13 +90,22 @@ class DynamicEmbeddingCollection(nn.Module):
             for key, part in zip(features.keys(), torch.split(vectors, sizes), strict=True)
         }
 
-    def lookup(self, ids: Tensor, sizes: Sequence[int], tables: Sequence[int]) -> Tensor:
+    def dispatch(self, ids: Tensor, sizes: Sequence[int], tables: Sequence[int]) -> Route | None:
+        """Sends ids, as `lookup` takes them, to the ranks that keep their rows; None if there is one rank."""
+        if self.exchange is None:
+            return None
+        return self.exchange.route(ids.contiguous(), torch.tensor(sizes).cumsum(0).tolist(), tables)
+
+    def lookup(
+        self, ids: Tensor, sizes: Sequence[int], tables: Sequence[int], route: Route | None = None
+    ) -> Tensor:
         """Vectors `[n, width]` of ids laid end to end; in training, new ids come in.
 
         Args:
             ids: int64 `[n]`.
             sizes: How many are of each slice.
             tables: Table of each slice.
+            route: By which `dispatch` has sent these ids; by default they are sent now.
         """
         ends = torch.tensor(sizes).cumsum(0).tolist()
         ids = ids.contiguous()
@@ -104,7 +113,8 @@ class DynamicEmbeddingCollection(nn.Module):
             return self._sorted_lookup(ids, ends, tables)
         learns = self.training and torch.is_grad_enabled()
         if self.exchange is not None:
-            return self.exchange.lookup(self.live, ids, ends, tables, learns=learns)
+            route = route or self.exchange.route(ids, ends, tables)
+            return self.exchange.lookup(self.live, route, learns=learns)
         if learns:
             out: Tensor = _Lookup.apply(_anchor(ids), self.live, ids, ends, tables)  # type: ignore[no-untyped-call]
             return out

@@ -22,7 +22,7 @@ from model.embeddings.table_state import BY_KEY, WAITING
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Route:
+class Route:
     """How the distinct ids of a batch go to their owners.
 
     Attributes:
@@ -41,6 +41,11 @@ class _Route:
     ends: list[int]
     tables: list[int]
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tells the allocator that `stream` uses what another stream has sent."""
+        self.inverse.record_stream(stream)
+        self.ids.record_stream(stream)
+
 
 class Exchange:
     """The ranks that share tables.
@@ -54,12 +59,10 @@ class Exchange:
         self.num_ranks = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
 
-    def lookup(
-        self, table: HashTable, ids: Tensor, ends: Sequence[int], tables: Sequence[int], *, learns: bool
-    ) -> Tensor:
-        """Vectors of this rank's ids; every rank must call it."""
-        anchor = torch.empty(0, device=ids.device, requires_grad=learns)
-        out: Tensor = _Shared.apply(anchor, self, table, self._route(ids, ends, tables), learns)  # type: ignore[no-untyped-call]
+    def lookup(self, table: HashTable, route: Route, *, learns: bool) -> Tensor:
+        """Vectors of the ids that were sent by a route; every rank must call it."""
+        anchor = torch.empty(0, device=route.ids.device, requires_grad=learns)
+        out: Tensor = _Shared.apply(anchor, self, table, route, learns)  # type: ignore[no-untyped-call]
         return out
 
     def is_mine(self, ids: Tensor, tables: Tensor) -> Tensor:
@@ -93,7 +96,8 @@ class Exchange:
         dist.all_to_all_single(out, values.contiguous(), received, sent, group=self.group)
         return out
 
-    def _route(self, ids: Tensor, ends: Sequence[int], tables: Sequence[int]) -> _Route:
+    def route(self, ids: Tensor, ends: Sequence[int], tables: Sequence[int]) -> Route:
+        """Sends this rank's ids to their owners, and waits for how many come; every rank must call it."""
         kinds = sorted(set(tables))
         inverse = torch.empty(len(ids), dtype=torch.int64, device=ids.device)
         distinct, owners, numbers = [], [], []
@@ -118,7 +122,7 @@ class Exchange:
         dist.all_to_all_single(theirs, counts, group=self.group)
         both = torch.stack([counts, theirs]).view(2, self.num_ranks, -1).cpu()
         sent, received = both.sum(2).tolist()
-        return _Route(
+        return Route(
             inverse=place[inverse],
             sent=sent,
             received=received,
@@ -131,7 +135,7 @@ class Exchange:
 class _Shared(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, anchor: Tensor, exchange: Exchange, table: HashTable, route: _Route, learns: bool
+        ctx: Any, anchor: Tensor, exchange: Exchange, table: HashTable, route: Route, learns: bool
     ) -> Tensor:
         slices = (route.ids, route.ends, route.tables)
         rows = table.insert(*slices) if learns else table.find(*slices)

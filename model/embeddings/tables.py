@@ -10,7 +10,9 @@ categories, by the hash of the id modulo the table's rows, which ids then share.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +21,34 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 from model.data.batch import JaggedBatch
 from model.data.encoder import id_features
 from model.embeddings.dynamic import DynamicEmbeddingCollection
+from model.embeddings.exchange import Route
 from model.embeddings.mixing import mix64
 from model.embeddings.sizes import TableSize
 from spark_jobs.contract.features import Dataset, Group, Kind
 
 ID_TABLES = ("dynamic", "hashed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dispatched:
+    """Ids of a batch that are where their rows are.
+
+    Attributes:
+        fixed: By width, TorchRec's context of the tables, and what has come in.
+        dynamic: By width, how the ids were sent; None if there is one rank.
+    """
+
+    fixed: Mapping[str, tuple[Any, Any]]
+    dynamic: Mapping[str, Route | None]
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tells the allocator that `stream` uses what another stream has sent."""
+        for context, ids in self.fixed.values():
+            context.record_stream(stream)
+            ids.record_stream(stream)
+        for route in self.dynamic.values():
+            if route is not None:
+                route.record_stream(stream)
 
 
 def rows_of(ids_FT: Tensor, is_id_F1: Tensor, rows_F1: Tensor) -> Tensor:
@@ -101,48 +126,92 @@ class FeatureEmbeddings(nn.Module):
         """Width of each id feature of a group."""
         return [self.sizes[feature.table].width for feature in self.features[group]]
 
-    def forward(self, batch: JaggedBatch) -> dict[Group, list[Tensor]]:
-        """Embeddings by group: one `[tokens, width]` for each id feature, in token order."""
-        embedded = {**self._of_fixed(batch), **self._of_dynamic(batch)}
+    def dispatch(self, batch: JaggedBatch) -> Dispatched:
+        """Sends the ids of a batch to the ranks that keep their rows, for `forward`; every rank must call it.
+
+        It needs no row, so that it can be done while the batch before is computed; it waits for the device.
+        """
+        fixed = {}
+        for name, ids in self._fixed_ids(batch).items():
+            tables: Any = self.tables[name]
+            context = tables.create_context()
+            fixed[name] = context, tables.input_dist(context, ids).wait().wait()
+        return Dispatched(
+            fixed=fixed,
+            dynamic={name: tables.dispatch(*self._ids(tables, batch)) for name, tables in self._growing()},
+        )
+
+    def forward(self, batch: JaggedBatch, dispatched: Dispatched | None = None) -> dict[Group, list[Tensor]]:
+        """Embeddings by group: one `[tokens, width]` for each id feature, in token order.
+
+        Args:
+            batch: Whose ids are looked up.
+            dispatched: What `dispatch` gave for it; by default ids are sent now.
+        """
+        embedded = {**self._of_fixed(batch, dispatched), **self._of_dynamic(batch, dispatched)}
         return {
             group: [embedded[f"{group}_{feature.name}"] for feature in features]
             for group, features in self.features.items()
         }
 
-    def _of_fixed(self, batch: JaggedBatch) -> dict[str, Tensor]:
+    def _of_fixed(self, batch: JaggedBatch, dispatched: Dispatched | None) -> dict[str, Tensor]:
         embedded: dict[str, Tensor] = {}
-        rows = {
-            group: rows_of(
-                batch.ids[group], self.get_buffer(f"is_id_{group}"), self.get_buffer(f"rows_{group}")
-            )
-            for group in Group
-        }
+        if dispatched is None:
+            vectors = {name: self.tables[name](ids) for name, ids in self._fixed_ids(batch).items()}
+        else:
+            sharded: Any = self.tables
+            vectors = {
+                name: sharded[name].compute_and_output_dist(*sent) for name, sent in dispatched.fixed.items()
+            }
+        for of_width in vectors.values():
+            embedded |= {key: jagged.values() for key, jagged in of_width.items()}
+        return embedded
+
+    def _fixed_ids(self, batch: JaggedBatch) -> dict[str, KeyedJaggedTensor]:
+        """What is looked up in the fixed tables of each width."""
+        ids = {}
+        rows = {group: self._rows(batch.ids[group], group) for group in Group}
         ones_B = torch.ones_like(batch.lengths[Group.CANDIDATE])
         lengths = {group: batch.lengths.get(group, ones_B) for group in Group}
         if not batch.num_rows:  # TorchRec needs a row: one without ids stands for none
             lengths = dict.fromkeys(Group, ones_B.new_zeros(1))
-        for name, tables in self.tables.items():
+        for name in self.tables:
             places = [self.place[key] for key in self.keys[name]]
-            ids = KeyedJaggedTensor(
+            ids[name] = KeyedJaggedTensor(
                 keys=self.keys[name],
                 values=torch.cat([rows[group][index] for group, index in places]),
                 lengths=torch.cat([lengths[group] for group, _ in places]),
                 # What the host knows is not read back from the device.
                 length_per_key=[rows[group].shape[1] for group, _ in places],
             )
-            embedded |= {key: jagged.values() for key, jagged in tables(ids).items()}
+        return ids
+
+    def _rows(self, ids_FT: Tensor, group: Group) -> Tensor:
+        """Rows of the fixed tables; those of ids that are in a dynamic table mean nothing."""
+        if self.dynamic:
+            return ids_FT
+        return rows_of(ids_FT, self.get_buffer(f"is_id_{group}"), self.get_buffer(f"rows_{group}"))
+
+    def _of_dynamic(self, batch: JaggedBatch, dispatched: Dispatched | None) -> dict[str, Tensor]:
+        embedded: dict[str, Tensor] = {}
+        for name, tables in self._growing():
+            ids, sizes, numbers = self._ids(tables, batch)
+            route = None if dispatched is None else dispatched.dynamic[name]
+            vectors = tables.lookup(ids, sizes, numbers, route)
+            embedded |= zip(tables.numbers, torch.split(vectors, sizes), strict=True)
         return embedded
 
-    def _of_dynamic(self, batch: JaggedBatch) -> dict[str, Tensor]:
-        embedded: dict[str, Tensor] = {}
-        for tables in self.dynamic.values():
+    def _growing(self) -> Iterator[tuple[str, DynamicEmbeddingCollection]]:
+        for name, tables in self.dynamic.items():
             assert isinstance(tables, DynamicEmbeddingCollection)
-            keys = list(tables.numbers)
-            ids = [batch.ids[group][index] for group, index in map(self.place.__getitem__, keys)]
-            sizes = [len(some) for some in ids]
-            vectors = tables.lookup(torch.cat(ids), sizes, list(tables.numbers.values()))
-            embedded |= zip(keys, torch.split(vectors, sizes), strict=True)
-        return embedded
+            yield name, tables
+
+    def _ids(
+        self, tables: DynamicEmbeddingCollection, batch: JaggedBatch
+    ) -> tuple[Tensor, list[int], list[int]]:
+        """The ids of dynamic tables laid end to end, with the size and the table of each feature's."""
+        ids = [batch.ids[group][index] for group, index in map(self.place.__getitem__, tables.numbers)]
+        return torch.cat(ids), [len(some) for some in ids], list(tables.numbers.values())
 
 
 def _by_width(

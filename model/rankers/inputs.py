@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from hstu_ops import linear
 from torch import Tensor, nn
 
 from model.data.batch import JaggedBatch
@@ -15,6 +16,8 @@ from model.embeddings.numbers import NumberScaler
 from model.embeddings.sizes import TableSize
 from model.embeddings.tables import FeatureEmbeddings
 from spark_jobs.contract.features import Dataset, Group
+
+_ALIGNED = 8  # 16-bit values in 16 bytes: a GPU's products over other widths take twice the time
 
 Embeddings = Mapping[Group, list[Tensor]]  # by group, `[tokens, width]` of each id feature
 
@@ -31,22 +34,23 @@ class _TakeRows(torch.autograd.Function):
     """`x[index]` of different rows: its gradient is copied to their places, where that of indexing sorts."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, index_N: Tensor) -> Tensor:
+    def forward(ctx: Any, index_N: Tensor, *parts: Tensor) -> Tensor:
         ctx.save_for_backward(index_N)
-        ctx.num_rows = x_TD.shape[0]
-        return x_TD.index_select(0, index_N)
+        ctx.num_parts, ctx.num_rows = len(parts), parts[0].shape[0]
+        first_ND, *others = (x_TD.index_select(0, index_N) for x_TD in parts)
+        return sum(others, first_ND)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (index_N,) = ctx.saved_tensors
         (grad_ND,) = grads
         grad_TD = grad_ND.new_zeros(ctx.num_rows, *grad_ND.shape[1:])
-        return grad_TD.index_copy_(0, index_N, grad_ND), None
+        return None, *(grad_TD.index_copy_(0, index_N, grad_ND),) * ctx.num_parts
 
 
-def take_rows(x_TD: Tensor, index_N: Tensor) -> Tensor:
-    """Rows of `[T, D]` by int64 `[N]`, each at most once."""
-    rows_ND: Tensor = _TakeRows.apply(x_TD, index_N)  # type: ignore[no-untyped-call]
+def take_rows(index_N: Tensor, *parts: Tensor) -> Tensor:
+    """Rows of `[T, D]`, or of the sum of several, by int64 `[N]`, each at most once."""
+    rows_ND: Tensor = _TakeRows.apply(index_N, *parts)  # type: ignore[no-untyped-call]
     return rows_ND
 
 
@@ -98,5 +102,18 @@ class InputTokens(nn.Module):
         tokens = {Group.PROFILE: self.profile(embeddings[Group.PROFILE], numbers[Group.PROFILE])}
         for group in (Group.STATIC, Group.REALTIME, Group.CANDIDATE):
             encode = self.candidate if group is Group.CANDIDATE else self.behaviour
-            tokens[group] = encode(torch.cat([*embeddings[group], numbers[group]], dim=-1))
+            tokens[group] = _encoded(encode, [*embeddings[group], numbers[group]])
         return tokens
+
+
+def _encoded(encode: nn.Sequential, parts: list[Tensor]) -> Tensor:
+    """What an MLP makes of features side by side, `[tokens, D]`."""
+    first, rest = encode[0], encode[1:]
+    assert isinstance(first, nn.Linear)
+    weight: Tensor = first.weight
+    missing = -first.in_features % _ALIGNED
+    if missing and weight.is_cuda:
+        parts = [*parts, parts[0].new_zeros(len(parts[0]), missing)]
+        weight = nn.functional.pad(weight, (0, missing))
+    tokens: Tensor = rest(linear(torch.cat(parts, dim=-1), weight, first.bias))
+    return tokens

@@ -17,9 +17,17 @@ visible tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-from hstu_ops import attention_plan, gated_attention, group_layer_norm
+from hstu_ops import (
+    add_group_layer_norm,
+    attention_plan,
+    gated_attention,
+    group_layer_norm,
+    linear,
+    sums_apart,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -41,6 +49,8 @@ class MtgrConfig(RankerConfig):
         norm_eps: Added to the variance in group layer norm.
         ops_backend: Backend of `hstu_ops`: `auto`, `reference`, `cpu`, `triton` or `cutlass`.
     """
+
+    takes_filled: ClassVar[bool] = True
 
     architecture: str = field(init=False, default="mtgr")
     num_blocks: int
@@ -81,10 +91,14 @@ class GroupLayerNorm(nn.Module):
         self.eps = config.norm_eps
         self.backend = config.ops_backend
 
-    def forward(self, x_TD: Tensor, group_T: Tensor) -> Tensor:
-        """Normalises `[T, D]`; statistics in float32."""
-        backend = "triton" if self.backend == "cutlass" else self.backend
-        return group_layer_norm(x_TD, group_T, self.weight_GD, self.bias_GD, self.eps, backend=backend)
+    def forward(
+        self, x_TD: Tensor, added_TD: Tensor | None, added_bias_D: Tensor | None, group_T: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of `[T, D]` and what is added, and its norm; statistics in float32."""
+        parameters = group_T, self.weight_GD, self.bias_GD, self.eps
+        if added_TD is None:
+            return x_TD, group_layer_norm(x_TD, *parameters, backend=self.backend)
+        return add_group_layer_norm(added_TD, x_TD, *parameters, x_bias_D=added_bias_D, backend=self.backend)
 
 
 class Block(nn.Module):
@@ -112,9 +126,23 @@ class Block(nn.Module):
             backend=self.backend,
         )
 
-    def forward(self, x_TD: Tensor, tokens: Layout, plan: Tensor | None) -> Tensor:
-        """Transforms `[T, D]`."""
-        uvqk_TD = self.uvqk(self.norm_in(x_TD, tokens.group))
+    def forward(
+        self,
+        x_TD: Tensor,
+        added_TD: Tensor | None,
+        added_bias_D: Tensor | None,
+        tokens: Layout,
+        plan: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Transforms `[T, D]`, which is still to be added up: what the block before got, and what it adds.
+
+        Returns:
+            The same of this block. The sum is left to the next one, whose norm takes it up in one pass, and,
+            where `sums_apart`, gives the bias of this one its gradient.
+        """
+        x_TD, normed_TD = self.norm_in(x_TD, added_TD, added_bias_D, tokens.group)
+        apart, bias = sums_apart(normed_TD), self.uvqk.bias
+        uvqk_TD = linear(normed_TD, self.uvqk.weight, bias.detach() if apart else bias)
         gated_TD = gated_attention(
             uvqk_TD.view(-1, 4, self.num_heads, self.head_dim),
             tokens.offsets,
@@ -128,9 +156,10 @@ class Block(nn.Module):
             backend=self.backend,
             deterministic=True,
             plan=plan,
+            uvqk_bias=bias if apart else None,
         )
-        x: Tensor = self.out(gated_TD) + x_TD
-        return x
+        out_bias = self.out.bias
+        return x_TD, linear(gated_TD, self.out.weight, out_bias.detach() if apart else out_bias)
 
 
 class MtgrRanker(Ranker):
@@ -162,13 +191,23 @@ class MtgrRanker(Ranker):
         in_groups = torch.cat(
             [tokens[Group.PROFILE].flatten(0, 1), *(tokens[group] for group in list(Group)[1:])]
         )
-        x_TD = take_rows(in_groups, where.source)
+        x_TD = take_rows(where.source, in_groups)
         plan: Tensor | None = self.blocks[0].plan(x_TD, where)  # type: ignore[operator]
+        added_TD: Tensor | None = None
+        bias: Tensor | None = None
         for block in self.blocks:
+            inputs = x_TD, added_TD, bias, where, plan
             if self.recompute and torch.is_grad_enabled():
                 # Nothing here is random: there is no state to restore, which would wait for the device.
-                x_TD = checkpoint(block, x_TD, where, plan, use_reentrant=False, preserve_rng_state=False)
+                x_TD, added_TD = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_TD = block(x_TD, where, plan)
-        logits: Tensor = self.heads(take_rows(x_TD, where.candidates))
+                x_TD, added_TD = block(*inputs)
+            assert isinstance(block, Block)
+            bias = block.out.bias if sums_apart(x_TD) else None
+        assert added_TD is not None
+        # Of the last block only candidates are read.
+        x_CD = take_rows(where.candidates, x_TD, added_TD)
+        if bias is not None:
+            x_CD = x_CD + (bias - bias.detach()).to(x_CD.dtype)  # nothing, but for its gradient
+        logits: Tensor = self.heads(x_CD)
         return logits

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -58,6 +59,8 @@ class RankerConfig:
     Raises:
         ValueError: A value is out of range.
     """
+
+    takes_filled: ClassVar[bool] = False  # whether its rankers read no more of a batch than its fixed tensors
 
     architecture: str = field(init=False, default="")
     d_model: int

@@ -101,7 +101,7 @@ class UserTowerRanker(Ranker):
         attended_BCD = self._attend(candidate_BCD, behaviours_BLD, sees_BCL)
         x_CD = tokens[Group.CANDIDATE]
         place_C = _places(candidate, longest[Group.CANDIDATE], batch.num_candidates)
-        interest_CD = take_rows(attended_BCD.flatten(0, 1), place_C)
+        interest_CD = take_rows(place_C, attended_BCD.flatten(0, 1))
         user_CD = user_BD.repeat_interleave(candidate, dim=0, output_size=batch.num_candidates)
         mixed_CD = self.score(torch.cat([x_CD, interest_CD, user_CD, user_CD * x_CD], dim=-1))
         logits: Tensor = self.heads(mixed_CD + x_CD)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.config.run import TrainConfig
 
@@ -26,22 +26,37 @@ class DenseOptimizer:
         weights: The dense part by name.
         matrices: Names of those that are weights of linear layers: they decay.
         train: The training.
+        rate: The learning rate on a GPU, by which a step can be recorded in a CUDA graph; Muon's cannot.
 
     Attributes:
+        is_capturable: Whether a step can be recorded.
         param_groups: Of all optimizers.
         state: Of every weight that has been updated.
         kept: What is kept of a weight, by its name.
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], matrices: set[str], train: TrainConfig) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        matrices: set[str],
+        train: TrainConfig,
+        rate: Tensor | None = None,
+    ) -> None:
         hidden = [name for name in sorted(matrices) if not name.startswith(_OUTSIDE)]
         by_muon = set(hidden if train.dense_optimizer == "muon" else ())
         decayed = [weights[name] for name in sorted(weights) if name in matrices - by_muon]
         others = [weights[name] for name in sorted(weights) if name not in matrices]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         lr, decay = train.dense_lr, train.weight_decay
+        self.is_capturable = rate is not None and not by_muon
         self._all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=lr, weight_decay=decay, fused=True)
+            torch.optim.AdamW(
+                groups,
+                lr=rate if rate is not None and self.is_capturable else lr,
+                weight_decay=decay,
+                fused=True,
+                capturable=self.is_capturable,
+            )
         ]
         if by_muon:
             of_muon = [weights[name] for name in sorted(by_muon)]

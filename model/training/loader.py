@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 
 from model.config.environment import reader_threads
-from model.config.run import Config
-from model.data.ahead import Ahead
+from model.config.run import Config, TrainConfig
+from model.data.ahead import Ahead, ahead
+from model.data.capacity import Capacities
 from model.data.encoder import SampleEncoder
 from model.data.reader import SamplesTable
 from model.data.steps import Cost, Position, Step, steps_of, tokens_cost
+from model.training.step import is_recorded
 
 _DEPTH = 2  # steps that wait: one on its way to the device, one behind it
 
@@ -37,6 +39,35 @@ def delivered(step: Step, device: torch.device, stream: torch.cuda.Stream | None
     return dataclasses.replace(step, batch=batch, copied=copied)
 
 
+def capacities_of(config: Config, device: torch.device) -> Capacities | None:
+    """Sizes that steps of one rank are filled up to; None where the dense part is not recorded."""
+    if not is_recorded(config, device):
+        return None
+    return Capacities(batch_tokens=config.train.batch_tokens // dist.get_world_size())
+
+
+def made_ready(
+    steps: Iterator[Step], train: TrainConfig, device: torch.device, capacities: Capacities | None
+) -> Iterator[Step]:
+    """Steps on their way to the device; others are put together, in a thread of their own, meanwhile."""
+    stream = side_stream(device)
+    for step in ahead(steps, depth=1, name="steps of rows"):
+        ready = step.ready(
+            train.frozen_share, num_parts=train.accumulate, pin=stream is not None, capacities=capacities
+        )
+        yield delivered(ready, device, stream)
+
+
+def with_next(steps: Iterable[Step]) -> Iterator[tuple[Step, Step | None]]:
+    """Each step, with the one that follows it."""
+    rest = iter(steps)
+    step = next(rest, None)
+    while step is not None:
+        following = next(rest, None)
+        yield step, following
+        step = following
+
+
 class Loader:
     """Makes the steps of days, on every rank as many.
 
@@ -53,6 +84,7 @@ class Loader:
         self._encoder = encoder
         self._config = config
         self._device = device
+        self._capacities = capacities_of(config, device)
         self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
 
     def steps(self, table: SamplesTable, ds: str, start: Position | None = None) -> Ahead[Step]:
@@ -61,7 +93,7 @@ class Loader:
         return Ahead(steps, depth=_DEPTH, name=f"loader of {ds}")
 
     def _of_day(self, table: SamplesTable, ds: str, start: Position) -> Iterator[Step]:
-        train, stream = self._config.train, side_stream(self._device)
+        train = self._config.train
         for pass_number in range(start.pass_number, train.passes):
             of_rank = steps_of(
                 table,
@@ -76,9 +108,8 @@ class Loader:
                 cost=self._cost(),
                 threads=reader_threads(),
             )
-            for step in of_rank if self._group is None else self._agreed(of_rank, ds, start, pass_number):
-                ready = step.ready(train.frozen_share, num_parts=train.accumulate, pin=stream is not None)
-                yield delivered(ready, self._device, stream)
+            agreed = of_rank if self._group is None else self._agreed(of_rank, ds, start, pass_number)
+            yield from made_ready(agreed, train, self._device, self._capacities)
 
     def _cost(self) -> Cost:
         """What rows cost, in tokens: a block's 10 N d^2 + 4 pairs d over the 10 d^2 of a token."""

@@ -37,7 +37,7 @@ from model.runs.store import (
     run_path,
     write_config,
 )
-from model.training.loader import Loader
+from model.training.loader import Loader, with_next
 from model.training.meter import Meter
 from model.training.plan import Plan, is_as_asked, plan_of
 from model.training.progress import position_in, read_progress, remove_progress, save_progress
@@ -234,8 +234,8 @@ def _take_days(
         trainer.begin_day(day)
         with loader.steps(tables[version], day, start if day == reached else Position()) as steps:
             meter.begin(steps)
-            for step in steps:
-                trainer.step(step)
+            for step, following in with_next(steps):
+                trainer.step(step, following)
                 after_step()
                 meter.add(step)
                 progress["tokens"] += step.num_tokens

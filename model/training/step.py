@@ -33,6 +33,7 @@ from model.data.steps import Step
 from model.embeddings.numbers import NumberScaler
 from model.embeddings.rules import RowOptimizer
 from model.embeddings.table_state import joined
+from model.embeddings.tables import Dispatched
 from model.rankers.heads import Heads
 from model.rankers.inputs import Embeddings
 from model.rankers.protocol import Ranker, build_ranker
@@ -41,6 +42,7 @@ from model.runs.sharded import ShardReader
 from model.training.averaging import Average
 from model.training.dense import DenseOptimizer
 from model.training.parts import Part, load, parts_of
+from model.training.recorded import DensePart, Recorded, first_bad
 from model.training.schedule import rate_share
 from model.training.watch import Watch
 from spark_jobs.contract.clock import parse_day
@@ -104,20 +106,36 @@ class Trainer:
         self._day = ""
         in_tables = {id(parameter) for parameter in tables.parameters()}
         dense = {n: p for n, p in ranker.named_parameters() if id(p) not in in_tables}
-        self.model = _distribute(ranker, list(tables.parameters()), config.train.sparse_lr, device)
+        # What is recorded is exchanged in one piece behind it; DDP's hooks would wait for other streams.
+        self._has_ddp = dist.get_world_size() > 1 and not is_recorded(config, device)
+        self.model = _distribute(
+            ranker, list(tables.parameters()), config.train.sparse_lr, device, ddp=self._has_ddp
+        )
         self.dense_names = sorted(dense)
         self.dense = [dense[name] for name in self.dense_names]
         linear = {id(m.weight) for m in ranker.modules() if isinstance(m, nn.Linear)}
         matrices = {name for name, parameter in dense.items() if id(parameter) in linear}
-        self.optimizer = DenseOptimizer(dense, matrices, config.train)
+        self._is_bfloat16 = config.train.precision == "bfloat16"
+        self._rate = torch.tensor(config.train.dense_lr, device=device)
+        rate = self._rate if is_recorded(config, device) else None
+        self.optimizer = DenseOptimizer(dense, matrices, config.train, rate)
+        self._dense_part = DensePart(ranker, self.dense, is_bfloat16=self._is_bfloat16, device=device)
+        self._forget_recorded()
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._dispatched: tuple[str, Dispatched] | None = None
         self.num_steps = 0
         self.num_tokens = 0
         self.group = dist.new_group(backend="gloo")
         self._average = Average([part.tensor for part in self._averaged_parts().values()])
         self._watch = Watch()
 
-    def step(self, step: Step) -> None:
-        """Takes one optimizer step; its loss is read by `losses`. Nothing in it waits for the device.
+    def step(self, step: Step, following: Step | None = None) -> None:
+        """Takes one optimizer step; `losses` reads its loss. One process never waits for the device in it.
+
+        Args:
+            step: To take.
+            following: The step that will be taken next, where it is known: its ids go to the ranks that keep
+                their rows while the device computes this one.
 
         Raises:
             NonFiniteLossError: A loss or gradient of a step before this one is NaN or infinite.
@@ -126,14 +144,21 @@ class Trainer:
         train = self.config.train
         if not step.batch.layouts:
             step = step.ready(train.frozen_share, num_parts=train.accumulate)
+        if step.batch.room is None and dist.get_world_size() > 1 and not self._has_ddp:
+            raise ValueError(
+                f"step {step.name} is not filled up: the ranks' gradients would not be exchanged"
+            )
         self.num_tokens += step.num_tokens
-        for group in self.optimizer.param_groups:
-            group["lr"] = train.dense_lr * rate_share(train, self.num_steps, self.num_tokens)
+        self._set_rate(train.dense_lr * rate_share(train, self.num_steps, self.num_tokens))
         try:
-            self.optimizer.zero_grad()
-            loss, first_bad = self._backward(step)
-            norm = nn.utils.clip_grad_norm_(self.dense, train.clip_norm)
-            self.optimizer.step()
+            if step.batch.room is not None:
+                values = self._take_recorded(step, following)
+            else:
+                self.optimizer.zero_grad()
+                loss, bad = self._backward(step)
+                norm = nn.utils.clip_grad_norm_(self.dense, train.clip_norm)
+                self.optimizer.step()
+                values = torch.stack([one.detach().double() for one in (loss, norm, bad)])
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
                 f"step {step.name} (day/pass/step), {step.batch.num_tokens} tokens on this rank, does not "
@@ -143,7 +168,72 @@ class Trainer:
             ) from error
         self.num_steps += 1
         self._average.update(self.num_steps)
-        self._watch.add(step, loss, norm, first_bad)
+        self._watch.add(step, values)
+
+    def _take_recorded(self, step: Step, following: Step | None) -> Tensor:
+        """Takes a step of a batch that is filled up; returns its loss, norm and first bad candidate."""
+        batch = self._delivered(step)
+        for weight, gradient in zip(self.dense, self._dense_part.gradients, strict=True):
+            weight.grad = gradient
+        dispatched = self._taken_dispatched(step)
+        loss, bad = self._dense_part.backward(
+            batch, step.weight, dispatched, lambda: self._dispatch(following)
+        )
+        self._update.run()
+        return torch.stack([loss.double(), self._norm.double(), bad.double()])
+
+    def _taken_dispatched(self, step: Step) -> Dispatched | None:
+        """The ids of a step, if they were sent while the one before was computed."""
+        if self._dispatched is None:
+            return None
+        (name, dispatched), self._dispatched = self._dispatched, None
+        if name != step.name:
+            raise ValueError(f"step {step.name} comes where {name} was said to follow")
+        if self._side is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_stream(self._side)
+            dispatched.record_stream(stream)
+        return dispatched
+
+    def _dispatch(self, following: Step | None) -> None:
+        """Sends the next step's ids to the ranks that keep their rows, beside what the device computes."""
+        if following is None or dist.get_world_size() == 1:
+            return
+        embeddings = self._ranker.inputs.embeddings
+        if self._side is None:
+            self._dispatched = following.name, embeddings.dispatch(following.batch)
+            return
+        with torch.cuda.stream(self._side):
+            assert following.copied is not None
+            self._side.wait_event(following.copied)
+            self._dispatched = following.name, embeddings.dispatch(following.batch)
+
+    def _clip_and_update(self) -> None:
+        """`clip_grad_norm_` and Adam, on the gradients' fixed memory."""
+        gradient = self._dense_part.gradient
+        norm = torch.linalg.vector_norm(gradient)
+        gradient.mul_((self.config.train.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        self.optimizer.step()
+        self._norm = norm
+
+    def _forget_recorded(self) -> None:
+        """Has the optimizer's work recorded anew: its state lies elsewhere."""
+        pool = self._dense_part.pool if self.optimizer.is_capturable else None
+        self._update = Recorded(self._clip_and_update, self.device, pool)
+
+    def _set_rate(self, rate: float) -> None:
+        self._rate.fill_(rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate if self.optimizer.is_capturable else rate
+
+    def _delivered(self, step: Step) -> JaggedBatch:
+        """The step's batch on the device, which waits for the copy."""
+        batch = step.batch.to(self.device)
+        if step.copied is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(step.copied)
+            batch.record_stream(stream)
+        return batch
 
     def _backward(self, step: Step) -> tuple[Tensor, Tensor]:
         """Adds up the gradients of a step's parts; updates the rows of the tables, once.
@@ -151,11 +241,7 @@ class Trainer:
         Returns:
             This rank's part of the loss, and its first candidate whose loss is not finite, or -1.
         """
-        batch = step.batch.to(self.device)
-        if step.copied is not None:
-            stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(step.copied)
-            batch.record_stream(stream)
+        batch = self._delivered(step)
         parts = batch.parts()
         if len(parts) == 1:
             return self._backward_part(batch, None, step.weight)
@@ -163,7 +249,7 @@ class Trainer:
         # together: rows are read, and updated, as for one big batch.
         embedded = self._ranker.inputs.embeddings(batch)
         loss = torch.zeros((), device=self.device)
-        first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
+        bad_of_all = torch.full((), -1, dtype=torch.int64, device=self.device)
         grads: dict[Group, list[list[Tensor]]] = {
             group: [[] for _ in some] for group, some in embedded.items()
         }
@@ -177,7 +263,7 @@ class Trainer:
                 of_part, bad = self._backward_part(part, own, step.weight)
             loss = loss + of_part
             bad = torch.where(bad >= 0, bad + where.places[Group.CANDIDATE][0], -1)
-            first_bad = torch.where(first_bad >= 0, first_bad, bad)
+            bad_of_all = torch.where(bad_of_all >= 0, bad_of_all, bad)
             for group, some in own.items():
                 for place, one in enumerate(some):
                     grads[group][place].append(torch.zeros_like(one) if one.grad is None else one.grad)
@@ -185,13 +271,12 @@ class Trainer:
             [one for some in embedded.values() for one in some],
             [torch.cat(of_parts) for some in grads.values() for of_parts in some],
         )
-        return loss, first_bad
+        return loss, bad_of_all
 
     def _backward_part(
         self, part: JaggedBatch, embeddings: Embeddings | None, weight: float
     ) -> tuple[Tensor, Tensor]:
-        is_bfloat16 = self.config.train.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bfloat16):
             logits = self.model(part, embeddings)
         losses = nn.functional.binary_cross_entropy_with_logits(
             logits, part.labels, weight=part.weights, reduction="none"
@@ -199,7 +284,7 @@ class Trainer:
         loss = losses.sum() / weight
         # Both DDP and the row-wise exchange divide gradients by the number of ranks.
         (loss * dist.get_world_size()).backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), _first_bad(losses.detach())
+        return loss.detach(), first_bad(losses.detach())
 
     def _unsynced(self) -> contextlib.AbstractContextManager[None]:
         """Within it gradients of the dense part are added up, and not yet exchanged."""
@@ -215,6 +300,11 @@ class Trainer:
         self._day = day
         for collection in self._rows.values():
             collection.start_day(parse_day(day).toordinal())
+
+    @property
+    def num_fresh(self) -> int:
+        """Steps of batches that were filled up whose dense part was not replayed."""
+        return self._dense_part.num_fresh
 
     @property
     def num_pending(self) -> int:
@@ -318,6 +408,8 @@ class Trainer:
             )
         if reader.num_ranks == dist.get_world_size():
             _set_random_state(self.device, reader)
+        self._forget_recorded()
+        self._dispatched = None
         self.num_steps = int(reader.tensor("num_steps"))
         self.num_tokens = int(reader.tensor("num_tokens"))
 
@@ -334,12 +426,10 @@ def _set_random_state(device: torch.device, reader: ShardReader) -> None:
         torch.cuda.set_rng_state(reader.tensor(of_rank + "cuda"), device)
 
 
-def _first_bad(losses_2C: Tensor) -> Tensor:  # noqa: N803
-    """The first candidate whose loss is not finite, or -1: a tensor, so that nothing waits for it."""
-    if not losses_2C.shape[1]:
-        return torch.full((), -1, dtype=torch.int64, device=losses_2C.device)
-    bad_C = ~losses_2C.isfinite().all(0)  # noqa: N806
-    return torch.where(bad_C.any(), bad_C.to(torch.int8).argmax(), -1)
+def is_recorded(config: Config, device: torch.device) -> bool:
+    """Whether steps on `device` are filled up and the dense part is recorded; see `recorded`."""
+    train = config.train
+    return train.cuda_graphs and train.accumulate == 1 and config.model.takes_filled and device.type == "cuda"
 
 
 def _order_of_received(local_split: int, num_splits: int, *rest: Any, **named: Any) -> Tensor | None:
@@ -352,7 +442,7 @@ dist_data._get_recat = _order_of_received
 
 
 def _distribute(
-    ranker: Ranker, tables: list[nn.Parameter], sparse_lr: float, device: torch.device
+    ranker: Ranker, tables: list[nn.Parameter], sparse_lr: float, device: torch.device, *, ddp: bool
 ) -> DistributedModelParallel:
     apply_optimizer_in_backward(RowWiseAdagrad, tables, {"lr": sparse_lr, "eps": 1e-8})
     sharder = EmbeddingCollectionSharder()
@@ -371,7 +461,7 @@ def _distribute(
         device=device,
         plan=plan,
         sharders=[sharder],
-        init_data_parallel=dist.get_world_size() > 1,  # one rank has no gradients to exchange
+        init_data_parallel=ddp,
         # A static graph cannot leave the exchange of gradients to the last part of a step.
         data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
     )

@@ -60,19 +60,17 @@ class Watch:
         """Steps whose losses were not handed out."""
         return len(self._taken) + sum(len(one.steps) for one in self._copied) + len(self._losses)
 
-    def add(self, step: Step, loss: Tensor, norm: Tensor, first_bad: Tensor) -> None:
+    def add(self, step: Step, values: Tensor) -> None:
         """Takes note of a step; checks those before it whose values have long been copied.
 
         Args:
             step: Of which the values are.
-            loss: Of this rank.
-            norm: Of the gradient.
-            first_bad: First candidate of this rank whose loss is not finite, or -1.
+            values: float64 `[3]`: loss of this rank, norm of the gradient, and the first candidate of this
+                rank whose loss is not finite, or -1.
 
         Raises:
             NonFiniteLossError: A loss or gradient norm is NaN or infinite.
         """
-        values = torch.stack([one.detach().double() for one in (loss, norm, first_bad)])
         assert step.ends is not None
         self._taken.append(_Taken(name=step.name, values=values, users=step.users, ends=step.ends))
         if len(self._taken) >= _STEPS:  # after the same step on every rank, as a bad loss must be told to all

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from hstu_ops.attention import mtgr_attention
-from hstu_ops.norm import group_layer_norm
+from hstu_ops.norm import add_group_layer_norm, group_layer_norm
 from torch import Tensor
 
 from benchmarks.shapes import Jagged
@@ -142,4 +142,37 @@ def check_norm(
     names = ("y", "grad_x", "grad_weight", "grad_bias", "grad_gate")[: 5 if gated else 4]
     assert_as_exact_as_pytorch(
         run(backend, False), run("reference", False), run("reference", True), dtype, names
+    )
+
+
+def check_add_norm(backend: str, num_tokens: int, dim: int, dtype: torch.dtype) -> None:
+    """Holds `add_group_layer_norm`, both of whose results are used, against the reference."""
+    device = "cpu" if backend in ("cpu", "reference") else "cuda"
+    generator = torch.Generator(device=device).manual_seed(6)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device, dtype=torch.float32)
+
+    x, residual = ((normal(num_tokens, dim) * 3 + 1).to(dtype) for _ in range(2))
+    group = torch.randint(0, 4, (num_tokens,), generator=generator, device=device).sort().values
+    weight, bias, mix = normal(4, dim), normal(4, dim), normal(num_tokens, dim).to(dtype)
+    # The norm is of the sum as it is kept: the exact side begins with what was rounded off, too.
+    rounded_off = (x + residual).double() - (x.double() + residual.double())
+
+    def run(name: str, exact: bool) -> list[Tensor]:
+        leaves = [(t.double() if exact else t.clone()).requires_grad_() for t in (x, residual, weight, bias)]
+        if exact:
+            summed = leaves[0] + leaves[1] + rounded_off
+            y = group_layer_norm(summed, group, leaves[2], leaves[3], 1e-5, backend="reference")
+        else:
+            summed, y = add_group_layer_norm(leaves[0], leaves[1], group, *leaves[2:], 1e-5, backend=name)
+            assert torch.equal(summed, x + residual)
+        return gradients(y + mix.to(y.dtype) * summed, leaves)
+
+    assert_as_exact_as_pytorch(
+        run(backend, False),
+        run("reference", False),
+        run("reference", True),
+        dtype,
+        ("out", "grad_x", "grad_residual", "grad_weight", "grad_bias"),
     )

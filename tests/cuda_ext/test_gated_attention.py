@@ -81,6 +81,18 @@ def test_empty_batch_on_a_gpu(backend):
 
 
 @pytest.mark.gpu
+def test_a_bias_of_uvqk_gets_the_sums_of_the_gradients_on_a_gpu(backend):
+    uvqk, *rest = arguments("cuda", torch.bfloat16)
+    uvqk_bias = torch.randn(512, device="cuda", requires_grad=True)
+    y = gated_attention(uvqk, *rest, *SCALES, backend=backend, uvqk_bias=uvqk_bias)
+    torch.manual_seed(2)
+    grad_uvqk, grad_bias = torch.autograd.grad(y, (uvqk, uvqk_bias), torch.randn_like(y))
+    flat = grad_uvqk.double().flatten(1)
+    assert grad_bias.dtype == torch.float32
+    assert (grad_bias - flat.sum(0)).abs().max() < 1e-3 * flat.abs().sum(0).max()
+
+
+@pytest.mark.gpu
 def test_opcheck_on_a_gpu(backend):
     args = (*arguments("cuda", torch.bfloat16), *SCALES, True)
     operator = "gated_attention_triton" if backend == "triton" else "gated_attention"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from hstu_ops import group_layer_norm
+from hstu_ops import add_group_layer_norm, group_layer_norm
 
-from tests.cuda_ext.operator_cases import check_norm
+from tests.cuda_ext.operator_cases import check_add_norm, check_norm
 
 FLOAT32 = torch.float32
 
@@ -84,6 +84,7 @@ def test_norm_of_a_slice_and_an_expanded_gradient(backend):
         (3_001, 100, 33, torch.float16, FLOAT32),
         (1_000, 64, 4, FLOAT32, FLOAT32),
         (1_000, 24, 2, FLOAT32, FLOAT32),
+        (9_000, 64, 1, torch.bfloat16, FLOAT32),
         (600, 5000, 3, torch.bfloat16, FLOAT32),
         (0, 64, 4, torch.bfloat16, FLOAT32),
     ],
@@ -104,3 +105,47 @@ def test_norm_on_a_gpu_gives_equal_bits():
         runs.append(torch.autograd.grad(y.float().square().sum(), (x, weight, bias)))
     for run in runs[1:]:
         assert all(torch.equal(ours, first) for ours, first in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize(("num_tokens", "dim"), [(300, 48), (0, 16)])
+def test_the_norm_of_a_sum_is_that_of_the_sum(backend, num_tokens, dim):
+    check_add_norm(backend, num_tokens, dim, FLOAT32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("num_tokens", "dim", "dtype"),
+    [
+        (70_000, 768, torch.bfloat16),
+        (3_001, 100, torch.float16),
+        (1_000, 24, FLOAT32),
+        (0, 64, torch.bfloat16),
+    ],
+)
+def test_the_norm_of_a_sum_on_a_gpu(num_tokens, dim, dtype):
+    check_add_norm("triton", num_tokens, dim, dtype)
+
+
+def test_a_bias_in_the_sum_is_for_gpus(backend):
+    x, bias = torch.randn(2, 5, 8).unbind(0)
+    with pytest.raises(ValueError, match="x_bias gets its gradient by backends 'triton' and 'cutlass'"):
+        add_group_layer_norm(
+            x, x, torch.zeros(5, dtype=torch.int32), x[:1], x[:1], 1e-5, x_bias_D=bias[0], backend=backend
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dim", [100, 512, 768])
+def test_a_bias_in_the_sum_gets_the_sum_of_the_gradients(dim):
+    torch.manual_seed(0)
+    x, residual = (torch.randn(9_001, dim, device="cuda").bfloat16().requires_grad_() for _ in range(2))
+    weight, bias = (torch.randn(4, dim, device="cuda", requires_grad=True) for _ in range(2))
+    x_bias = torch.randn(dim, device="cuda", requires_grad=True)
+    group = torch.randint(0, 4, (9_001,), device="cuda").sort().values
+    summed, y = add_group_layer_norm(
+        x, residual, group, weight, bias, 1e-5, x_bias_D=x_bias, backend="triton"
+    )
+    loss = (y.float() * torch.randn_like(y).float()).sum() + summed.float().square().sum()
+    grad_x, grad_x_bias = torch.autograd.grad(loss, (x, x_bias))
+    exact = grad_x.double().sum(0)
+    assert (grad_x_bias - exact).abs().max() < 1e-3 * grad_x.double().abs().sum(0).max()

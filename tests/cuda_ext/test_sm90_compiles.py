@@ -46,6 +46,25 @@ def test_pass_compiles(build, part, tmp_path):
     compile_pass(build, tmp_path, part, 256, "kBFloat16")
 
 
+def test_norm_backward_compiles(build, tmp_path):
+    toolkit = build.find_toolkit()
+    if toolkit is None:
+        pytest.skip("no CUDA toolkit or CUTLASS headers: see cuda_ext/csrc/sm90/build.py")
+    includes = [f"-I{path}" for path in (SM90, *toolkit.include)]
+    source = SM90 / "norm_backward.cu"
+    command = [
+        toolkit.home / "bin" / "nvcc",
+        *build.NVCC_FLAGS,
+        *includes,
+        "-c",
+        source,
+        "-o",
+        tmp_path / "o.o",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_all_passes_compile(build, tmp_path):
     for part in build.PASSES:

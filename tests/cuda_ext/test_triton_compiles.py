@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("triton")
 import triton
-from hstu_ops.triton_ops import attention_backward, attention_forward, configs, group_layer_norm
+from hstu_ops.triton_ops import attention_backward, attention_forward, column_sums, configs, group_layer_norm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -59,5 +59,11 @@ def test_attention_kernels_compile_and_fit(capability, table, shared_memory, lau
     assert ("wgmma" in compiled.asm["ptx"]) == (capability == 90)
 
 
-def test_norm_backward_compiles():
-    compile_kernel(group_layer_norm._norm_backward_kernel, {"GATED": True, "ROWS": 4, "WIDTH": 128}, 80, 4, 3)
+@pytest.mark.parametrize("constants", [{"GATED": True, "ADDED": False}, {"GATED": False, "ADDED": True}])
+def test_norms_compile(constants):
+    for kernel in (group_layer_norm._norm_forward_kernel, group_layer_norm._norm_backward_kernel):
+        compile_kernel(kernel, {**constants, "ROWS": 4, "WIDTH": 128}, 80, 4, 3)
+
+
+def test_column_sums_compile():
+    compile_kernel(column_sums._column_sums_kernel, {"ROWS": 32, "COLUMNS": 128}, 80, 4, 3)

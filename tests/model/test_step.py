@@ -20,6 +20,7 @@ from deltalake import write_deltalake
 
 from model.config.presets import preset_named, tiny
 from model.config.run import TrainConfig
+from model.data.capacity import Capacities
 from model.data.encoder import SampleEncoder
 from model.data.reader import SamplesTable
 from model.data.steps import Step
@@ -28,7 +29,7 @@ from model.judging.scoring import SCORES, Scorer
 from model.rankers.protocol import build_ranker
 from model.runs.sharded import ShardReader
 from model.training import loop as training
-from model.training.loader import Loader
+from model.training.loader import Loader, with_next
 from model.training.schedule import rate_share
 from model.training.step import OutOfMemoryError, Trainer, process_group
 from model.training.tracing import traced
@@ -60,12 +61,21 @@ def a_step(number: int, rank: int, world_size: int) -> Step:
 
 
 def take_steps(
-    rank: int, world_size: int, folder: Path, **changes: Any
+    rank: int, world_size: int, folder: Path, *, filled: bool = False, **changes: Any
 ) -> tuple[list[tuple[str, float]], ShardReader]:
     trainer = Trainer(DATASET, config(**changes), CPU)
     trainer.scaler.fit(random_batch(DATASET, 40, seed=3))
-    for number in range(4):
-        trainer.step(a_step(number, rank, world_size))
+    capacities = Capacities(batch_tokens=200) if filled else None
+    steps = [
+        a_step(number, rank, world_size).ready(
+            trainer.config.train.frozen_share,
+            num_parts=trainer.config.train.accumulate,
+            capacities=capacities,
+        )
+        for number in range(4)
+    ]
+    for step, following in with_next(steps):
+        trainer.step(step, following)
     return trainer.losses(), saved(trainer, folder / f"of_{world_size}")
 
 
@@ -107,9 +117,15 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_any_cut_over_ranks_and_parts_trains_as_one_big_batch(lake: Path, world_size: int) -> None:
-    changes = {"accumulate": world_size // 2}
+@pytest.mark.parametrize(
+    ("world_size", "filled"),
+    [(2, False), (2, True), *(pytest.param(4, on, marks=pytest.mark.slow) for on in (False, True))],
+)
+def test_any_cut_over_ranks_and_parts_trains_as_one_big_batch(
+    lake: Path, world_size: int, filled: bool
+) -> None:
+    """Also where batches are filled up, and the next step's ids are sent while one is computed."""
+    changes = {"accumulate": 1 if filled else world_size // 2, "filled": filled}
     mp.spawn(on_rank, args=(world_size, str(lake), changes), nprocs=world_size)
     many = torch.load(lake / "ranks.pt", weights_only=False)
     with process_group(CPU):

@@ -154,7 +154,10 @@ def extension(toolkit: Toolkit, link: list[str]) -> Any:
     """Describes the library `hstu_ops/_sm90.so` to setuptools; `link` is given to its linker, too."""
     cpp_extension.CUDA_HOME = str(toolkit.home)  # read when it composes nvcc's command
     root = HERE.parent.parent
-    sources = [str((HERE / name).relative_to(root)) for name in ("binding.cpp", "api.cu")]
+    sources = [
+        str((HERE / name).relative_to(root))
+        for name in ("binding.cpp", "api.cu", "norm_binding.cpp", "norm_backward.cu")
+    ]
     sources += [f"csrc/tables/{name}" for name in ("tables_cuda.cpp", "keys.cu", "rows.cu")]
     sources += _write_instances(root / "build" / "sm90")
     return cpp_extension.CppExtension(  # type: ignore[no-untyped-call]

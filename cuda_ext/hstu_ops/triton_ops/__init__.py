@@ -12,6 +12,9 @@ _LAUNCHERS = {
     "mtgr_attention_triton_backward": ("attention_backward", "attention_backward"),
     "group_layer_norm_triton": ("group_layer_norm", "norm_forward"),
     "group_layer_norm_triton_backward": ("group_layer_norm", "norm_backward"),
+    "add_group_layer_norm_triton": ("group_layer_norm", "add_norm_forward"),
+    "add_group_layer_norm_triton_backward": ("group_layer_norm", "add_norm_backward"),
+    "column_sums_triton": ("column_sums", "column_sums"),
 }
 
 
