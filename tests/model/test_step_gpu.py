@@ -136,9 +136,7 @@ def test_ranks_with_dynamic_tables_train_as_one(tmp_path: Path) -> None:
         assert many["fresh"] < 12
         losses = [[loss for _, loss in run["losses"]] for run in (one, many)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-        for (name, ours), theirs in zip(
-            flat(one["state"]).items(), flat(many["state"]).values(), strict=True
-        ):
+        for (name, ours), theirs in zip(one["weights"].items(), many["weights"].values(), strict=True):
             torch.testing.assert_close(
                 ours, theirs, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
             )
