@@ -1,7 +1,9 @@
 """The whole training step: tables, tokens, blocks, heads and optimizers, on rows of shape P.
 
     python -m benchmarks.train --out FILE [--cases large medium small large_nvidia_shape] [--plain large ...]
-    torchrun --nproc-per-node 2 -m benchmarks.train --out FILE     # against one rank's --one FILE: the ratio
+    torchrun --nproc-per-node 2 -m benchmarks.train --out FILE
+    python -m benchmarks.train --out FILE --join ONE TWO FOUR     # runs of more and more ranks: their ratios
+    python -m benchmarks.train --table FILE                       # the table of docs/model.md
 
 A case is a preset on a shape. Rows come from a loader's thread, which shuffles, cuts by tokens, lays out and
 packs them as in training, from encoded rows in memory. MFU counts the blocks' products that the mask lets
@@ -52,10 +54,11 @@ from spark_jobs.lake.log import git_sha
 _ROWS = 768  # encoded once; steps are drawn from them
 _TOKENS = 48_000  # of a step of one rank
 _MOST_WARM_UP = 600  # steps
+_NUMBERS = {1: "one", 2: "two", 4: "four", 8: "eight"}
 # What a kernel is, by its name; the first that fits.
 _KINDS = (
+    ("norm and gate", r"^_norm|norm_backward|layer_norm|gate"),
     ("attention", r"hstu|mtgr|attention"),
-    ("norm and gate", r"^_norm|layer_norm|gate"),
     ("products", r"gemm|nvjet|cublas|cutlass|splitK"),
     (
         "tables",
@@ -252,7 +255,46 @@ def _kernels(trainer: Trainer, steps: Iterator[tuple[Step, Step | None]], number
     }
 
 
+def _joined(paths: Sequence[Path]) -> dict[str, Any]:
+    """Runs of more and more ranks, with the ratios of what neighbours do of MTGR large on shape P."""
+    runs = [json.loads(path.read_text()) for path in paths]
+    rates = [
+        next(line["tokens_per_s"] for line in run["results"] if line["case"] == "mfu_large_p") for run in runs
+    ]
+    summary = {}
+    for (few, rate), (many, more) in itertools.pairwise(
+        zip((run["ranks"] for run in runs), rates, strict=True)
+    ):
+        name = f"tokens_per_s_{_NUMBERS[many]}_gpus_over_{_NUMBERS[few]}"
+        summary[name] = round(more / rate, 3)
+    return {"summary": summary, "runs": runs}
+
+
+def table(report: Mapping[str, Any]) -> list[str]:
+    """The lines of a Markdown table of a result file."""
+    head = ("CUDA graphs", "step ms", "least to most", "tokens/s", "MFU", "idle", "launches")
+    lines = [f"| {report['machine']['device']} | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+    for one in report["results"]:
+        ms, case = one["step_ms"], one["case"].removeprefix("mfu_").removesuffix("_plain")
+        lines.append(
+            f"| {case} | {'on' if one['cuda_graphs'] else 'off'} | {ms['median']:.1f} "
+            f"| {ms['least']:.1f} to {ms['most']:.1f} | {one['tokens_per_s']:,} "
+            f"| {one['mfu']:.3f} | {one['idle']:.1%} | {one['launches']:,} |"
+        )
+    return lines
+
+
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+    if arguments.table is not None:
+        sys.stdout.write("\n".join(table(json.loads(arguments.table.read_text()))) + "\n")
+        return None
+    if arguments.out is None:
+        raise command.UsageError("--out FILE says where the result goes")
+    if arguments.join is not None:
+        report = _joined(arguments.join)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+        return {"summary": report["summary"], "out": str(arguments.out)}
     on = device()
     torch.manual_seed(0)
     with process_group(on):
@@ -263,10 +305,6 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
     if rank:
         return None
     summary: dict[str, float] = {one["case"]: one["mfu"] for one in results if one["mfu"] is not None}
-    if arguments.one:
-        one = json.loads(arguments.one.read_text())["results"]
-        alone = next(line["tokens_per_s"] for line in one if line["case"] == results[0]["case"])
-        summary["tokens_per_s_two_gpus_over_one"] = round(results[0]["tokens_per_s"] / alone, 3)
     report = {
         "summary": summary,
         "ranks": world_size,
@@ -289,14 +327,21 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Times the step; see `command.run` for the exit codes."""
     parser = command.parser("benchmarks.train", __doc__)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--join",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="only joins what runs of more and more ranks gave",
+    )
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only prints a result file as a table")
     parser.add_argument("--cases", nargs="+", choices=list(_cases(_TOKENS)),
                         default=["large", "medium", "small", "large_nvidia_shape"])  # fmt: skip
     parser.add_argument("--plain", nargs="+", choices=list(_cases(_TOKENS)), default=[],
                         help="cases that also run without CUDA graphs")  # fmt: skip
     parser.add_argument("--steps", type=int, default=30, help="timed steps, a multiple of 5")
     parser.add_argument("--tokens", type=int, default=_TOKENS, help="of a step of one rank")
-    parser.add_argument("--one", type=Path, metavar="FILE", help="what one rank gave, for the ratio")
     parser.add_argument("--commit", help="where no repository says which")
     return command.run(parser, _run, argv)
 
