@@ -27,7 +27,7 @@ from scripts.embedded.settings import (
     simulation_asked_for,
 )
 from scripts.embedded.watch import Watch, print_line
-from scripts.run import INTERRUPTED, report_on
+from scripts.run import INTERRUPTED, print_report, report_of
 from spark_jobs.contract import command
 from spark_jobs.contract.command import UsageError
 
@@ -120,7 +120,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if wish not in REPROCESS:
         raise UsageError(f"REPROCESS={wish} is none of {', '.join(REPROCESS)}")
     seconds, watch = backfill(settings, days, wish)
-    report_on(settings, seconds, watch.outcomes, since)
+    print_report(report_of(settings, seconds, watch.outcomes), since)
     watch.require_success()
 
 

@@ -10,10 +10,12 @@ run.
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,11 @@ PRODUCER, CONSUMER = DAGS
 INTERRUPTED = "all components are stopped; run it again to go on"
 
 
-def run(settings: EmbeddedSettings, days: list[str]) -> tuple[Mapping[str, float], Watch]:
+def run(settings: EmbeddedSettings, days: list[str]) -> tuple[str, Watch]:
     """Runs the days through Airflow.
 
     Returns:
-        The seconds that each day took, and the watch, which knows what failed.
+        The table of days and where to look, and the watch, which knows what failed.
 
     Raises:
         EmbeddedRunError: A component did not come up or ended.
@@ -51,18 +53,22 @@ def run(settings: EmbeddedSettings, days: list[str]) -> tuple[Mapping[str, float
     print_line(
         f"{settings.dataset}, {' and '.join(settings.presets)}, {days[0]} to {days[-1]}: starting components"
     )
-    with embedded(settings, "make run", afresh=True, meanwhile=meanwhile) as (processes, api):
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="loading") as beside,
+        embedded(settings, "make run", afresh=True, meanwhile=meanwhile) as (processes, api),
+    ):
         for name, command in seed(settings).items():
             print_line(f"ingesting the {name}")
             processes.run(name.replace(" ", "-"), settings.with_spark(command))
         since = datetime.now(UTC)
         started = {day: api.trigger(PRODUCER, day) for day in days}
         watch = Watch(api, processes, settings, started, since)
+        beside.submit(importlib.import_module, "model.registry.versions")  # seconds: while the days run
         with Costs(processes) as costs:
             seconds = watch.wait()
             tasks = _tasks(api, started, since)
         logger.info("what it cost, by component and step: %s", _keep(costs, tasks, processes))
-        return seconds, watch
+        return report_of(settings, seconds, watch.outcomes), watch
 
 
 def _tasks(api: AirflowApi, started: Mapping[str, str], since: datetime) -> list[dict[str, Any]]:
@@ -88,14 +94,15 @@ def _keep(costs: Costs, tasks: Sequence[Mapping[str, Any]], processes: Processes
     return path
 
 
-def report_on(
-    settings: EmbeddedSettings, seconds: Mapping[str, float], outcomes: Mapping[str, str], since: float
-) -> None:
-    """Prints the table of days, where to look, and the time it took."""
-    print_line("")
-    print_line(report.table(report.HEADINGS, report.rows(settings, seconds, outcomes)))
-    print_line("")
-    print_line(report.where(settings))
+def report_of(settings: EmbeddedSettings, seconds: Mapping[str, float], outcomes: Mapping[str, str]) -> str:
+    """The table of days, and where to look."""
+    table = report.table(report.HEADINGS, report.rows(settings, seconds, outcomes))
+    return f"\n{table}\n\n{report.where(settings)}"
+
+
+def print_report(told: str, since: float) -> None:
+    """Prints a report, and the time since `since`."""
+    print_line(told)
     print_line(f"{'total':<10} {time.monotonic() - since:.0f} s")
 
 
@@ -103,8 +110,8 @@ def _run(arguments: argparse.Namespace) -> None:
     since = time.monotonic()
     settings = settings_from_environment()
     days = days_from_environment(settings.dataset)
-    seconds, watch = run(settings, days)
-    report_on(settings, seconds, watch.outcomes, since)
+    told, watch = run(settings, days)
+    print_report(told, since)
     watch.require_success()
 
 
