@@ -12,9 +12,10 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from scripts.embedded import report
 from scripts.embedded.airflow_api import AirflowApi
 from scripts.embedded.components import DAGS, embedded
 from scripts.embedded.days import days_from_environment, simulation
@@ -37,13 +38,11 @@ REPROCESS = ("none", "failed", "completed")
 _CREATED_S = 60.0
 
 
-def backfill(
-    settings: EmbeddedSettings, days: list[str], reprocess: str
-) -> tuple[Mapping[str, float], Watch]:
+def backfill(settings: EmbeddedSettings, days: list[str], reprocess: str) -> tuple[str, Watch]:
     """Backfills the days.
 
     Returns:
-        The seconds that each took, the days left alone excepted, and the watch, which knows what failed.
+        The table of days, those left alone excepted, and where to look; the watch, which knows what failed.
 
     Raises:
         EmbeddedRunError: Airflow refused it, or a component ended.
@@ -58,9 +57,9 @@ def backfill(
             if day not in started:
                 print_line(f"{day}  {PRODUCER:<17} has a run already: left alone (REPROCESS={reprocess})")
         watch = Watch(api, processes, settings, started, since)
-        seconds = watch.wait()
+        seconds = watch.wait(report.load_meanwhile)
         _wait_completed(api, processes, number)
-        return seconds, watch
+        return report_of(settings, seconds, watch.outcomes), watch
 
 
 def create(api: AirflowApi, days: list[str], reprocess: str) -> int:
@@ -119,8 +118,8 @@ def _run(arguments: argparse.Namespace) -> None:
     wish = reprocess()
     if wish not in REPROCESS:
         raise UsageError(f"REPROCESS={wish} is none of {', '.join(REPROCESS)}")
-    seconds, watch = backfill(settings, days, wish)
-    print_report(report_of(settings, seconds, watch.outcomes), since)
+    told, watch = backfill(settings, days, wish)
+    print_report(told, since)
     watch.require_success()
 
 

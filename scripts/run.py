@@ -10,12 +10,10 @@ run.
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,19 +51,15 @@ def run(settings: EmbeddedSettings, days: list[str]) -> tuple[str, Watch]:
     print_line(
         f"{settings.dataset}, {' and '.join(settings.presets)}, {days[0]} to {days[-1]}: starting components"
     )
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="loading") as beside,
-        embedded(settings, "make run", afresh=True, meanwhile=meanwhile) as (processes, api),
-    ):
+    with embedded(settings, "make run", afresh=True, meanwhile=meanwhile) as (processes, api):
         for name, command in seed(settings).items():
             print_line(f"ingesting the {name}")
             processes.run(name.replace(" ", "-"), settings.with_spark(command))
         since = datetime.now(UTC)
         started = {day: api.trigger(PRODUCER, day) for day in days}
         watch = Watch(api, processes, settings, started, since)
-        beside.submit(importlib.import_module, "model.registry.versions")  # seconds: while the days run
         with Costs(processes) as costs:
-            seconds = watch.wait()
+            seconds = watch.wait(report.load_meanwhile)
             tasks = _tasks(api, started, since)
         logger.info("what it cost, by component and step: %s", _keep(costs, tasks, processes))
         return report_of(settings, seconds, watch.outcomes), watch

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -26,6 +26,7 @@ PUBLISHES = "gate_samples"  # the task of the producer that publishes the asset
 EMPTY, NO_HISTORY = "no impressions", "no model: nothing to learn from yet"
 _ENDED = ("success", "failed")
 _POLL_S = 2.0  # an answer costs Airflow tens of milliseconds of a core that steps could use
+_POLL_LAST_S = 0.5  # when only the last days train, cores have the time
 _HANDOVER_S = 120.0  # how long the asset may take to start its run
 
 
@@ -60,8 +61,12 @@ class Watch:
     failed: list[str] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
 
-    def wait(self) -> dict[str, float]:
+    def wait(self, when_last_trains: Callable[[], None]) -> dict[str, float]:
         """Waits until all days are through.
+
+        Args:
+            when_last_trains: Called once, when `samples_daily` is through with every day: what is left does
+                not keep all cores busy.
 
         Returns:
             Seconds that each day's runs took; `failed` then says which runs have failed.
@@ -70,6 +75,7 @@ class Watch:
             EmbeddedRunError: A component ended, or a published day started no run.
         """
         seconds: dict[str, float] = {}
+        is_called = False
         while len(seconds) < len(self.producers):
             self.processes.check()
             runs = {run["dag_run_id"]: run for run in self.api.runs(PRODUCER, self.since)}
@@ -79,7 +85,10 @@ class Watch:
                     taken = self._look(day, runs[run_id], consumers.get(day))
                     if taken is not None:
                         seconds[day] = taken
-            time.sleep(_POLL_S)
+            if not is_called and len(self._published) == len(self.producers):
+                is_called = True
+                when_last_trains()
+            time.sleep(_POLL_LAST_S if is_called else _POLL_S)
         return seconds
 
     def require_success(self) -> None:

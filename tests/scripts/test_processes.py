@@ -106,6 +106,32 @@ def test_open_secrets_are_a_problem(tmp_path):
     assert secrets_store.problems(tmp_path) == [f"{key} is readable by other users: chmod 600 {key}"]
 
 
+# Ends at the second SIGTERM, or a while after the first, and says how many there were.
+COUNTING = """
+import signal, sys, time
+from pathlib import Path
+told = []
+signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+place = Path(sys.argv[1])
+place.write_text("0")
+while not told:
+    time.sleep(0.02)
+end = time.monotonic() + 4
+while len(told) < 2 and time.monotonic() < end:
+    time.sleep(0.02)
+place.write_text(str(len(told)))
+"""
+
+
+@pytest.mark.parametrize(("tell_twice", "signals"), [(True, 2), (False, 1)])
+def test_only_who_asks_for_it_is_told_twice_to_end(tmp_path, tell_twice, signals):
+    place = tmp_path / "told"
+    with Processes(dict(os.environ), tmp_path) as processes:
+        processes.start("counting", [sys.executable, "-c", COUNTING, str(place)], tell_twice=tell_twice)
+        assert _read_when_there(place) == 0
+    assert int(place.read_text()) == signals
+
+
 def test_what_ran_before_the_components_is_left_alone(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from model.registry import versions as registry
 from model.registry.versions import Version
 from scripts.embedded import report, watch
 from scripts.embedded.settings import EmbeddedSettings
+from scripts.embedded.watch import CONSUMER, PRODUCER
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
 SETTINGS = EmbeddedSettings()
@@ -118,3 +120,42 @@ def test_a_watch_tells_a_failed_day_from_one_with_nothing_to_learn_from(
         DAYS[1]: watch.EMPTY,
         DAYS[2]: "gate_events failed",
     }
+
+
+def test_what_waits_for_the_last_training_is_called_once_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends = {PRODUCER: {DAYS[0]: 1, DAYS[1]: 3}, CONSUMER: {DAYS[0]: 2, DAYS[1]: 5}}  # at which look
+    looks = 0
+    told: list[int] = []
+
+    class Api:
+        def runs(self, dag_id: str, since: Any) -> list[dict[str, Any]]:
+            return [
+                {
+                    "dag_id": dag_id, "dag_run_id": day, "partition_key": day,
+                    "state": "success" if looks >= end else "running",
+                    "start_date": "2026-03-02T00:00:00Z", "end_date": "2026-03-02T00:01:00Z",
+                }
+                for day, end in ends[dag_id].items()
+            ]  # fmt: skip
+
+        def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+            state = "success" if looks >= ends[dag_id][run_id] else "running"
+            return [
+                {"task_id": watch.PUBLISHES, "state": state, "end_date": "", "try_number": 1, "duration": 1.0}
+            ]
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+
+    seen = watch.Watch(
+        api=Api(), processes=SimpleNamespace(check=look), settings=SETTINGS,  # type: ignore[arg-type]
+        producers={day: day for day in DAYS[:2]}, since=None,  # type: ignore[arg-type]
+    )  # fmt: skip
+    for name in ("_POLL_S", "_POLL_LAST_S"):
+        monkeypatch.setattr(watch, name, 0)
+    assert seen.wait(lambda: told.append(looks)) == dict.fromkeys(DAYS[:2], 120.0)
+    assert told == [3]
+    assert looks == 5
