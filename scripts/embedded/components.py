@@ -141,8 +141,8 @@ def _start_airflow(settings: EmbeddedSettings, processes: Processes, *, afresh: 
         for dag_id, run_id in api.end_unfinished(DAGS):
             logger.info("ended %s %s, left by an interrupted run", dag_id, run_id)
     processes.start("airflow-scheduler", python("airflow", "scheduler", "--skip-serve-logs"))
-    # Told once, it waits ten seconds for its runner, which waits for an answer that it no longer gives.
-    processes.start("airflow-triggerer", python("airflow", "triggerer", "--skip-serve-logs"), tell_twice=True)
+    # It may wait ten seconds for a runner that has ended. What it has to do is in the database.
+    processes.start("airflow-triggerer", python("airflow", "triggerer", "--skip-serve-logs"), grace=2.0)
     # One slot: a machine trains one model at a time; an operator may make it larger.
     api.make_pool("training", 1, "one slot a device that trains")
     _wait(processes, "airflow-scheduler", lambda: api.is_healthy("metadatabase", "scheduler"))

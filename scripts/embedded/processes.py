@@ -1,9 +1,9 @@
 """Processes that are started together and leave nothing behind, however their starter ends.
 
 A component runs in a session of its own, so that Ctrl-C reaches only its starter, which stops components in
-reverse order: SIGTERM, a second one where that is a component's way to end at once, then SIGKILL. The starter
-is made the reaper of all its descendants (Linux), so a step whose parent died is found and stopped too; and
-should the starter itself be killed, the kernel sends each component SIGTERM.
+reverse order: SIGTERM, then SIGKILL. The starter is made the reaper of all its descendants (Linux), so a step
+whose parent died is found and stopped too; and should the starter itself be killed, the kernel sends each
+component SIGTERM.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_S = 20.0
-_AGAIN_S = 1.0  # two signals in a row may be taken for one
 _POLL_S = 0.1
 _TELL_S = 10.0  # how long a silence may last for somebody who waits
 # Found before a fork: between fork and exec nothing may be imported.
@@ -54,7 +53,7 @@ class Processes:
         self.environment = dict(environment)
         self.logs = logs
         self.started: dict[str, subprocess.Popen[bytes]] = {}
-        self._told_twice: set[str] = set()
+        self._graces: dict[str, float] = {}
         self._others: set[psutil.Process] = set()
 
     def __enter__(self) -> Processes:
@@ -67,15 +66,13 @@ class Processes:
     def __exit__(self, *error: object) -> None:
         self.stop()
 
-    def start(
-        self, name: str, command: Sequence[str], *, tell_twice: bool = False
-    ) -> subprocess.Popen[bytes]:
+    def start(self, name: str, command: Sequence[str], *, grace: float = _STOP_S) -> subprocess.Popen[bytes]:
         """Starts a component, its output going to its log.
 
         Args:
             name: Of the component.
             command: Its command line.
-            tell_twice: A second SIGTERM is its way to end at once, where the first makes it wait.
+            grace: Seconds that it is given to end by itself when it is stopped.
         """
         with self.log_of(name).open("wb") as log:
             process = subprocess.Popen(
@@ -89,8 +86,7 @@ class Processes:
                 preexec_fn=end_with_parent,
             )
         self.started[name] = process
-        if tell_twice:
-            self._told_twice.add(name)
+        self._graces[name] = grace
         return process
 
     def run(self, name: str, command: Sequence[str]) -> None:
@@ -155,11 +151,14 @@ class Processes:
             if process.poll() is None:
                 logger.debug("stopping %s", name)
                 process.terminate()
-        _wait(list(self.started.values()), _AGAIN_S)
-        for name in self._told_twice & self.started.keys():
-            if self.started[name].poll() is None:
-                self.started[name].terminate()
-        _wait(list(self.started.values()), _STOP_S)
+        told = time.monotonic()
+        for name, process in sorted(self.started.items(), key=lambda item: self._graces[item[0]]):
+            try:
+                process.wait(max(0.0, told + self._graces[name] - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                logger.debug("%s has not ended within %.0f s", name, self._graces[name])
+                process.kill()
+                process.wait()
         for stop in (psutil.Process.terminate, psutil.Process.kill):
             left = [c for c in psutil.Process().children(recursive=True) if c not in self._others]
             for child in left:
@@ -167,12 +166,6 @@ class Processes:
                     stop(child)
             psutil.wait_procs(left, timeout=_STOP_S / 4)
         self.started.clear()
-
-
-def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while any(process.poll() is None for process in processes) and time.monotonic() < end:
-        time.sleep(0.1)
 
 
 @contextlib.contextmanager

@@ -106,8 +106,8 @@ def test_open_secrets_are_a_problem(tmp_path):
     assert secrets_store.problems(tmp_path) == [f"{key} is readable by other users: chmod 600 {key}"]
 
 
-# Ends at the second SIGTERM, or a while after the first, and says how many there were.
-COUNTING = """
+# Ends a while after it was told to, and says so.
+SLOW = """
 import signal, sys, time
 from pathlib import Path
 told = []
@@ -116,20 +116,19 @@ place = Path(sys.argv[1])
 place.write_text("0")
 while not told:
     time.sleep(0.02)
-end = time.monotonic() + 4
-while len(told) < 2 and time.monotonic() < end:
-    time.sleep(0.02)
-place.write_text(str(len(told)))
+time.sleep(2)
+place.write_text("1")
 """
 
 
-@pytest.mark.parametrize(("tell_twice", "signals"), [(True, 2), (False, 1)])
-def test_only_who_asks_for_it_is_told_twice_to_end(tmp_path, tell_twice, signals):
-    place = tmp_path / "told"
+@pytest.mark.parametrize(("given", "ended"), [({}, 1), ({"grace": 0.1}, 0)])
+def test_a_component_has_its_own_grace(tmp_path, given, ended):
+    place = tmp_path / "ended"
     with Processes(dict(os.environ), tmp_path) as processes:
-        processes.start("counting", [sys.executable, "-c", COUNTING, str(place)], tell_twice=tell_twice)
+        slow = processes.start("slow", [sys.executable, "-c", SLOW, str(place)], **given)
         assert _read_when_there(place) == 0
-    assert int(place.read_text()) == signals
+    assert int(place.read_text()) == ended
+    assert slow.returncode == (0 if ended else -signal.SIGKILL)
 
 
 def test_what_ran_before_the_components_is_left_alone(tmp_path):
