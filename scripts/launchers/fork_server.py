@@ -1,8 +1,7 @@
 """Runs the steps of the embedded run as forks of one process that has loaded what they import.
 
 PyTorch, TorchRec, MLflow and Great Expectations take 15 s of a core to import, and the ten steps of a small
-day would spend more on that than on their work. This process imports them once: at first what a day's first
-step needs, since a run starts with all cores busy, the rest while a step runs that goes before its use.
+day would spend more on that than on their work. This process imports them once;
 `scripts/launchers/forked.py`, the steps' launcher, asks it over a socket for a fork that runs `-m <module>
 ...` with the caller's environment, folder and open files. A step stays a process of its own: signals to the
 caller reach it, it dies with the caller, and its exit code is the caller's. Started by
@@ -16,7 +15,6 @@ follows: `{"argv", "cwd", "env"}`. Then the caller sends one byte a signal, and 
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import importlib
 import json
@@ -27,7 +25,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,9 +33,12 @@ from typing import Any
 from scripts.embedded.processes import end_with_parent
 from scripts.embedded.settings import take_over
 
-OF_SPARK = ("pandas", "pyarrow.dataset", "deltalake", "pyspark.sql.connect.session")
-OF_GATES = ("expectations", "great_expectations")  # the first sets what the second reads at its import
-OF_TRAINING = (
+LIBRARIES = (
+    "pandas",
+    "pyarrow.dataset",
+    "deltalake",
+    "pyspark.sql.connect.session",
+    "great_expectations",
     "mlflow.pyfunc",
     "mlflow.store.tracking.sqlalchemy_store",
     "matplotlib.figure",
@@ -50,34 +51,16 @@ _REQUEST_S = 10.0
 _KILLED = 128  # a shell's exit code of a program that a signal ended is this and the signal's number
 
 
-def load(libraries: Sequence[str]) -> None:
+def load(libraries: Sequence[str] = LIBRARIES) -> None:
     """Imports libraries and keeps the garbage collector from touching, and so from copying, them in forks."""
+    from model.registry import store as mlflow_store
+
+    mlflow_store.configure()
+    importlib.import_module("expectations")  # sets what Great Expectations reads at its import
     for name in libraries:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
-
-
-@functools.cache
-def load_gates() -> None:
-    """Loads what gates import, once."""
-    load(OF_GATES)
-
-
-@functools.cache
-def load_training() -> None:
-    """Loads what the steps of training import, once."""
-    from model.registry import store as mlflow_store
-
-    mlflow_store.configure()  # before MLflow is imported
-    load(OF_TRAINING)
-
-
-# What is loaded while a step runs. Until it is, the server hears of no other step, nor of a signal.
-AHEAD: Mapping[str, Callable[[], None]] = {
-    "spark_jobs.ingest": load_gates,
-    "spark_jobs.build_samples": load_training,
-}
 
 
 class _Steps:
@@ -128,9 +111,6 @@ class _Steps:
             return None
         else:
             caller.settimeout(None)
-            module = "".join(request["argv"][1:2])
-            if module.startswith("model."):
-                load_training()
             pid = os.fork()
             if pid == 0:
                 self._become(caller, files)
@@ -140,8 +120,6 @@ class _Steps:
             self._words[pid] = request["argv"]
             self._selector.register(caller, selectors.EVENT_READ)
             self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, caller)
-            if module in AHEAD:
-                AHEAD[module]()
             return None
         finally:
             for file_number in files:
@@ -240,7 +218,7 @@ def serve(path: Path) -> Mapping[str, Any]:
 
 def main() -> None:
     """Loads the libraries, serves, and in every fork runs a step."""
-    load(OF_SPARK)
+    load()
     run(serve(Path(sys.argv[1])))
 
 

@@ -18,8 +18,6 @@ import sys
 from pathlib import Path
 from scripts.launchers import fork_server
 fork_server.load(["json"])
-fork_server.load_training = lambda: fork_server.load(["wave"])
-fork_server.AHEAD = {"step": lambda: fork_server.load(["colorsys"])}
 fork_server.run(fork_server.serve(Path(sys.argv[1])))
 """
 STEP = """
@@ -29,10 +27,6 @@ told["loaded sources"] = [name for name in sys.modules if name.startswith(("scri
 print(json.dumps(told))
 print("to stderr", file=sys.stderr)
 sys.exit(int(sys.argv[1]))
-"""
-LOADED = """
-import sys
-print(*sorted({"colorsys", "wave"} & sys.modules.keys()))
 """
 SLEEPER = """
 import os, subprocess, sys, time
@@ -50,7 +44,6 @@ def place(tmp_path):
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
     (folder / "step.py").write_text(STEP)
-    (folder / "loaded.py").write_text(LOADED)
     (folder / "sleeper.py").write_text(SLEEPER)
     return folder
 
@@ -122,17 +115,6 @@ def test_a_step_has_its_callers_arguments_folder_environment_files_and_exit_code
 
 def test_a_step_runs_while_the_server_is_not_there_yet_and_says_so(place):
     _check_step(place, "the fork server is still loading: this step imports by itself\nto stderr\n")
-
-
-def test_libraries_are_loaded_while_a_step_runs_or_before_one_of_training(place, server):
-    def loaded():
-        return _launch(place, "loaded").communicate("", timeout=20)[0].split()
-
-    assert loaded() == []
-    _check_step(place)
-    assert loaded() == ["colorsys"]
-    _launch(place, "model.no_such_step").communicate("", timeout=20)
-    assert loaded() == ["colorsys", "wave"]
 
 
 def test_an_error_that_nobody_caught_is_a_traceback_and_exit_code_1(place, server):
