@@ -28,11 +28,18 @@ _MOST_SIZES = 64  # recorded at a time; all graphs share their working memory
 
 
 class Recorded:
-    """Work on fixed memory: run twice as it comes, then recorded and replayed, on a GPU."""
+    """Work on fixed memory: run as it comes once, recorded when it comes again, replayed from then on.
 
-    def __init__(self, work: Callable[[], None], device: torch.device, pool: Any) -> None:
+    Args:
+        work: What is done.
+        pool: Of memory that graphs share, of which one at a time is replayed; None: nothing is recorded.
+
+    Attributes:
+        is_replay: Whether the last run was a replay of what was recorded before it.
+    """
+
+    def __init__(self, work: Callable[[], None], pool: Any) -> None:
         self._work = work
-        self._device = device
         self._pool = pool
         self._graph: torch.cuda.CUDAGraph | None = None
         self._runs = 0
@@ -72,7 +79,7 @@ class _Part:
         self.gradients: dict[Group, Tensor] = {}
         self.loss = self.first_bad = torch.empty(0)
         self._owner = owner
-        self.work = Recorded(self._compute, batch.device, owner.pool)
+        self.work = Recorded(self._compute, owner.pool)
 
     def _compute(self) -> None:
         owner, batch = self._owner, self._batch
@@ -89,11 +96,11 @@ class _Part:
         )
         loss = losses.sum() / self.weight
         # The exchange of the tables' gradients, and that of the others, divide by the number of ranks.
-        (*of_inputs,) = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             loss * dist.get_world_size(), [*self._inputs.values(), *owner.weights], materialize_grads=True
         )
-        self.gradients = dict(zip(self._inputs, of_inputs, strict=False))
-        torch._foreach_copy_(owner.gradients, of_inputs[len(self._inputs) :])
+        self.gradients = dict(zip(self._inputs, gradients, strict=False))
+        torch._foreach_copy_(owner.gradients, gradients[len(self._inputs) :])
         self.loss, self.first_bad = loss.detach(), first_bad(losses.detach())
 
 

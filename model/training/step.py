@@ -219,7 +219,7 @@ class Trainer:
     def _forget_recorded(self) -> None:
         """Has the optimizer's work recorded anew: its state lies elsewhere."""
         pool = self._dense_part.pool if self.optimizer.is_capturable else None
-        self._update = Recorded(self._clip_and_update, self.device, pool)
+        self._update = Recorded(self._clip_and_update, pool)
 
     def _set_rate(self, rate: float) -> None:
         self._rate.fill_(rate)
