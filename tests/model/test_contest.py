@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,12 @@ def measure(run: Run, **changes: Any) -> Measure:
     return Measure(**{**values, "seen_days": frozenset(run.seen_days), "path": run.path, **changes})
 
 
+def contents(runs: Mapping[str, Run]) -> dict[Path, bytes]:
+    """Every file of some runs, those of their checkpoints among them."""
+    files = (path for run in runs.values() for path in run.path.rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in files}
+
+
 def test_the_presets_of_a_day_score_the_same_rows_and_an_evaluation_is_written_once(
     runs: dict[str, Run],
 ) -> None:
@@ -76,12 +82,12 @@ def test_the_presets_of_a_day_score_the_same_rows_and_an_evaluation_is_written_o
     gain = ours["beside"]["user_tower"]["paired"]["ctr_gauc"]
     assert gain["gain"] == pytest.approx(ours["candidate"]["ctr_gauc"] - theirs["candidate"]["ctr_gauc"])
     assert gain["low"] <= gain["gain"] <= gain["high"]
-    first = {path: path.read_bytes() for run in runs.values() for path in run.path.iterdir()}
+    first = contents(runs)
 
     write_day(DAYS[2], 5)  # another day is no other input
     again = evaluate(FOODLOG, [contests[0]])  # nor are fewer presets
     assert not again["tiny"].changed
-    assert {path: path.read_bytes() for run in runs.values() for path in run.path.iterdir()} == first
+    assert contents(runs) == first
 
     write_day(DAYS[1], 7)  # the day is made again
     repeated = evaluate(FOODLOG, contests)["tiny"]
