@@ -218,7 +218,7 @@ def _launch_backward(
 
 
 def _is_for_sm90(grad_y, x, group, weight, other, grad_gate) -> bool:
-    """Whether the compiled kernel takes the tensors: a third faster where it does."""
+    """Whether the compiled kernel, which is the faster one, takes the tensors."""
     aligned = [one for one in (grad_y, x, other, grad_gate) if one is not None and one.numel()]
     return (
         libraries.loaded("sm90")
