@@ -187,7 +187,7 @@ def bench(case: Case, on: torch.device, num_steps: int) -> dict[str, Any]:
         "cuda_graphs": case.config.train.cuda_graphs,
         "warm_up_steps": warm_up,
         "steps_not_replayed": trainer.num_fresh - fresh if capacities_of(case.config, on) else num_steps,
-        "fillers": round(1 - sum(tokens) / sum(step.batch.layouts[0].num_tokens for step in done), 4),
+        "padding": round(1 - sum(tokens) / sum(step.batch.layouts[0].num_tokens for step in done), 4),
         "waited_for_data": round(waited / seconds, 4),
         "tflops": round(rate / 1e12, 2),
         "mfu": round(rate / peak, 4) if peak else None,
@@ -206,7 +206,7 @@ def bench(case: Case, on: torch.device, num_steps: int) -> dict[str, Any]:
 
 
 def _warm_up(trainer: Trainer, steps: Iterator[tuple[Step, Step | None]]) -> int:
-    """Takes steps until forty in a row were of sizes that are recorded; returns how many it took."""
+    """Takes steps until forty in a row were of sizes that are captured; returns how many it took."""
     taken = since = 0
     while since < 40 and taken < _MOST_WARM_UP:
         fresh = trainer.num_fresh

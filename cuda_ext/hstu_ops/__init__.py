@@ -15,7 +15,7 @@ triton_ops.register()
 from hstu_ops.attention import attention_plan, mtgr_attention  # noqa: E402
 from hstu_ops.backends import BACKENDS, BackendUnavailableError, available  # noqa: E402
 from hstu_ops.gated import gated_attention  # noqa: E402
-from hstu_ops.linear import linear, sums_apart  # noqa: E402
+from hstu_ops.linear import defers_bias_gradient, linear  # noqa: E402
 from hstu_ops.norm import add_group_layer_norm, group_layer_norm  # noqa: E402
 
 __all__ = [
@@ -24,11 +24,11 @@ __all__ = [
     "add_group_layer_norm",
     "attention_plan",
     "available",
+    "defers_bias_gradient",
     "gated_attention",
     "group_layer_norm",
     "libraries",
     "linear",
     "mtgr_attention",
     "schemas",
-    "sums_apart",
 ]

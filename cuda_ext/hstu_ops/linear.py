@@ -10,7 +10,7 @@ from torch import Tensor
 from hstu_ops.schemas import NAMESPACE, library
 
 
-def sums_apart(x: Tensor) -> bool:
+def defers_bias_gradient(x: Tensor) -> bool:
     """Whether what follows a `linear` of x may give its bias the gradient: on a GPU under autocast."""
     return x.is_cuda and torch.is_autocast_enabled("cuda")
 
@@ -30,7 +30,7 @@ def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     Returns:
         `[T, O]`, in the dtype of x (under autocast, in its dtype).
     """
-    if not sums_apart(x_TI):
+    if not defers_bias_gradient(x_TI):
         return F.linear(x_TI, weight_OI, bias_O)
     y_TO: Tensor = _Linear.apply(x_TI, weight_OI, bias_O)  # type: ignore[no-untyped-call]
     return y_TO

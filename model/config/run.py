@@ -30,8 +30,8 @@ class TrainConfig:
         balance: What rows cost: `tokens`, or `flops`, which adds their part of attention in tokens' worth.
         accumulate: Parts in which a rank computes its batch, one after the other; one update of all weights.
         recompute: Whether activations of blocks are computed again in the backward pass instead of kept.
-        cuda_graphs: Whether, on a GPU and without `accumulate`, the dense part of a step is recorded and
-            replayed, where the ranker takes batches that are filled up.
+        cuda_graphs: Whether, on a GPU and without `accumulate`, the dense part of a step is captured and
+            replayed, where the ranker takes batches that are padded.
         passes: Passes over a day before the next day is read.
         dense_optimizer: `adamw`, or `muon`: Muon for the hidden matrices, AdamW for other dense weights.
         dense_lr: Learning rate of the dense optimizer.

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from model.data.layout import Layout, Sizes, filled, layout
+from model.data.layout import Layout, Sizes, layout, padded
 from spark_jobs.contract.features import Group
 
 SEQUENCES = (Group.STATIC, Group.REALTIME, Group.CANDIDATE)
@@ -46,7 +46,7 @@ class JaggedBatch:
             real-time state is frozen; infinity where the number stays.
         layouts: Where the tokens lie, one for each run of rows that is computed at once; none until
             `laid_out`.
-        room: What the tensors of `_fixed_tensors` are filled up to; None: nothing is.
+        room: What the tensors of `_fixed_tensors` are padded to; None: nothing is.
         storage: uint8, the buffer whose views all tensors are; None until `packed`.
     """
 
@@ -130,10 +130,10 @@ class JaggedBatch:
             self, layouts=tuple(layout(self, *run) for run in itertools.pairwise([0, *ends]))
         )
 
-    def filled(self, room: Sizes) -> JaggedBatch:
-        """This batch, laid out as one part, with what the dense part of a model reads filled up to `room`.
+    def padded(self, room: Sizes) -> JaggedBatch:
+        """This batch, laid out as one part, with what the dense part of a model reads padded to `room`.
 
-        Ids and lengths stay those of the real rows: fillers are looked up nowhere.
+        Ids and lengths stay those of the real rows: padding is looked up nowhere.
         """
         (where,) = self.layouts
         widths = {Group.PROFILE: room.rows, **room.groups}
@@ -146,7 +146,7 @@ class JaggedBatch:
             numbers={group: wider(tensor, group) for group, tensor in self.numbers.items()},
             labels=wider(self.labels, Group.CANDIDATE),
             weights=wider(self.weights, Group.CANDIDATE),
-            layouts=(filled(where, room, self.num_profile),),
+            layouts=(padded(where, room, self.num_profile),),
             room=room,
             storage=None,
         )
@@ -158,8 +158,8 @@ class JaggedBatch:
 
     @property
     def fixed_bytes(self) -> int:
-        """Leading bytes of `storage` that hold what is filled up: of equal shapes for batches of one room."""
-        return sum(map(_padded, self._fixed_tensors()))
+        """Leading bytes of `storage` that hold what is padded: of equal shapes for batches of one room."""
+        return sum(map(_aligned_bytes, self._fixed_tensors()))
 
     def parts(self) -> list[JaggedBatch]:
         """The runs of rows by which it was laid out, each as a batch of views."""
@@ -218,7 +218,7 @@ class JaggedBatch:
     def packed(self, *, pin: bool = False) -> JaggedBatch:
         """This batch in one buffer, page-locked for copies to a GPU that nothing waits for."""
         tensors = self._tensors()
-        size = sum(_padded(tensor) for tensor in tensors)
+        size = sum(_aligned_bytes(tensor) for tensor in tensors)
         storage = torch.empty(size, dtype=torch.uint8, pin_memory=pin)
         views = _views(storage, tensors)
         for view, tensor in zip(views, tensors, strict=True):
@@ -306,7 +306,7 @@ def _replaced(where: Layout, tensors: Iterator[Tensor]) -> Layout:
     return dataclasses.replace(where, **values)
 
 
-def _padded(tensor: Tensor) -> int:
+def _aligned_bytes(tensor: Tensor) -> int:
     """Bytes that a tensor takes in a buffer."""
     return -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
 
@@ -317,7 +317,7 @@ def _views(storage: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     for tensor in tensors:
         size = tensor.numel() * tensor.element_size()
         views.append(storage[first : first + size].view(tensor.dtype).view(tensor.shape))
-        first += _padded(tensor)
+        first += _aligned_bytes(tensor)
     return views
 
 

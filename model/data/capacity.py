@@ -1,7 +1,7 @@
-"""Room for batches: a few sizes that stand for all, so that what is recorded once runs for many batches.
+"""Room for batches: a few sizes that stand for all, so that what is captured once runs for many batches.
 
-A CUDA graph replays kernels on fixed shapes. A batch is filled up to the next size: its rows end in one row
-of fillers that nothing sees and that has no candidate with a weight, so that losses and gradients stay the
+A CUDA graph replays kernels on fixed shapes. A batch is padded to the next size: its rows end in one row
+of padding that nothing sees and that has no candidate with a weight, so that losses and gradients stay the
 same.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from model.data.batch import SEQUENCES, JaggedBatch
 from model.data.layout import Sizes
 
-_MOST_FILLERS = 0.06  # of a batch's tokens: above it a size of its own pays
+_MOST_PADDING = 0.06  # of a batch's tokens: above it a size of its own pays
 _STEPS_AN_OCTAVE = 16  # sizes between T and 2 T
 # For the tokens of a group, beyond those of a batch that finds no room: of these, and of all tokens.
 _ROOM, _ROOM_OF_ALL = 0.1, 0.04
@@ -21,7 +21,7 @@ _ROOM, _ROOM_OF_ALL = 0.1, 0.04
 
 @dataclass(kw_only=True)
 class Capacities:
-    """The sizes that batches are filled up to; grows with the batches it sees.
+    """The sizes that batches are padded to; grows with the batches it sees.
 
     Args:
         batch_tokens: Tokens of a usual batch.
@@ -35,10 +35,10 @@ class Capacities:
         self._groups: dict[int, Sizes] = {}
 
     def of(self, batch: JaggedBatch) -> Sizes:
-        """The sizes for a batch, all greater than its own: there is room for one filler in each."""
+        """The sizes for a batch, all greater than its own: there is room for one of padding in each."""
         needed = sizes_of(batch)
         places = range(bisect_left(self._tokens, needed.tokens + 1), len(self._tokens))
-        near = [n for n in (self._tokens[k] for k in places) if n <= (1 + _MOST_FILLERS) * needed.tokens]
+        near = [n for n in (self._tokens[k] for k in places) if n <= (1 + _MOST_PADDING) * needed.tokens]
         for tokens in near:
             if tokens in self._groups and needed.fits(self._groups[tokens]):
                 return self._groups[tokens]

@@ -37,7 +37,7 @@ class Sizes:
         return hash((self.rows, tuple(self.groups.values()), self.tokens))
 
     def fits(self, room: Sizes) -> bool:
-        """Whether all of it is below `room`, so that a filler has a place everywhere."""
+        """Whether all of it is below `room`, so that padding has a place everywhere."""
         return (
             self.rows < room.rows
             and self.tokens < room.tokens
@@ -137,19 +137,19 @@ def layout(batch: JaggedBatch, first: int = 0, end: int | None = None) -> Layout
     )
 
 
-def filled(where: Layout, sizes: Sizes, num_profile: int) -> Layout:
-    """The layout of a whole batch, filled up to `sizes`; what is a number stays that of the real rows.
+def padded(where: Layout, sizes: Sizes, num_profile: int) -> Layout:
+    """The layout of a whole batch, padded to `sizes`; what is a number stays that of the real rows.
 
     The tokens behind the last row are one more row, of candidates that see only themselves; rows behind that
-    one are empty. All fillers are read from the last place of the last group, and candidates without a token
-    from the last filler: what goes back there is zero.
+    one are empty. All padding is read from the last place of the last group, and candidates without a token
+    from the last token: what goes back there is zero.
 
     Args:
         where: Of all rows of a batch.
         sizes: More of everything than the batch has.
         num_profile: Profile tokens of a row.
     """
-    first_filler, tokens = where.num_tokens, sizes.tokens
+    tokens = sizes.tokens
     room = [sizes.rows * num_profile, *(sizes.groups[group] for group in GROUPS[1:])]
     used = [end - first for first, end in where.places.values()]
     used[0] *= num_profile
@@ -158,17 +158,17 @@ def filled(where: Layout, sizes: Sizes, num_profile: int) -> Layout:
     candidates = where.candidates
     return dataclasses.replace(
         where,
-        offsets=_filled(where.offsets, sizes.rows + 1, tokens),
-        group=_filled(where.group, tokens, GROUPS.index(Group.CANDIDATE)),
-        visible_end=_filled(where.visible_end, tokens, 0),
-        source=_filled(where.source[:first_filler] + shift_G[where.group.long()], tokens, sum(room) - 1),
-        candidates=_filled(candidates, sizes.groups[Group.CANDIDATE], tokens - 1),
+        offsets=_padded(where.offsets, sizes.rows + 1, tokens),
+        group=_padded(where.group, tokens, GROUPS.index(Group.CANDIDATE)),
+        visible_end=_padded(where.visible_end, tokens, 0),
+        source=_padded(where.source + shift_G[where.group.long()], tokens, sum(room) - 1),
+        candidates=_padded(candidates, sizes.groups[Group.CANDIDATE], tokens - 1),
     )
 
 
-def _filled(values: Tensor, size: int, filler: int) -> Tensor:
-    """Values `[size]`, those at the end `filler`."""
-    return torch.nn.functional.pad(values, (0, size - values.shape[0]), value=filler)
+def _padded(values: Tensor, size: int, padding: int) -> Tensor:
+    """Values `[size]`, those at the end `padding`."""
+    return torch.nn.functional.pad(values, (0, size - values.shape[0]), value=padding)
 
 
 def _places(batch: JaggedBatch, first: int, end: int) -> dict[Group, tuple[int, int]]:

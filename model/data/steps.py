@@ -98,11 +98,11 @@ class Step:
             frozen_share: Share of rows, by their hash, whose real-time state is frozen.
             num_parts: In how many parts the batch is computed.
             pin: Whether the buffer is page-locked.
-            capacities: Sizes that a batch of one part is filled up to; by default none is.
+            capacities: Sizes that a batch of one part is padded to; by default none is.
         """
         batch = self.batch.frozen(self.row_hash < frozen_share).laid_out(num_parts)
         if capacities is not None and num_parts == 1:
-            batch = batch.filled(capacities.of(batch))
+            batch = batch.padded(capacities.of(batch))
         ends = batch.num_candidates_B().cumsum(0).numpy()
         return dataclasses.replace(self, batch=batch.packed(pin=pin), ends=ends)
 

@@ -23,10 +23,10 @@ import torch
 from hstu_ops import (
     add_group_layer_norm,
     attention_plan,
+    defers_bias_gradient,
     gated_attention,
     group_layer_norm,
     linear,
-    sums_apart,
 )
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -50,7 +50,7 @@ class MtgrConfig(RankerConfig):
         ops_backend: Backend of `hstu_ops`: `auto`, `reference`, `cpu`, `triton` or `cutlass`.
     """
 
-    takes_filled: ClassVar[bool] = True
+    takes_padded: ClassVar[bool] = True
 
     architecture: str = field(init=False, default="mtgr")
     num_blocks: int
@@ -138,10 +138,10 @@ class Block(nn.Module):
 
         Returns:
             The same of this block. The sum is left to the next one, whose norm takes it up in one pass, and,
-            where `sums_apart`, gives the bias of this one its gradient.
+            where `defers_bias_gradient`, gives the bias of this one its gradient.
         """
         x_TD, normed_TD = self.norm_in(x_TD, added_TD, added_bias_D, tokens.group)
-        apart, bias = sums_apart(normed_TD), self.uvqk.bias
+        apart, bias = defers_bias_gradient(normed_TD), self.uvqk.bias
         uvqk_TD = linear(normed_TD, self.uvqk.weight, bias.detach() if apart else bias)
         gated_TD = gated_attention(
             uvqk_TD.view(-1, 4, self.num_heads, self.head_dim),
@@ -203,7 +203,7 @@ class MtgrRanker(Ranker):
             else:
                 x_TD, added_TD = block(*inputs)
             assert isinstance(block, Block)
-            bias = block.out.bias if sums_apart(x_TD) else None
+            bias = block.out.bias if defers_bias_gradient(x_TD) else None
         assert added_TD is not None
         # Of the last block only candidates are read.
         x_CD = take_rows(where.candidates, x_TD, added_TD)

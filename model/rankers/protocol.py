@@ -60,7 +60,7 @@ class RankerConfig:
         ValueError: A value is out of range.
     """
 
-    takes_filled: ClassVar[bool] = False  # whether its rankers read no more of a batch than its fixed tensors
+    takes_padded: ClassVar[bool] = False  # whether its rankers read no more of a batch than its fixed tensors
 
     architecture: str = field(init=False, default="")
     d_model: int

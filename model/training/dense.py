@@ -26,10 +26,10 @@ class DenseOptimizer:
         weights: The dense part by name.
         matrices: Names of those that are weights of linear layers: they decay.
         train: The training.
-        rate: The learning rate on a GPU, by which a step can be recorded in a CUDA graph; Muon's cannot.
+        rate: The learning rate on a GPU, by which a step can be captured in a CUDA graph; Muon's cannot.
 
     Attributes:
-        is_capturable: Whether a step can be recorded.
+        is_capturable: Whether a step can be captured.
         param_groups: Of all optimizers.
         state: Of every weight that has been updated.
         kept: What is kept of a weight, by its name.

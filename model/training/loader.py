@@ -15,7 +15,7 @@ from model.data.capacity import Capacities
 from model.data.encoder import SampleEncoder
 from model.data.reader import SamplesTable
 from model.data.steps import Cost, Position, Step, steps_of, tokens_cost
-from model.training.step import is_recorded
+from model.training.step import is_captured
 
 _DEPTH = 2  # steps that wait: one on its way to the device, one behind it
 
@@ -40,8 +40,8 @@ def delivered(step: Step, device: torch.device, stream: torch.cuda.Stream | None
 
 
 def capacities_of(config: Config, device: torch.device) -> Capacities | None:
-    """Sizes that steps of one rank are filled up to; None where the dense part is not recorded."""
-    if not is_recorded(config, device):
+    """Sizes that steps of one rank are padded to; None where the dense part is not captured."""
+    if not is_captured(config, device):
         return None
     return Capacities(batch_tokens=config.train.batch_tokens // dist.get_world_size())
 

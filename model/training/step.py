@@ -40,9 +40,9 @@ from model.rankers.protocol import Ranker, build_ranker
 from model.runs.files import RunError
 from model.runs.sharded import ShardReader
 from model.training.averaging import Average
+from model.training.captured import Captured, DensePart, loss_of
 from model.training.dense import DenseOptimizer
 from model.training.parts import Part, load, parts_of
-from model.training.recorded import DensePart, Recorded, first_bad
 from model.training.schedule import rate_share
 from model.training.watch import Watch
 from spark_jobs.contract.clock import parse_day
@@ -106,8 +106,8 @@ class Trainer:
         self._day = ""
         in_tables = {id(parameter) for parameter in tables.parameters()}
         dense = {n: p for n, p in ranker.named_parameters() if id(p) not in in_tables}
-        # What is recorded is exchanged in one piece behind it; DDP's hooks would wait for other streams.
-        self._has_ddp = dist.get_world_size() > 1 and not is_recorded(config, device)
+        # What is captured is exchanged in one piece behind it; DDP's hooks would wait for other streams.
+        self._has_ddp = dist.get_world_size() > 1 and not is_captured(config, device)
         self.model = _distribute(
             ranker, list(tables.parameters()), config.train.sparse_lr, device, ddp=self._has_ddp
         )
@@ -117,10 +117,10 @@ class Trainer:
         matrices = {name for name, parameter in dense.items() if id(parameter) in linear}
         self._is_bfloat16 = config.train.precision == "bfloat16"
         self._rate = torch.tensor(config.train.dense_lr, device=device)
-        rate = self._rate if is_recorded(config, device) else None
+        rate = self._rate if is_captured(config, device) else None
         self.optimizer = DenseOptimizer(dense, matrices, config.train, rate)
         self._dense_part = DensePart(ranker, self.dense, is_bfloat16=self._is_bfloat16, device=device)
-        self._forget_recorded()
+        self._forget_captured()
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._dispatched: tuple[str, Dispatched] | None = None
         self.num_steps = 0
@@ -145,14 +145,12 @@ class Trainer:
         if not step.batch.layouts:
             step = step.ready(train.frozen_share, num_parts=train.accumulate)
         if step.batch.room is None and dist.get_world_size() > 1 and not self._has_ddp:
-            raise ValueError(
-                f"step {step.name} is not filled up: the ranks' gradients would not be exchanged"
-            )
+            raise ValueError(f"step {step.name} is not padded: the ranks' gradients would not be exchanged")
         self.num_tokens += step.num_tokens
         self._set_rate(train.dense_lr * rate_share(train, self.num_steps, self.num_tokens))
         try:
             if step.batch.room is not None:
-                values = self._take_recorded(step, following)
+                values = self._take_captured(step, following)
             else:
                 self.optimizer.zero_grad()
                 loss, bad = self._backward(step)
@@ -170,8 +168,8 @@ class Trainer:
         self._average.update(self.num_steps)
         self._watch.add(step, values)
 
-    def _take_recorded(self, step: Step, following: Step | None) -> Tensor:
-        """Takes a step of a batch that is filled up; returns its loss, norm and first bad candidate."""
+    def _take_captured(self, step: Step, following: Step | None) -> Tensor:
+        """Takes a step of a batch that is padded; returns its loss, norm and first bad candidate."""
         batch = self._delivered(step)
         for weight, gradient in zip(self.dense, self._dense_part.gradients, strict=True):
             weight.grad = gradient
@@ -216,10 +214,10 @@ class Trainer:
         self.optimizer.step()
         self._norm = norm
 
-    def _forget_recorded(self) -> None:
-        """Has the optimizer's work recorded anew: its state lies elsewhere."""
+    def _forget_captured(self) -> None:
+        """Has the optimizer's work captured anew: its state lies elsewhere."""
         pool = self._dense_part.pool if self.optimizer.is_capturable else None
-        self._update = Recorded(self._clip_and_update, pool)
+        self._update = Captured(self._clip_and_update, pool)
 
     def _set_rate(self, rate: float) -> None:
         self._rate.fill_(rate)
@@ -278,13 +276,10 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bfloat16):
             logits = self.model(part, embeddings)
-        losses = nn.functional.binary_cross_entropy_with_logits(
-            logits, part.labels, weight=part.weights, reduction="none"
-        )
-        loss = losses.sum() / weight
+        loss, bad = loss_of(logits, part, weight)
         # Both DDP and the row-wise exchange divide gradients by the number of ranks.
         (loss * dist.get_world_size()).backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), first_bad(losses.detach())
+        return loss.detach(), bad
 
     def _unsynced(self) -> contextlib.AbstractContextManager[None]:
         """Within it gradients of the dense part are added up, and not yet exchanged."""
@@ -303,7 +298,7 @@ class Trainer:
 
     @property
     def num_fresh(self) -> int:
-        """Steps of batches that were filled up whose dense part was not replayed."""
+        """Steps of batches that were padded whose dense part was not replayed."""
         return self._dense_part.num_fresh
 
     @property
@@ -408,7 +403,7 @@ class Trainer:
             )
         if reader.num_ranks == dist.get_world_size():
             _set_random_state(self.device, reader)
-        self._forget_recorded()
+        self._forget_captured()
         self._dispatched = None
         self.num_steps = int(reader.tensor("num_steps"))
         self.num_tokens = int(reader.tensor("num_tokens"))
@@ -426,10 +421,10 @@ def _set_random_state(device: torch.device, reader: ShardReader) -> None:
         torch.cuda.set_rng_state(reader.tensor(of_rank + "cuda"), device)
 
 
-def is_recorded(config: Config, device: torch.device) -> bool:
-    """Whether steps on `device` are filled up and the dense part is recorded; see `recorded`."""
+def is_captured(config: Config, device: torch.device) -> bool:
+    """Whether steps on `device` are padded and the dense part is captured; see `captured`."""
     train = config.train
-    return train.cuda_graphs and train.accumulate == 1 and config.model.takes_filled and device.type == "cuda"
+    return train.cuda_graphs and train.accumulate == 1 and config.model.takes_padded and device.type == "cuda"
 
 
 def _order_of_received(local_split: int, num_splits: int, *rest: Any, **named: Any) -> Tensor | None:

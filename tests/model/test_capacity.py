@@ -1,4 +1,4 @@
-"""Sizes that batches are filled up to: there is always room, fillers are few, sizes do not go on growing."""
+"""Sizes that batches are padded to: there is always room, padding is little, sizes do not go on growing."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ def batch_of(rows: list[int]) -> JaggedBatch:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 59), max_size=60), min_size=1, max_size=12), st.integers(1, 2000))
-def test_there_is_room_for_a_filler_everywhere_and_fillers_are_few(
-    batches: list[list[int]], batch_tokens: int
-) -> None:
+def test_there_is_room_everywhere_and_little_padding(batches: list[list[int]], batch_tokens: int) -> None:
     capacities = Capacities(batch_tokens=batch_tokens)
     for rows in batches:
         batch = batch_of(rows)
         room = capacities.of(batch)
         assert sizes_of(batch).fits(room)
         assert room.tokens <= max(1.07 * batch.num_tokens, batch.num_tokens + 64)
-        assert capacities.of(batch) == room  # what was recorded for it serves again
+        assert capacities.of(batch) == room  # what was captured for it serves again
 
 
 def test_batches_of_one_kind_share_few_sizes() -> None:
@@ -46,14 +44,14 @@ def test_batches_of_one_kind_share_few_sizes() -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [3], list(range(25))])
-def test_fillers_change_no_logit_and_no_number_of_the_layout(rows: list[int]) -> None:
+def test_padding_changes_no_logit_and_no_number_of_the_layout(rows: list[int]) -> None:
     batch = batch_of(rows)
     room = Capacities(batch_tokens=100).of(batch)
-    filled = batch.filled(room)
-    assert filled.layouts[0].num_tokens == room.tokens
-    assert filled.layouts[0].offsets.shape == (room.rows + 1,)
-    assert (filled.num_rows, filled.num_tokens) == (batch.num_rows, batch.num_tokens)
-    assert filled.layouts[0].num_pairs == batch.layouts[0].num_pairs
+    padded = batch.padded(room)
+    assert padded.layouts[0].num_tokens == room.tokens
+    assert padded.layouts[0].offsets.shape == (room.rows + 1,)
+    assert (padded.num_rows, padded.num_tokens) == (batch.num_rows, batch.num_tokens)
+    assert padded.layouts[0].num_pairs == batch.layouts[0].num_pairs
     ranker = build_ranker(DATASET, config().sized(DATASET).model, 1).eval()
     widths = {group: sum(ranker.inputs.embeddings.widths(group)) for group in Group}
     rooms = {Group.PROFILE: room.rows, **room.groups}
@@ -65,7 +63,7 @@ def test_fillers_change_no_logit_and_no_number_of_the_layout(rows: list[int]) ->
         split = torch.split(wide, ranker.inputs.embeddings.widths(group), dim=1)
         vectors[group] = list(split) if group is Group.PROFILE else [wide]
     with torch.no_grad():
-        expected, logits = ranker(batch), ranker(filled, vectors)
+        expected, logits = ranker(batch), ranker(padded, vectors)
     assert logits.shape == (2, room.groups[Group.CANDIDATE])
     torch.testing.assert_close(logits[:, : batch.num_candidates], expected, atol=1e-5, rtol=1e-5)
 
@@ -73,7 +71,7 @@ def test_fillers_change_no_logit_and_no_number_of_the_layout(rows: list[int]) ->
 def test_what_is_filled_up_lies_in_front_and_the_rest_is_as_it_was() -> None:
     batch = batch_of([1, 2, 3])
     room = Capacities(batch_tokens=100).of(batch)
-    packed, other = (batch_of(rows).filled(room).packed() for rows in ([1, 2, 3], [2]))
+    packed, other = (batch_of(rows).padded(room).packed() for rows in ([1, 2, 3], [2]))
     assert packed.fixed_bytes == other.fixed_bytes
     views = packed.fixed_views(packed.storage[: packed.fixed_bytes].clone())
     for ours, theirs in zip(views._fixed_tensors(), packed._fixed_tensors(), strict=True):

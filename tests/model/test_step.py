@@ -61,11 +61,11 @@ def a_step(number: int, rank: int, world_size: int) -> Step:
 
 
 def take_steps(
-    rank: int, world_size: int, folder: Path, *, filled: bool = False, **changes: Any
+    rank: int, world_size: int, folder: Path, *, padded: bool = False, **changes: Any
 ) -> tuple[list[tuple[str, float]], ShardReader]:
     trainer = Trainer(DATASET, config(**changes), CPU)
     trainer.scaler.fit(random_batch(DATASET, 40, seed=3))
-    capacities = Capacities(batch_tokens=200) if filled else None
+    capacities = Capacities(batch_tokens=200) if padded else None
     steps = [
         a_step(number, rank, world_size).ready(
             trainer.config.train.frozen_share,
@@ -118,14 +118,14 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "filled"),
+    ("world_size", "padded"),
     [(2, False), (2, True), *(pytest.param(4, on, marks=pytest.mark.slow) for on in (False, True))],
 )
 def test_any_cut_over_ranks_and_parts_trains_as_one_big_batch(
-    lake: Path, world_size: int, filled: bool
+    lake: Path, world_size: int, padded: bool
 ) -> None:
-    """Also where batches are filled up, and the next step's ids are sent while one is computed."""
-    changes = {"accumulate": 1 if filled else world_size // 2, "filled": filled}
+    """Also where batches are padded, and the next step's ids are sent while one is computed."""
+    changes = {"accumulate": 1 if padded else world_size // 2, "padded": padded}
     mp.spawn(on_rank, args=(world_size, str(lake), changes), nprocs=world_size)
     many = torch.load(lake / "ranks.pt", weights_only=False)
     with process_group(CPU):

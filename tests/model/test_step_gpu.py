@@ -15,7 +15,7 @@ from model.data.capacity import Capacities
 from model.data.steps import Step
 from model.data.synthetic import random_batch
 from model.training.loader import capacities_of, delivered, side_stream, with_next
-from model.training.step import Trainer, is_recorded, process_group
+from model.training.step import Trainer, is_captured, process_group
 from spark_jobs.contract.foodlog import FOODLOG
 from tests.model.test_step import a_step as rows_of_step
 from tests.model.test_training import DATASET, config, saved
@@ -46,7 +46,7 @@ def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, preset: s
         config = dataclasses.replace(base, train=train)
         trainer, capacities = Trainer(FOODLOG, config, gpu), capacities_of(config, gpu)
         steps = [a_step(number, accumulate, capacities) for number in range(4)]
-        for step in [*steps, *steps]:  # what is built, tuned or recorded at first may wait
+        for step in [*steps, *steps]:  # what is built, tuned or captured at first may wait
             trainer.step(step)
         fresh = trainer.num_fresh
         torch.cuda.synchronize()
@@ -60,7 +60,7 @@ def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, preset: s
             torch.cuda.set_sync_debug_mode("default")
         assert len(trainer.losses()) == 52
         assert trainer.num_fresh == fresh
-        assert (fresh > 0) == is_recorded(trainer.config, gpu)
+        assert (fresh > 0) == is_captured(trainer.config, gpu)
 
 
 @pytest.mark.gpu

@@ -1,10 +1,10 @@
 """The dense part of a step on fixed memory: tokens, blocks, heads and loss, forward and backward, and Adam.
 
 A step of a small model is hundreds of kernels of some microseconds each, which Python starts more slowly than
-a GPU runs them. So batches are filled up to a few sizes (`model.data.capacity`): the first step of a size
-runs as it comes, the second is recorded as a CUDA graph, and from then on one call replays it. Embedding
+a GPU runs them. So batches are padded to a few sizes (`model.data.capacity`): the first step of a size
+runs as it comes, the second is captured as a CUDA graph, and from then on one call replays it. Embedding
 tables stay outside: their vectors are copied in, and the vectors' gradients go back out, as for a part of an
-accumulated step. On a CPU nothing is recorded; the same code runs each time.
+accumulated step. On a CPU nothing is captured; the same code runs each time.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from model.rankers.inputs import Embeddings
 from model.rankers.protocol import Ranker
 from spark_jobs.contract.features import Group
 
-_MOST_SIZES = 64  # recorded at a time; all graphs share their working memory
+_MOST_SIZES = 64  # captured at a time; all graphs share their working memory
 
 
-class Recorded:
-    """Work on fixed memory: run as it comes once, recorded when it comes again, replayed from then on.
+class Captured:
+    """Work on fixed memory: run as it comes once, captured when it comes again, replayed from then on.
 
     Args:
         work: What is done.
-        pool: Of memory that graphs share, of which one at a time is replayed; None: nothing is recorded.
+        pool: Of memory that graphs share, of which one at a time is replayed; None: nothing is captured.
 
     Attributes:
-        is_replay: Whether the last run was a replay of what was recorded before it.
+        is_replay: Whether the last run was a replay of what was captured before it.
     """
 
     def __init__(self, work: Callable[[], None], pool: Any) -> None:
@@ -79,7 +79,7 @@ class _Part:
         self.gradients: dict[Group, Tensor] = {}
         self.loss = self.first_bad = torch.empty(0)
         self._owner = owner
-        self.work = Recorded(self._compute, owner.pool)
+        self.work = Captured(self._compute, owner.pool)
 
     def _compute(self) -> None:
         owner, batch = self._owner, self._batch
@@ -91,17 +91,14 @@ class _Part:
         }
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=owner.is_bfloat16):
             logits = owner.ranker(batch, embeddings)
-        losses = nn.functional.binary_cross_entropy_with_logits(
-            logits, batch.labels, weight=batch.weights, reduction="none"
-        )
-        loss = losses.sum() / self.weight
+        loss, self.first_bad = loss_of(logits, batch, self.weight)
         # The exchange of the tables' gradients, and that of the others, divide by the number of ranks.
         gradients = torch.autograd.grad(
             loss * dist.get_world_size(), [*self._inputs.values(), *owner.weights], materialize_grads=True
         )
         self.gradients = dict(zip(self._inputs, gradients, strict=False))
         torch._foreach_copy_(owner.gradients, gradients[len(self._inputs) :])
-        self.loss, self.first_bad = loss.detach(), first_bad(losses.detach())
+        self.loss = loss.detach()
 
 
 class DensePart:
@@ -180,7 +177,15 @@ class DensePart:
         return part.loss, part.first_bad
 
 
-def first_bad(losses_2C: Tensor) -> Tensor:  # noqa: N803
+def loss_of(logits: Tensor, batch: JaggedBatch, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of a batch, divided by `weight`, and its first candidate whose loss is not finite, or -1."""
+    losses = nn.functional.binary_cross_entropy_with_logits(
+        logits, batch.labels, weight=batch.weights, reduction="none"
+    )
+    return losses.sum() / weight, _first_bad(losses.detach())
+
+
+def _first_bad(losses_2C: Tensor) -> Tensor:  # noqa: N803
     """The first candidate whose loss is not finite, or -1: a tensor, so that nothing waits for it."""
     if not losses_2C.shape[1]:
         return torch.full((), -1, dtype=torch.int64, device=losses_2C.device)
