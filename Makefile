@@ -29,8 +29,8 @@ ui: setup  ## Airflow, MLflow and data docs on loopback until Ctrl-C; prints the
 doctor:  ## check this machine and print the fix for whatever is wrong
 	@if [ -x $(PY) ]; then exec $(PY) -m scripts.doctor; else exec "$$(scripts/setup.sh --find-python)" -m scripts.doctor; fi
 
-test: setup  ## the tests
-	@$(PY) -m pytest -q
+test: setup  ## the tests, files side by side in WORKERS processes (2)
+	@$(PY) -m pytest -q -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## the slow tests: scheduled runs, backfills, kill points, clusters
 	@$(PY) -m pytest -q -m slow --timeout 3600

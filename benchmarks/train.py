@@ -45,7 +45,8 @@ from model.data.steps import Step
 from model.rankers.mtgr import MtgrConfig
 from model.training.loader import capacities_of, made_ready, with_next
 from model.training.meter import peak_flops
-from model.training.step import Trainer, process_group
+from model.training.ranks import process_group
+from model.training.step import Trainer
 from spark_jobs.contract import command
 from spark_jobs.contract.features import Group
 from spark_jobs.contract.foodlog import FOODLOG

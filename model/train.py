@@ -32,7 +32,7 @@ from model.data.reader import SamplesTable
 from model.registry import record
 from model.registry import versions as registry
 from model.training.loop import train
-from model.training.step import process_group
+from model.training.ranks import process_group
 from spark_jobs.contract import command
 from spark_jobs.contract.command import UsageError
 

@@ -100,7 +100,9 @@ uv=$(find_uv "$interpreter")
 if [ "$(cut -d' ' -f1 "$stamp" 2>/dev/null)" != "$environment" ]; then
   rm -f "$stamp"
   say "installing $lock into .venv"
-  "$uv" pip sync -q --python .venv/bin/python "$lock" >&2
+  # Compiled here, once: where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process of a run
+  # would compile Airflow, MLflow and PySpark again.
+  "$uv" pip sync -q --compile-bytecode --python .venv/bin/python "$lock" >&2
 fi
 
 # The jars, the empty databases and the compiler do not need each other.

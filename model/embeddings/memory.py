@@ -112,11 +112,16 @@ class Memory:
         return self.dtype if column == VECTORS else self._types.get(column, torch.float32)
 
     def _parts(self, column: int, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        parts = []
-        for number, chunk in enumerate(self._chunks[column]):
-            places = (rows // CHUNK == number).nonzero().squeeze(1)
-            parts.append((chunk, places, rows[places] % CHUNK))
-        return parts
+        """Of each chunk that has any of the rows: itself, their places in `rows`, theirs in the chunk."""
+        chunks = self._chunks[column]
+        number = rows // CHUNK
+        places = number.argsort(stable=True)
+        counts = torch.bincount(number, minlength=len(chunks)).tolist()
+        return [
+            (chunk, some, rows[some] % CHUNK)
+            for chunk, some in zip(chunks, torch.split(places, counts), strict=True)
+            if len(some)
+        ]
 
     def _name(self, column: int, first: int, addresses: list[int]) -> None:
         if first + len(addresses) > self.addresses.shape[1]:

@@ -54,6 +54,14 @@ def metrics_of(dataset: Dataset, frame: dict[str, Array], scores: dict[str, Arra
     return metrics
 
 
+def rates_of(frame: dict[str, Array]) -> dict[str, float]:
+    """The shares of a day's impressions that were clicked and that were ordered, before any sampling."""
+    return {
+        name: float(np.average(frame[label], weights=frame.get("weight")))
+        for name, label in (("click_rate", "label_click"), ("conversion_rate", "label_conversion"))
+    }
+
+
 def score_day(
     samples: SamplesTable, ds: str, scorers: dict[str, Scorer]
 ) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:

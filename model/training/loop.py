@@ -41,8 +41,9 @@ from model.training.loader import Loader, with_next
 from model.training.meter import Meter
 from model.training.plan import Plan, is_as_asked, plan_of
 from model.training.progress import position_in, read_progress, remove_progress, save_progress
+from model.training.ranks import process_group
 from model.training.saver import Saver
-from model.training.step import Trainer, process_group
+from model.training.step import Trainer
 from model.training.tracing import traced
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.declaration import differences

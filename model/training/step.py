@@ -10,23 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchrec.distributed import DistributedModelParallel, dist_data
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import ShardingEnv
-from torchrec.optim import RowWiseAdagrad
-from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-from model.config.environment import is_launched
 from model.config.run import Config
 from model.data.batch import JaggedBatch
 from model.data.steps import Step
@@ -36,13 +26,14 @@ from model.embeddings.table_state import joined
 from model.embeddings.tables import Dispatched
 from model.rankers.heads import Heads
 from model.rankers.inputs import Embeddings
-from model.rankers.protocol import Ranker, build_ranker
+from model.rankers.protocol import build_ranker
 from model.runs.files import RunError
 from model.runs.sharded import ShardReader
 from model.training.averaging import Average
 from model.training.captured import Captured, DensePart, loss_of
 from model.training.dense import DenseOptimizer
 from model.training.parts import Part, load, parts_of
+from model.training.ranks import distributed
 from model.training.schedule import rate_share
 from model.training.watch import Watch
 from spark_jobs.contract.clock import parse_day
@@ -59,23 +50,6 @@ _WEIGHTS = ("weights/", "averaged/")  # in a checkpoint; what is averaged is pub
 
 class OutOfMemoryError(CommandError):
     """A step does not fit into the GPU's memory; the message names what to lower."""
-
-
-@contextlib.contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """The process group of torchrun's environment, or one of this process alone; within one, that one."""
-    if dist.is_initialized():
-        yield
-        return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if is_launched():
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 class Trainer:
@@ -108,7 +82,7 @@ class Trainer:
         dense = {n: p for n, p in ranker.named_parameters() if id(p) not in in_tables}
         # What is captured is exchanged in one piece behind it; DDP's hooks would wait for other streams.
         self._has_ddp = dist.get_world_size() > 1 and not is_captured(config, device)
-        self.model = _distribute(
+        self.model = distributed(
             ranker, list(tables.parameters()), config.train.sparse_lr, device, ddp=self._has_ddp
         )
         self.dense_names = sorted(dense)
@@ -425,41 +399,6 @@ def is_captured(config: Config, device: torch.device) -> bool:
     """Whether steps on `device` are padded and the dense part is captured; see `captured`."""
     train = config.train
     return train.cuda_graphs and train.accumulate == 1 and config.model.takes_padded and device.type == "cuda"
-
-
-def _order_of_received(local_split: int, num_splits: int, *rest: Any, **named: Any) -> Tensor | None:
-    """As TorchRec's, but none for one rank, which receives nothing: to copy one would wait for the device."""
-    return None if num_splits == 1 else _get_recat(local_split, num_splits, *rest, **named)
-
-
-_get_recat = dist_data._get_recat
-dist_data._get_recat = _order_of_received
-
-
-def _distribute(
-    ranker: Ranker, tables: list[nn.Parameter], sparse_lr: float, device: torch.device, *, ddp: bool
-) -> DistributedModelParallel:
-    apply_optimizer_in_backward(RowWiseAdagrad, tables, {"lr": sparse_lr, "eps": 1e-8})
-    sharder = EmbeddingCollectionSharder()
-    # One rank has whole tables: nothing is cut by rows, whose sizes TorchRec would ask the device for.
-    sharding = "row_wise" if dist.get_world_size() > 1 else "table_wise"
-    constraint = ParameterConstraints(sharding_types=[sharding], compute_kernels=["fused"])
-    names = list(ranker.inputs.embeddings.sizes)
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=dist.get_world_size(), compute_device=device.type),
-        constraints=dict.fromkeys(names, constraint),
-    )
-    plan = planner.collective_plan(ranker, [sharder], dist.group.WORLD)
-    return DistributedModelParallel(
-        ranker,
-        env=ShardingEnv.from_process_group(dist.group.WORLD),
-        device=device,
-        plan=plan,
-        sharders=[sharder],
-        init_data_parallel=ddp,
-        # A static graph cannot leave the exchange of gradients to the last part of a step.
-        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
-    )
 
 
 def _fixed(weights: dict[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,8 @@ def _migrate(settings: EmbeddedSettings, processes: Processes) -> None:
 
 def _start_airflow(settings: EmbeddedSettings, processes: Processes, *, afresh: bool) -> AirflowApi:
     api = AirflowApi(settings.airflow_url, secrets_store.USER, secrets_store.password(settings.home))
-    processes.start("airflow-api-server", python("airflow", "api-server"))
+    # It says that it has ended at once, and then takes four seconds of a core to give its memory back.
+    processes.start("airflow-api-server", python("airflow", "api-server"), grace=1.5)
     processes.start("airflow-dag-processor", python("airflow", "dag-processor"))
     _wait(processes, "airflow-api-server", api.is_healthy)
     if afresh:

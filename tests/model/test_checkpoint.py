@@ -29,8 +29,9 @@ from model.runs.store import WEIGHTS, complete_runs, load_run
 from model.training import loop as training
 from model.training import saver as saving
 from model.training.parts import Part, load, save
+from model.training.ranks import process_group
 from model.training.saver import Saver
-from model.training.step import Trainer, process_group
+from model.training.step import Trainer
 from tests.model.test_training import CPU, DATASET, DAYS, config, lake, saved, unlogged  # noqa: F401
 
 _DAYS = ("2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04")

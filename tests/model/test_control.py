@@ -24,7 +24,8 @@ from model.judging.evaluation import metrics_of
 from model.judging.metrics import group_auc, group_ids
 from model.judging.scoring import Scorer, candidate_frame
 from model.rankers.protocol import build_ranker
-from model.training.step import Trainer, process_group
+from model.training.ranks import process_group
+from model.training.step import Trainer
 from spark_jobs.contract.foodlog import FOODLOG
 from tests.model.test_training import saved
 

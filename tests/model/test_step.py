@@ -30,8 +30,9 @@ from model.rankers.protocol import build_ranker
 from model.runs.sharded import ShardReader
 from model.training import loop as training
 from model.training.loader import Loader, with_next
+from model.training.ranks import process_group
 from model.training.schedule import rate_share
-from model.training.step import OutOfMemoryError, Trainer, process_group
+from model.training.step import OutOfMemoryError, Trainer
 from model.training.tracing import traced
 from model.training.watch import NonFiniteLossError
 from spark_jobs.contract import locations

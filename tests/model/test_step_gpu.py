@@ -15,7 +15,8 @@ from model.data.capacity import Capacities
 from model.data.steps import Step
 from model.data.synthetic import random_batch
 from model.training.loader import capacities_of, delivered, side_stream, with_next
-from model.training.step import Trainer, is_captured, process_group
+from model.training.ranks import process_group
+from model.training.step import Trainer, is_captured
 from spark_jobs.contract.foodlog import FOODLOG
 from tests.model.test_step import a_step as rows_of_step
 from tests.model.test_training import DATASET, config, saved

@@ -27,7 +27,8 @@ from model.runs.sharded import ShardReader, ShardWriter
 from model.runs.store import Run, base_of, complete_runs, load_run
 from model.training import loop as training
 from model.training.parts import save
-from model.training.step import Trainer, process_group
+from model.training.ranks import process_group
+from model.training.step import Trainer
 from model.training.watch import NonFiniteLossError
 from spark_jobs.contract import locations
 from spark_jobs.contract.features import Kind

@@ -9,11 +9,12 @@ import torch
 from model.data.encoder import SampleEncoder, arrow_schema
 from model.data.steps import Step
 from model.data.synthetic import random_batch, random_samples
-from model.judging.evaluation import LABELS, metrics_of
+from model.judging.evaluation import LABELS, metrics_of, rates_of
 from model.judging.metrics import auc, calibration_error, copc, log_loss, task_metrics
 from model.judging.scoring import SCORES, candidate_frame
 from model.rankers.protocol import build_ranker
-from model.training.step import Trainer, process_group
+from model.training.ranks import process_group
+from model.training.step import Trainer
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.contract.tables import rows_digest
 from tests.model.test_training import config
@@ -80,6 +81,15 @@ def test_metrics_of_a_day_count_a_candidate_as_often_as_it_stands_for():
             value = found[f"{task}_{metric.__name__}"]
             assert value == pytest.approx(metric(*rows, weight=frame["weight"]))
             assert value != pytest.approx(metric(*rows))
+
+
+def test_rates_of_a_day_are_those_of_what_was_shown_not_of_what_was_kept():
+    clicked = np.array([True, False, False, True])
+    ordered = np.array([True, False, False, False])
+    frame = {"label_click": clicked, "label_conversion": ordered}
+    assert rates_of(frame) == {"click_rate": 0.5, "conversion_rate": 0.25}
+    weights = np.array([1.0, 4.0, 4.0, 1.0])  # three quarters of what was not clicked were left out
+    assert rates_of(frame | {"weight": weights}) == {"click_rate": 0.2, "conversion_rate": 0.1}
 
 
 def test_the_loss_is_weighted_and_a_common_factor_changes_nothing():

@@ -94,8 +94,15 @@ def _sleeper(place):
     return caller, [int(pid) for pid in (place / "pids").read_text().split()]
 
 
+def _is_gone(pid):
+    try:
+        return psutil.Process(pid).status() == "zombie"
+    except psutil.NoSuchProcess:  # at any moment, so it is not asked for first
+        return True
+
+
 def _are_gone(pids):
-    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+    return all(_is_gone(pid) for pid in pids)
 
 
 def _check_step(place, said="to stderr\n"):
