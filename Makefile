@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PY := .venv/bin/python
-export DATASET DATA CHALLENGERS PRESET FROM TO DAYS USERS IMPRESSIONS SIMULATE REPROCESS
+export DATASET DATA CHALLENGERS PRESET FROM TO DAYS USERS IMPRESSIONS SIMULATE REPROCESS PLAN
 export AIRFLOW_PORT MLFLOW_PORT SPARK_PORT DOCS_PORT
 export GPU PYTHON
 # The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
@@ -20,7 +20,7 @@ setup:  ## set the machine up: .venv from the lock, hstu_ops, Java, Delta's jars
 run: setup  ## the daily DAGs for consecutive days, then a table (FROM, TO or DAYS; DATASET and DATA; CHALLENGERS, USERS)
 	@exec $(PY) -m scripts.run
 
-backfill: setup  ## past days by Airflow's backfill, oldest first (FROM, TO or DAYS; REPROCESS=none|failed|completed; SIMULATE=1)
+backfill: setup  ## past days by Airflow's backfill, oldest first (FROM, TO or DAYS; REPROCESS=none|failed|completed; SIMULATE=1; PLAN=1 only says what it would do)
 	@exec $(PY) -m scripts.backfill
 
 ui: setup  ## Airflow, MLflow and data docs on loopback until Ctrl-C; prints the login

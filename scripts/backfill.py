@@ -3,7 +3,8 @@
 `REPROCESS` says what happens to days that have a run already: `none` leaves them (the default), `failed`
 repeats those that failed, `completed` repeats all. A backfill that has completed is not one that succeeded,
 and it covers `samples_daily` only: the states of its runs are read, then the runs of `retraining_daily` that
-the days start are waited for. `SIMULATE=1` simulates the raw logs of the days first.
+the days start are waited for. `SIMULATE=1` simulates the raw logs of the days first. `PLAN=1` starts nothing
+and changes nothing: it lists the days, what there is of them and what would be done.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from scripts.embedded.processes import Processes, stop_on_signals
 from scripts.embedded.settings import (
     EmbeddedRunError,
     EmbeddedSettings,
+    is_plan,
     reprocess,
     settings_from_environment,
     simulation_asked_for,
@@ -118,6 +120,12 @@ def _run(arguments: argparse.Namespace) -> None:
     wish = reprocess()
     if wish not in REPROCESS:
         raise UsageError(f"REPROCESS={wish} is none of {', '.join(REPROCESS)}")
+    if is_plan():
+        from scripts.embedded import plan
+
+        simulates = bool(simulation_asked_for()[0])
+        print_line(plan.told(settings, *plan.plan(settings, days, wish), wish, simulates))
+        return
     told, watch = backfill(settings, days, wish)
     print_report(told, since)
     watch.require_success()

@@ -6,17 +6,19 @@ run that has no database yet starts from a copy. Nothing else is in them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scripts.embedded.settings import PREPARED, REPOSITORY, EmbeddedRunError, child
-from spark_jobs.contract import command
+from spark_jobs.contract import command, environment, locations
 
 logger = logging.getLogger(__name__)
 _MAKERS = {
@@ -77,6 +79,49 @@ def prepare(distribution: str) -> None:
         part = target.with_suffix(".part")
         shutil.copyfile(database, part)
         part.replace(target)
+
+
+def snapshot(database: Path, folder: Path) -> Path:
+    """A copy of an SQLite file as it is now, made without changing it or what lies beside it."""
+    target = folder / database.name
+    if not database.with_name(f"{database.name}-wal").exists():
+        shutil.copyfile(database, target)
+        return target
+    # Somebody has it open, or was killed: what is committed is partly in the log beside it.
+    with (
+        contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=60)) as source,
+        contextlib.closing(sqlite3.connect(target)) as copied,
+    ):
+        source.backup(copied)
+    return target
+
+
+@contextlib.contextmanager
+def only_read(airflow: Path) -> Iterator[tuple[Path | None, bool]]:
+    """Lets this process read Airflow's and MLflow's databases from copies, so that it changes nothing.
+
+    Args:
+        airflow: Airflow's SQLite file.
+
+    Yields:
+        The copy of Airflow's, None where there is none; whether there is a store of MLflow.
+    """
+    uri = locations.tracking_uri()
+    scheme, _, path = uri.partition(":///")
+    with tempfile.TemporaryDirectory(prefix="mtgr-read-") as folder:
+        runs = snapshot(airflow, Path(folder)) if airflow.exists() else None
+        if scheme != "sqlite":
+            yield runs, True
+            return
+        if not Path(path).exists():
+            yield runs, False
+            return
+        copied = snapshot(Path(path).absolute(), Path(folder))
+        environment.override({"MLFLOW_TRACKING_URI": f"sqlite:///{copied}"})
+        try:
+            yield runs, True
+        finally:
+            environment.override({"MLFLOW_TRACKING_URI": uri})
 
 
 def _run(arguments: object) -> None:

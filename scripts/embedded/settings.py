@@ -242,6 +242,11 @@ def reprocess() -> str:
     return text("REPROCESS", "none")
 
 
+def is_plan() -> bool:
+    """`PLAN`: whether a backfill is only to say what it would do."""
+    return flag("PLAN", False)
+
+
 def spark_connection() -> str:
     """URI of the Airflow connection that names a Spark of others; empty where the run has its own."""
     return text("AIRFLOW_CONN_SPARK_DEFAULT")
