@@ -9,7 +9,7 @@ export GPU PYTHON
 # The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup run backfill ui doctor test test-slow test-gpu check format kill-points bench-attention bench-attention-gpu bench-tables bench-samples bench-train lock clean
+.PHONY: help setup run backfill status ui doctor test test-slow test-gpu check format kill-points bench-attention bench-attention-gpu bench-tables bench-samples bench-train lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ run: setup  ## the daily DAGs for consecutive days, then a table (FROM, TO or DA
 
 backfill: setup  ## past days by Airflow's backfill, oldest first (FROM, TO or DAYS; REPROCESS=none|failed|completed; SIMULATE=1; PLAN=1 only says what it would do)
 	@exec $(PY) -m scripts.backfill
+
+status: setup  ## last day, champion, missing days, failed gates, immature labels, disk: one screen, nothing changes
+	@exec $(PY) -m scripts.status
 
 ui: setup  ## Airflow, MLflow and data docs on loopback until Ctrl-C; prints the login
 	@exec $(PY) -m scripts.ui

@@ -168,12 +168,8 @@ def settings_from_environment() -> EmbeddedSettings:
     locations.check()
     runpy.run_path(str(REPOSITORY / "dags" / "settings.py"))
     whole("MTGR_THREADS", 1, low=1)
-    name = text("DATASET", "foodlog")
-    try:
-        dataset = dataset_named(name)
-        require_source(dataset)
-    except ValueError as error:
-        raise UsageError(f"DATASET: {error}") from error
+    name = dataset_asked_for()
+    dataset = dataset_named(name)
     presets = _presets(dataset)
     folder = text("DATA") or raw_logs(name)
     data = Path(folder).absolute() if folder else None
@@ -223,6 +219,20 @@ def _port(name: str, default: int) -> int:
         return whole(name, default, 1024, 65535)
     except UsageError as error:
         raise UsageError(f"{name}={text(name)} is not a port from 1024 to 65535") from error
+
+
+def dataset_asked_for() -> str:
+    """`DATASET`, a dataset that is declared and has a source.
+
+    Raises:
+        UsageError: It is not, or has none.
+    """
+    name = text("DATASET", "foodlog")
+    try:
+        require_source(dataset_named(name))
+    except ValueError as error:
+        raise UsageError(f"DATASET: {error}") from error
+    return name
 
 
 def days_asked_for() -> dict[str, str]:
