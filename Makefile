@@ -9,7 +9,7 @@ export GPU PYTHON
 # The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup run backfill status ui doctor test test-slow test-gpu check format kill-points bench-attention bench-attention-gpu bench-tables bench-samples bench-train lock clean
+.PHONY: help setup run backfill status report ui doctor test test-slow test-gpu check format kill-points bench-attention bench-attention-gpu bench-tables bench-samples bench-train lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ ui: setup  ## Airflow, MLflow and data docs on loopback until Ctrl-C; prints the
 
 doctor:  ## check this machine and print the fix for whatever is wrong
 	@if [ -x $(PY) ]; then exec $(PY) -m scripts.doctor; else exec "$$(scripts/setup.sh --find-python)" -m scripts.doctor; fi
+
+report: setup  ## the page of a day: gates, volumes, metrics with intervals, decision, lineage (DAY; DATASET)
+	@$(if $(DAY),,$(error which day? make report DAY=2026-03-02))exec $(PY) -m model.report --dataset $(or $(DATASET),foodlog) --ds $(DAY)
 
 test: setup  ## the tests, files side by side in WORKERS processes (2)
 	@$(PY) -m pytest -q -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder

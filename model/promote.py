@@ -8,7 +8,8 @@ its description, before the alias moves; so a rerun finds what was decided, fini
 and decides nothing twice. A run that was evaluated again after its decision gets a further record,
 `promotion-2.json`, which says what the rules would say now and moves nothing. One command at a time changes a
 dataset's registry; the champion is read again under that lease, and where it is another than the candidates
-were compared with, nothing is decided: of two promotions at once, one wins.
+were compared with, nothing is decided: of two promotions at once, one wins. At the end the
+report of the day is written (`model/reports/page.py`).
 
 Exit code 0: decided, promoted or not (a champion that stays is a normal day). 1: an alarm, such as a leak or
 numbers of the wrong model, or no decision could be made.
@@ -34,6 +35,7 @@ from model.registry import versions as registry
 from model.registry.measures import LEVEL
 from model.registry.record import read_evaluation, require_passed
 from model.registry.versions import RegistryError, Version
+from model.reports import page
 from model.runs.files import write_text
 from model.runs.store import Run, load_run
 from spark_jobs.contract import command
@@ -65,7 +67,8 @@ def promote(dataset: Dataset, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """Decides on the versions of a day's runs, or finishes and repeats what was decided.
 
     Returns:
-        By preset: `promoted`, `alarm`, `version`, `champion` (its number now), `reasons`, `changed`.
+        By preset: `promoted`, `alarm`, `version`, `champion` (its number now), `reasons`, `changed`, and
+        `report`, the page of the day, which also goes with the MLflow run of each.
 
     Raises:
         RunError: A run is damaged or not evaluated.
@@ -99,10 +102,14 @@ def promote(dataset: Dataset, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
             if _finish(dataset, after.version, champion, lease):
                 changed.add(after.run.digest)
         present = registry.aliased(dataset.name, registry.CHAMPION)
+    report = page.write(dataset.name, runs[0].ds)
+    for c in decided:
+        tracking.log_text(c.version.run_id, page.REPORT, report.read_text(encoding="utf-8"))
     return {
-        c.version.preset: _result(
-            dataset, c, present, undecided.get(c.version.preset), c.run.digest in changed
-        )
+        c.version.preset: {
+            **_result(dataset, c, present, undecided.get(c.version.preset), c.run.digest in changed),
+            "report": str(report),
+        }
         for c in decided
     }
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDERS = (
     "contract lake sources simulator samples .",
-    "data embeddings rankers config runs training,judging registry serving .",
+    "data embeddings rankers config runs training,judging reports registry serving .",
     "rules measuring judging .",
 )
 FOLDERS = ("spark_jobs", "model", "expectations")

@@ -13,6 +13,7 @@ from model import promote, rollback
 from model.registry import versions as registry
 from model.registry.store import client
 from model.registry.versions import CHAMPION, RegistryError, Version
+from model.reports import page
 from model.runs.files import RunError
 from model.runs.store import load_run
 from spark_jobs.contract.foodlog import FOODLOG
@@ -82,6 +83,9 @@ def test_a_promotion_is_written_down_in_words_and_once(first: tuple[Any, Version
     expected = "**Promoted to champion**: ctcvr_gauc 0.6700, with no champion to beat; ctr_gauc 0.6200"
     assert entry.description.startswith(expected)
     assert json.loads((run.path / "promotion.json").read_text())["promoted"] is True
+    assert "tiny (version 1) was promoted to champion." in page.path_of("foodlog", run.ds).read_text()
+    (shown,) = [entry for entry in client().list_artifacts(version.run_id) if entry.path == page.REPORT]
+    assert shown.file_size == page.path_of("foodlog", run.ds).stat().st_size
     before = entry.last_updated_timestamp
     again = decided(run)
     assert (again["promoted"], again["changed"]) == (True, False)
