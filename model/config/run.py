@@ -30,6 +30,8 @@ class TrainConfig:
         balance: What rows cost: `tokens`, or `flops`, which adds their part of attention in tokens' worth.
         accumulate: Parts in which a rank computes its batch, one after the other; one update of all weights.
         recompute: Whether activations of blocks are computed again in the backward pass instead of kept.
+        fully_sharded: Whether each rank keeps a part of the dense weights and of their optimizer's state
+            (FSDP2) instead of all of them (DDP); nothing is captured then.
         cuda_graphs: Whether, on a GPU and without `accumulate`, the dense part of a step is captured and
             replayed, where the ranker takes batches that are padded.
         passes: Passes over a day before the next day is read.
@@ -63,6 +65,7 @@ class TrainConfig:
     balance: str = "tokens"
     accumulate: int = 1
     recompute: bool = False
+    fully_sharded: bool = False
     cuda_graphs: bool = True
     passes: int = 1
     dense_optimizer: str = "adamw"
@@ -103,6 +106,8 @@ class TrainConfig:
             raise ValueError("weight_decay, warmup_steps, warmup_tokens and seed must not be negative")
         if self.schedule == "cosine" and self.decay_steps < 1:
             raise ValueError(f"schedule 'cosine' falls over decay_steps, which is {self.decay_steps}")
+        if self.fully_sharded and self.dense_optimizer == "muon":
+            raise ValueError("dense_optimizer 'muon' needs whole matrices: set fully_sharded to False")
         if self.ttl_days < 0 or self.max_rows < 0:
             name = "ttl_days" if self.ttl_days < 0 else "max_rows"
             raise ValueError(f"{name} is {getattr(self, name)}; use at least 1, or 0 for no limit")

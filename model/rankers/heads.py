@@ -21,7 +21,7 @@ class Heads(nn.Module):
     def start_at(self, rates: Tensor) -> None:
         """Sets the bias so that training starts from the labels' rates `[2]`, not from one half."""
         for tower, logit in zip(self.towers, rates.clamp(1e-4, 0.5).logit(), strict=True):
-            tower[-1].bias.fill_(logit)  # type: ignore[index,union-attr,operator]
+            tower[-1].bias.fill_(float(logit))  # type: ignore[index,union-attr,operator]
 
     def forward(self, x_CD: Tensor) -> Tensor:
         """Logits of click and conversion, float32 `[2, C]`."""

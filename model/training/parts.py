@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.tensor import DTensor
 
 from model.runs.files import RunError
 from model.runs.sharded import ShardReader, ShardWriter
@@ -73,6 +74,13 @@ def parts_of(tensors: dict[str, Any]) -> dict[str, Part]:
     """This rank's parts of tensors and sharded ones; it may have none of some."""
     parts = {}
     for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            own = tensor.to_local().detach()
+            # Rows are dealt to ranks as `torch.chunk` cuts them.
+            first = tensor.device_mesh.get_local_rank() * -(-tensor.shape[0] // tensor.device_mesh.size())
+            if own.numel():
+                parts[name] = Part(tensor=own, first=first, shape=tensor.shape)
+            continue
         if not hasattr(tensor, "local_shards"):
             parts[name] = Part.whole(tensor.detach())
             continue

@@ -1,18 +1,20 @@
 """The ranks of a training: their process group, and a ranker laid out over them.
 
 Embedding tables are sharded row-wise and updated in the backward pass by row-wise Adagrad; the rest is
-replicated, under DDP or left to the caller.
+replicated under DDP, sharded by FSDP2, or left to the caller.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torchrec.distributed import DistributedModelParallel, dist_data
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
@@ -85,3 +87,20 @@ def distributed(
         # A static graph cannot leave the exchange of gradients to the last part of a step.
         data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
     )
+
+
+def shard_fully(ranker: Ranker, dense: Collection[str], device: torch.device) -> None:
+    """Shards the weights outside the tables over the ranks: each block by itself, then all others.
+
+    Between forward and backward the weights stay whole: a block's last bias is read by the block behind it.
+
+    Args:
+        ranker: One whose tables are sharded already.
+        dense: Names of the weights.
+        device: Where to train.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    tables = {weight for name, weight in ranker.named_parameters() if name not in dense}
+    for block in getattr(ranker, "blocks", ()):
+        fully_shard(block, mesh=mesh, reshard_after_forward=False)
+    fully_shard(ranker, mesh=mesh, reshard_after_forward=False, ignored_params=tables)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from model.config.run import Config
 from model.data.batch import JaggedBatch
@@ -33,7 +35,7 @@ from model.training.averaging import Average
 from model.training.captured import Captured, DensePart, loss_of
 from model.training.dense import DenseOptimizer
 from model.training.parts import Part, load, parts_of
-from model.training.ranks import distributed
+from model.training.ranks import distributed, shard_fully
 from model.training.schedule import rate_share
 from model.training.watch import Watch
 from spark_jobs.contract.clock import parse_day
@@ -80,11 +82,17 @@ class Trainer:
         self._day = ""
         in_tables = {id(parameter) for parameter in tables.parameters()}
         dense = {n: p for n, p in ranker.named_parameters() if id(p) not in in_tables}
+        has_others = dist.get_world_size() > 1
+        self._is_sharded = has_others and config.train.fully_sharded
         # What is captured is exchanged in one piece behind it; DDP's hooks would wait for other streams.
-        self._has_ddp = dist.get_world_size() > 1 and not is_captured(config, device)
+        self._has_ddp = has_others and not self._is_sharded and not is_captured(config, device)
         self.model = distributed(
             ranker, list(tables.parameters()), config.train.sparse_lr, device, ddp=self._has_ddp
         )
+        if self._is_sharded:
+            shard_fully(ranker, dense, device)
+            sharded = dict(ranker.named_parameters())
+            dense = {name: sharded[name] for name in dense}
         self.dense_names = sorted(dense)
         self.dense = [dense[name] for name in self.dense_names]
         linear = {id(m.weight) for m in ranker.modules() if isinstance(m, nn.Linear)}
@@ -93,7 +101,8 @@ class Trainer:
         self._rate = torch.tensor(config.train.dense_lr, device=device)
         rate = self._rate if is_captured(config, device) else None
         self.optimizer = DenseOptimizer(dense, matrices, config.train, rate)
-        self._dense_part = DensePart(ranker, self.dense, is_bfloat16=self._is_bfloat16, device=device)
+        whole = [] if self._is_sharded else self.dense
+        self._dense_part = DensePart(ranker, whole, is_bfloat16=self._is_bfloat16, device=device)
         self._forget_captured()
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._dispatched: tuple[str, Dispatched] | None = None
@@ -118,8 +127,10 @@ class Trainer:
         train = self.config.train
         if not step.batch.layouts:
             step = step.ready(train.frozen_share, num_parts=train.accumulate)
-        if step.batch.room is None and dist.get_world_size() > 1 and not self._has_ddp:
+        if step.batch.room is None and dist.get_world_size() > 1 and not (self._has_ddp or self._is_sharded):
             raise ValueError(f"step {step.name} is not padded: the ranks' gradients would not be exchanged")
+        if step.batch.room is not None and self._is_sharded:
+            raise ValueError(f"step {step.name} is padded: what is fully sharded takes batches as they are")
         self.num_tokens += step.num_tokens
         self._set_rate(train.dense_lr * rate_share(train, self.num_steps, self.num_tokens))
         try:
@@ -129,6 +140,7 @@ class Trainer:
                 self.optimizer.zero_grad()
                 loss, bad = self._backward(step)
                 norm = nn.utils.clip_grad_norm_(self.dense, train.clip_norm)
+                norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
                 self.optimizer.step()
                 values = torch.stack([one.detach().double() for one in (loss, norm, bad)])
         except torch.OutOfMemoryError as error:
@@ -259,6 +271,8 @@ class Trainer:
         """Within it gradients of the dense part are added up, and not yet exchanged."""
         if dist.get_world_size() == 1:
             return contextlib.nullcontext()
+        if self._is_sharded:
+            return _sharded_unsynced(self._ranker)
         unsynced: contextlib.AbstractContextManager[None] = self.model._dmp_wrapped_module.no_sync()
         return unsynced
 
@@ -362,9 +376,12 @@ class Trainer:
                 logger.warning("%s has another optimizer now, which begins anew", name)
             elif kept:
                 state = {
-                    key: torch.zeros(reader.shape(saved), device=self.device) for key, saved in kept.items()
+                    key: torch.zeros_like(parameter.detach())
+                    if reader.shape(saved) == parameter.shape
+                    else torch.zeros(reader.shape(saved), device=self.device)
+                    for key, saved in kept.items()
                 }
-                parts |= {kept[key]: Part.whole(value) for key, value in state.items()}
+                parts |= parts_of({kept[key]: value for key, value in state.items()})
                 self.optimizer.state[parameter] = state
         load(reader, parts, self.group)
         for width, collection in self._rows.items():
@@ -383,6 +400,15 @@ class Trainer:
         self.num_tokens = int(reader.tensor("num_tokens"))
 
 
+@contextlib.contextmanager
+def _sharded_unsynced(ranker: Any) -> Iterator[None]:
+    ranker.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        ranker.set_requires_gradient_sync(True)
+
+
 def _random_state(device: torch.device) -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
@@ -398,7 +424,9 @@ def _set_random_state(device: torch.device, reader: ShardReader) -> None:
 def is_captured(config: Config, device: torch.device) -> bool:
     """Whether steps on `device` are padded and the dense part is captured; see `captured`."""
     train = config.train
-    return train.cuda_graphs and train.accumulate == 1 and config.model.takes_padded and device.type == "cuda"
+    is_sharded = train.fully_sharded and dist.get_world_size() > 1
+    is_asked = train.cuda_graphs and train.accumulate == 1 and not is_sharded
+    return is_asked and config.model.takes_padded and device.type == "cuda"
 
 
 def _fixed(weights: dict[str, Any]) -> dict[str, Any]:

@@ -115,11 +115,16 @@ def resumed_is_never_stopped(folder: Path, rules: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "dense_optimizer"),
-    [(1, "adamw"), (2, "muon"), pytest.param(4, "adamw", marks=pytest.mark.slow)],
+    ("num_ranks", "rules"),
+    [
+        (1, {}),
+        (2, {"dense_optimizer": "muon"}),
+        (2, {"fully_sharded": True}),
+        pytest.param(4, {}, marks=pytest.mark.slow),
+    ],
 )
-def test_to_go_on_is_never_to_have_stopped(tmp_path: Path, num_ranks: int, dense_optimizer: str) -> None:
-    ranks(num_ranks, resumed_is_never_stopped, tmp_path, _RULES | {"dense_optimizer": dense_optimizer})
+def test_to_go_on_is_never_to_have_stopped(tmp_path: Path, num_ranks: int, rules: dict[str, Any]) -> None:
+    ranks(num_ranks, resumed_is_never_stopped, tmp_path, _RULES | rules)
 
 
 def test_muon_moves_the_hidden_matrices_alone(
@@ -157,15 +162,15 @@ def test_muon_moves_the_hidden_matrices_alone(
     assert caplog.text.count("has another optimizer now") == len(hidden)
 
 
-def make_one(folder: Path, name: str) -> None:
-    trainer = a_trainer({})
+def make_one(folder: Path, name: str, is_sharded: bool) -> None:
+    trainer = a_trainer({"fully_sharded": is_sharded})
     trainer.scaler.fit(random_batch(DATASET, 40, seed=3))
     take(trainer, 0, 6)
     saved(trainer, folder / name)
 
 
-def take_up(folder: Path, name: str) -> None:
-    trainer = a_trainer({})
+def take_up(folder: Path, name: str, is_sharded: bool) -> None:
+    trainer = a_trainer({"fully_sharded": is_sharded})
     trainer.load(ShardReader(folder / name))
     for width, rows in trainer._rows.items():
         state = rows.live.state()
@@ -183,23 +188,27 @@ def published(reader: ShardReader) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("made_by", "taken_by"),
+    ("made_by", "taken_by", "sharded"),
     [
-        (1, [2]),
-        (2, [1]),
-        pytest.param(4, [1, 2], marks=pytest.mark.slow),
-        pytest.param(1, [4], marks=pytest.mark.slow),
+        (1, [2], "none"),
+        (2, [1], "made"),
+        (1, [2], "taken"),
+        (2, [1], "none"),
+        pytest.param(4, [1, 2], "none", marks=pytest.mark.slow),
+        pytest.param(4, [1, 2], "both", marks=pytest.mark.slow),
+        pytest.param(1, [4], "none", marks=pytest.mark.slow),
     ],
 )
 def test_any_number_of_ranks_takes_it_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_by: int, taken_by: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_by: int, taken_by: list[int], sharded: str
 ) -> None:
+    """Whether the dense weights are replicas or sharded, before and after."""
     monkeypatch.delenv("RANK", raising=False)
-    ranks(made_by, make_one, tmp_path, "made")
+    ranks(made_by, make_one, tmp_path, "made", sharded in ("made", "both"))
     made = ShardReader(tmp_path / "made")
     assert made.num_ranks == made_by
     for num_ranks in taken_by:
-        ranks(num_ranks, take_up, tmp_path, "made")
+        ranks(num_ranks, take_up, tmp_path, "made", sharded in ("taken", "both"))
         taken = ShardReader(tmp_path / f"made_on_{num_ranks}")
         fixed = [name for name in made.names("") if not name.startswith(("rows/", "random/"))]
         assert fixed == [name for name in taken.names("") if not name.startswith(("rows/", "random/"))]

@@ -119,14 +119,21 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "padded"),
-    [(2, False), (2, True), *(pytest.param(4, on, marks=pytest.mark.slow) for on in (False, True))],
+    ("world_size", "how"),
+    [
+        (2, "as it comes"),
+        (2, "padded"),
+        (2, "sharded"),
+        *(pytest.param(4, how, marks=pytest.mark.slow) for how in ("as it comes", "padded", "sharded")),
+    ],
 )
-def test_any_cut_over_ranks_and_parts_trains_as_one_big_batch(
-    lake: Path, world_size: int, padded: bool
-) -> None:
-    """Also where batches are padded, and the next step's ids are sent while one is computed."""
-    changes = {"accumulate": 1 if padded else world_size // 2, "padded": padded}
+def test_any_cut_over_ranks_and_parts_trains_as_one_big_batch(lake: Path, world_size: int, how: str) -> None:
+    """Also where batches are padded and the next step's ids are sent while one is computed, and by FSDP2."""
+    changes: dict[str, Any] = {"accumulate": world_size // 2}
+    if how == "padded":
+        changes = {"padded": True}
+    elif how == "sharded":
+        changes = {"accumulate": 2, "fully_sharded": True}
     mp.spawn(on_rank, args=(world_size, str(lake), changes), nprocs=world_size)
     many = torch.load(lake / "ranks.pt", weights_only=False)
     with process_group(CPU):
@@ -203,6 +210,7 @@ def test_schedules() -> None:
         ({"schedule": "linear"}, "schedule is 'linear'; use one of constant, cosine"),
         ({"schedule": "cosine"}, "falls over decay_steps, which is 0"),
         ({"dense_optimizer": "sgd"}, "dense_optimizer is 'sgd'; use one of adamw, muon"),
+        ({"dense_optimizer": "muon", "fully_sharded": True}, "'muon' needs whole matrices"),
         ({"checkpoints": 0}, "TrainConfig.checkpoints is 0; it must be positive"),
         ({"balance": "rows"}, "balance is 'rows'; use one of tokens, flops"),
         ({"accumulate": 0}, "TrainConfig.accumulate is 0; it must be positive"),
