@@ -9,6 +9,7 @@ Every step takes all presets of the day: those of `MTGR_CHALLENGERS` and the cha
 finds out and hands on. A failed `gate_evaluation` fails the run before anything is registered.
 """
 
+import logging
 from datetime import timedelta
 
 from airflow.sdk import DAG, PartitionedAssetTimetable, task
@@ -24,7 +25,6 @@ from dags.steps import (
     TRAINING_POOL,
     StepOperator,
     day,
-    result_of,
 )
 
 DEADLINE_HOURS = 12
@@ -58,13 +58,14 @@ with DAG(
         today = day(partition_key)
         built = partition_values(locations.table(DATASET, "samples"), "ds")
         stands = standings(DATASET, "samples", [ds for ds in built if ds < today])
-        return len(stands.failed) < len(stands.of)
+        number = len(stands.of) - len(stands.failed)
+        logging.getLogger("airflow.task").info("%d days before %s may be learned from", number, today)
+        return number > 0
 
     train = StepOperator(
         task_id="train",
         module="model.train",
         arguments=TRAINED,
-        output_processor=result_of,
         launcher=TRAIN_LAUNCHER,
         pool=TRAINING_POOL,
         execution_timeout=timedelta(hours=12),

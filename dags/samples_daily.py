@@ -22,8 +22,8 @@ from dags.steps import (
     SAMPLES,
     SparkStepOperator,
     day,
+    publish_built,
     schedule,
-    skip_empty_day,
 )
 
 DEADLINE_HOURS = 4
@@ -69,7 +69,7 @@ with DAG(
         arguments=f"--suite samples {DAY_ARGUMENT} {REBUILT_DAYS}",
         retries=0,
         execution_timeout=timedelta(hours=1),
-        pre_execute=skip_empty_day,
+        pre_execute=publish_built,
         outlets=[SAMPLES],
     )
     ingest >> gate_events >> build_samples >> gate_samples

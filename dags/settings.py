@@ -11,6 +11,8 @@
 | `MTGR_LAUNCHER` | the command that is given `-m <step> ...` | `MTGR_PYTHON` |
 | `MTGR_TRAIN_LAUNCHER` | the same for `model.train`, e.g. `torchrun --nproc-per-node 8` | `MTGR_LAUNCHER` |
 | `MTGR_RETRIES`, `MTGR_RETRY_SECONDS` | retries of a step, and the pause before the first | 2, 60 |
+| `MTGR_DOCS_URL` | where people open the data docs: tasks link there | none |
+| `MTGR_MLFLOW_URL` | the same for MLflow | the server's, where `MLFLOW_TRACKING_URI` is one |
 | `MTGR_ALERT_WEBHOOK` | address that alerts are posted to | none |
 """
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 import re
 import sys
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 from spark_jobs.contract.command import UsageError
 from spark_jobs.contract.environment import flag, real, text, whole
@@ -41,6 +44,12 @@ def presets(challengers: str, preset: str) -> tuple[str, ...]:
     return names
 
 
+def address_of(tracking_uri: str) -> str:
+    """The address of MLflow's pages where a server keeps it; without a login that its URI may hold."""
+    parts = urlsplit(tracking_uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.scheme in ("http", "https") else ""
+
+
 DATASET = text("MTGR_DATASET", "foodlog")
 CHALLENGERS = presets(text("MTGR_CHALLENGERS"), text("MTGR_PRESET"))
 SCHEDULE = text("MTGR_SCHEDULE")
@@ -50,6 +59,8 @@ LAUNCHER = text("MTGR_LAUNCHER", PYTHON)
 TRAIN_LAUNCHER = text("MTGR_TRAIN_LAUNCHER", LAUNCHER)
 RETRIES = whole("MTGR_RETRIES", 2, high=100)
 RETRY_DELAY = timedelta(seconds=real("MTGR_RETRY_SECONDS", 60.0, high=86_400.0))
+DOCS_URL = text("MTGR_DOCS_URL").rstrip("/")
+MLFLOW_URL = text("MTGR_MLFLOW_URL", address_of(text("MLFLOW_TRACKING_URI"))).rstrip("/")
 
 
 def alert_webhook() -> str:

@@ -23,6 +23,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 
 from dags.alerts import task_failed, task_retried
 from dags.settings import DATASET, IS_SCHEDULED, LAUNCHER, PYTHON, RETRIES, RETRY_DELAY, SCHEDULE
+from dags.told import line_of, links_of, pages_of
 from spark_jobs.contract.clock import HOUR_MS, parse_day
 from spark_jobs.contract.datasets import dataset_named
 
@@ -91,12 +92,13 @@ def result_of(line: str) -> Any:
     return result
 
 
-def refusal(line: str) -> str | None:
-    """Why a step was refused, as its last line of output says; None where it says nothing of the kind."""
+def refused(line: str) -> dict[str, Any] | None:
+    """The result of a step that was refused, by its last line of output; None where it is no such result."""
     try:
-        return str(result_of(line)["refused"])
-    except (AirflowException, KeyError):
+        result: dict[str, Any] = result_of(line)
+    except AirflowException:
         return None
+    return result if "refused" in result else None
 
 
 def command(launcher: str, module: str, *arguments: str) -> str:
@@ -121,7 +123,9 @@ class _Step(SubprocessHook):  # type: ignore[misc]
 class StepOperator(BashOperator):  # type: ignore[misc]
     """Runs one step as a command in the repository, in the environment of the worker.
 
-    A step that was refused, such as a promotion with an alarm, has answered: it fails at once and says why.
+    Its result, a JSON object, is pushed as XCom, ends the log in words, and names the pages that the task
+    links to. A step that was refused, such as a promotion with an alarm, has answered: it fails at once and
+    says why.
 
     Args:
         module: Module to run, e.g. `model.train`.
@@ -134,14 +138,17 @@ class StepOperator(BashOperator):  # type: ignore[misc]
         self, *, module: str, arguments: str = DAY_ARGUMENT, launcher: str = LAUNCHER, **kwargs: Any
     ) -> None:
         self.module, self.arguments, self.launcher = module, arguments, launcher
+        self.pages: dict[str, str] = {}
         super().__init__(
             bash_command=command(launcher, module, arguments),
             cwd=str(REPOSITORY),  # the default is a temporary folder
             env={"PYTHONPATH": str(REPOSITORY)},
             append_env=True,  # the default replaces the environment
             skip_on_exit_code=None,  # the default takes 99 for "skipped": a failing gate could pass
+            output_processor=result_of,
             **kwargs,
         )
+        self.operator_extra_links = links_of(module)
 
     @functools.cached_property
     def subprocess_hook(self) -> _Step:
@@ -156,24 +163,31 @@ class StepOperator(BashOperator):  # type: ignore[misc]
             AirflowException: It failed.
         """
         try:
-            return super().execute(context)
+            result = super().execute(context)
         except AirflowException as error:
             ended = self.subprocess_hook.ended
-            why = refusal(ended.output) if ended is not None and ended.exit_code == 1 else None
-            if why is None:
+            answer = refused(ended.output) if ended is not None and ended.exit_code == 1 else None
+            if answer is None:
                 raise
-            raise AirflowFailException(f"{self.module} refused: {why}") from error
+            self.pages = pages_of(self.module, answer)
+            raise AirflowFailException(f"{self.module} refused: {answer['refused']}") from error
+        self._tell(result)
+        return result
+
+    def _tell(self, result: dict[str, Any]) -> None:
+        self.pages = pages_of(self.module, result)
+        self.log.info("%s", line_of(self.module, result))
 
 
 class SparkStepOperator(StepOperator):
     """Runs one step on the Spark that the Airflow connection `spark_default` names.
 
     A connection of type `spark_connect` gives the command its `SPARK_REMOTE`; one of type `spark` submits the
-    same module to that master by spark-submit, in client mode. The result is pushed as XCom.
+    same module to that master by spark-submit, in client mode.
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(output_processor=result_of, **kwargs)
+        super().__init__(**kwargs)
         self._submitted: Any = None
 
     def execute(self, context: Any) -> Any:
@@ -211,7 +225,9 @@ class SparkStepOperator(StepOperator):
             env_vars={"PYTHONPATH": str(REPOSITORY), "PYSPARK_PYTHON": PYTHON},
         )
         self._submitted.submit(str(REPOSITORY / "scripts" / "launchers" / "spark_main.py"))
-        return result_of(last[0])
+        result = result_of(last[0])
+        self._tell(result)
+        return result
 
     def on_kill(self) -> None:
         """Stops what runs: the command, or the submitted driver."""
@@ -229,8 +245,8 @@ def _keeping_results(lines: Iterable[Any], last: list[str]) -> Iterator[Any]:
         yield line
 
 
-def skip_empty_day(context: Any) -> None:
-    """Skips a task, and with it what would follow, when no samples were built: the day had no impressions.
+def publish_built(context: Any) -> None:
+    """Says of the asset what was built; skips the task, and what would follow, when the day is empty.
 
     Raises:
         AirflowSkipException: The day is empty.
@@ -240,3 +256,10 @@ def skip_empty_day(context: Any) -> None:
         raise AirflowSkipException(
             f"{built['ds']} has no impressions: nothing to publish, nothing to train on"
         )
+    context["outlet_events"][SAMPLES].extra = {
+        "day": built["ds"],
+        "rows": built["rows"],
+        "candidates": built["candidates"],
+        "version": built["samples_version"],
+        "days": [*built["rebuilt"], built["ds"]],
+    }

@@ -12,9 +12,9 @@ is compared with the trailing days whose gate passed, so several days are judged
 break a row rule go to the `quarantine` table (stage `gate_<suite>`) with the rules that they break. An absent
 or empty partition fails. Messages name day, table, column, value and limit.
 
-Prints one JSON line: `{"success", "dataset", "suite", "failed", "allowed", "verdicts", "data_docs"}`. Exit
-code 0 when every day passes or is allowed, 1 when one does not or the gate could not be carried out, 2 for
-wrong usage.
+Prints one JSON line: `{"success", "dataset", "suite", "failed", "allowed", "verdicts", "rules", "data_docs",
+"page"}`; `rules` are how many hold, of how many. Exit code 0 when every day passes or is allowed, 1 when one
+does not or the gate could not be carried out, 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -210,11 +210,30 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
             ds: all(verdict.success for verdict in verdicts if verdict.ds == ds)
             for ds in dict.fromkeys(verdict.ds for verdict in verdicts)
         },
+        "rules": [
+            sum(finding.success for verdict in verdicts for finding in verdict.findings),
+            sum(len(verdict.findings) for verdict in verdicts),
+        ],
         "data_docs": str(locations.var() / "data_docs" / "index.html"),
+        "page": next((verdict for verdict in verdicts if not verdict.is_usable), verdicts[-1]).page,
     }
     if not success:
-        raise RefusedError(f"gate {suite.name}: {len(failed)} rules do not hold", result)
+        raise RefusedError(_told(suite, verdicts), result)
     return result
+
+
+def _told(suite: Suite, verdicts: Sequence[Verdict]) -> str:
+    """The first rule that does not hold, for who looks at the failed task, and the names of the others."""
+    broken = [
+        (f"{verdict.ds}/{finding.rule}", finding.message(verdict.dataset, suite.table, verdict.ds))
+        for verdict in verdicts
+        if not verdict.is_usable
+        for finding in verdict.findings
+        if finding.rule in verdict.failed
+    ]
+    (_, first), *others = broken
+    more = f"; and {len(others)} more: {', '.join(name for name, _ in others)}" if others else ""
+    return f"gate {suite.name}: {first}{more}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

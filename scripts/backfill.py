@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 
 from scripts.embedded import report
 from scripts.embedded.airflow_api import AirflowApi
+from scripts.embedded.clock import print_line
 from scripts.embedded.components import DAGS, embedded
 from scripts.embedded.days import days_from_environment, simulation
 from scripts.embedded.processes import Processes, stop_on_signals
@@ -29,7 +30,7 @@ from scripts.embedded.settings import (
     settings_from_environment,
     simulation_asked_for,
 )
-from scripts.embedded.watch import Watch, print_line
+from scripts.embedded.watch import Watch
 from scripts.run import INTERRUPTED, print_report, report_of
 from spark_jobs.contract import command
 from spark_jobs.contract.command import UsageError

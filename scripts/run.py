@@ -20,6 +20,7 @@ from typing import Any
 
 from scripts.embedded import report
 from scripts.embedded.airflow_api import AirflowApi
+from scripts.embedded.clock import print_line
 from scripts.embedded.components import DAGS, embedded
 from scripts.embedded.costs import FORKS, Costs, own_total, write
 from scripts.embedded.days import days_from_environment, seed, simulation
@@ -28,7 +29,7 @@ from scripts.embedded.settings import (
     EmbeddedSettings,
     settings_from_environment,
 )
-from scripts.embedded.watch import Watch, print_line
+from scripts.embedded.watch import Watch
 from spark_jobs.contract import command, locations
 
 logger = logging.getLogger(__name__)

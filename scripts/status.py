@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from scripts.embedded import databases, ports, report
+from scripts.embedded.clock import print_line
 from scripts.embedded.components import DAGS
 from scripts.embedded.past import PastRun, past_runs
 from scripts.embedded.settings import EmbeddedSettings, dataset_asked_for
 from scripts.embedded.tables import TABLES, TableState, size_of, table_state
-from scripts.embedded.watch import print_line
 from spark_jobs.contract import command, locations
 from spark_jobs.contract.clock import days_between, parse_day, shift_day
 from spark_jobs.contract.datasets import dataset_named

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 from scripts.embedded import secrets_store
+from scripts.embedded.clock import print_line
 from scripts.embedded.components import embedded
 from scripts.embedded.processes import stop_on_signals
 from scripts.embedded.settings import (
@@ -32,7 +33,7 @@ def addresses(settings: EmbeddedSettings) -> str:
         f"password {secrets_store.password(settings.home)}\n"
         f"MLflow     http://127.0.0.1:{settings.mlflow_port}\n"
         f"data docs  http://127.0.0.1:{settings.docs_port}\n"
-        "Ctrl-C stops them.\n"
+        "Ctrl-C stops them."
     )
 
 
@@ -42,8 +43,7 @@ def _run(arguments: argparse.Namespace) -> None:
         contextlib.suppress(KeyboardInterrupt),  # how it is meant to end
         embedded(settings, "make ui", ui=True) as (processes, _),
     ):
-        sys.stdout.write(addresses(settings))
-        sys.stdout.flush()
+        print_line(addresses(settings))
         while True:
             processes.check()
             time.sleep(1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from expectations.rules.rule import Rule
+from spark_jobs.contract import locations
 from spark_jobs.lake import verdicts
 
 
@@ -111,6 +112,15 @@ class Verdict:
     def failed(self) -> list[str]:
         """Names of the rules that do not hold and do not follow from others."""
         return [finding.rule for finding in self.findings if not (finding.success or finding.follows)]
+
+    @property
+    def page(self) -> str:
+        """Its page in the data docs, relative to their folder; the index where none was made."""
+        docs = locations.var() / "data_docs"
+        run = f"{self.preset}-{self.ds}" if self.preset else self.ds
+        pages = (docs / "validations" / f"{self.dataset}_{self.suite}" / run).glob("*/*.html")
+        newest = max(pages, key=lambda page: page.parent.name, default=docs / "index.html")
+        return newest.relative_to(docs).as_posix()
 
     def following(self, rule: str) -> list[str]:
         """Names of the rules that do not hold because this one does not."""

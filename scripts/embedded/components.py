@@ -19,6 +19,7 @@ from pathlib import Path
 from scripts import doctor
 from scripts.embedded import databases, ports, secrets_store
 from scripts.embedded.airflow_api import AirflowApi
+from scripts.embedded.clock import clock
 from scripts.embedded.processes import Processes, exclusive
 from scripts.embedded.settings import PREPARED, EmbeddedRunError, EmbeddedSettings
 from spark_jobs.contract import locations
@@ -56,6 +57,9 @@ def embedded(
     """
     environment = settings.environment(scheduled=ui)
     logs = settings.home / "logs" / "components"
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(clock)
+    logger.info("starting %s; each logs to %s", _names(settings, ui=ui), logs)
     with exclusive(settings.home / "running", what), Processes(environment, logs) as processes:
         problems = doctor.blocking(settings)
         if problems:
@@ -63,7 +67,7 @@ def embedded(
         _require_free_ports(settings, ui=ui)
         secrets_store.generate(settings.home)
         started = time.monotonic()
-        logger.info("starting %s; each logs to %s", _names(settings, ui=ui), logs)
+        processes.expected = 3 + 2 * ui + settings.has_own_spark
         if settings.has_own_spark:
             port, classes = str(settings.spark_port), str(PREPARED / "classes")
             processes.start(
@@ -180,6 +184,7 @@ def _wait(processes: Processes, name: str, is_ready: Callable[[], bool]) -> None
         if waiting() > _READY_S:
             raise EmbeddedRunError(f"{name} is not ready after {_READY_S:.0f} s:\n{processes.tail(name)}")
         time.sleep(0.2)
+    processes.is_up(name)
 
 
 def _require_free_ports(settings: EmbeddedSettings, *, ui: bool) -> None:

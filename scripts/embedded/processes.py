@@ -23,6 +23,7 @@ from types import FrameType
 
 import psutil  # type: ignore[import-untyped]
 
+from scripts.embedded.clock import clock
 from scripts.embedded.settings import REPOSITORY, EmbeddedRunError
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ class Processes:
     Args:
         environment: Their environment.
         logs: Folder of their logs, `<name>.log`.
+
+    Attributes:
+        expected: How many are to say that they are up; 0 where nobody counts.
     """
 
     def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
@@ -55,6 +59,8 @@ class Processes:
         self.started: dict[str, subprocess.Popen[bytes]] = {}
         self._graces: dict[str, float] = {}
         self._others: set[psutil.Process] = set()
+        self._up: list[str] = []
+        self.expected = 0
 
     def __enter__(self) -> Processes:
         if _PRCTL is not None:
@@ -120,12 +126,21 @@ class Processes:
         def seconds() -> float:
             nonlocal told
             waited = time.monotonic() - since
+            clock.show(f"waiting for {name}, {waited:.0f} s{self._how_far()}")
             if waited - told > _TELL_S:
                 told = waited
                 logger.info("waiting for %s, %.0f s so far (log: %s)", name, waited, self.log_of(name))
             return waited
 
         return seconds
+
+    def is_up(self, name: str) -> None:
+        """Tells that a component, one of `expected`, is ready."""
+        self._up.append(name)
+        logger.info("%s is up%s", name, self._how_far())
+
+    def _how_far(self) -> str:
+        return f" ({len(self._up)} of {self.expected} are up)" if self.expected else ""
 
     def log_of(self, name: str) -> Path:
         """A component's log."""

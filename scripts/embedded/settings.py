@@ -119,6 +119,8 @@ class EmbeddedSettings:
             "AIRFLOW_CONN_SPARK_DEFAULT": f"spark-connect://127.0.0.1:{self.spark_port}",
             "MTGR_SCHEDULED": str(int(scheduled)),
             "MTGR_PYTHON": sys.executable,
+            "MTGR_DOCS_URL": f"http://127.0.0.1:{self.docs_port}",
+            "MTGR_MLFLOW_URL": f"http://127.0.0.1:{self.mlflow_port}",
             "MTGR_RETRIES": "1",
             "MTGR_RETRY_SECONDS": "5",
             "SPARK_CONF_DIR": str(REPOSITORY / "spark_jobs"),  # log4j2.properties: warnings only

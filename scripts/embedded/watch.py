@@ -8,14 +8,14 @@ log; the other days go on, as they do in Airflow, and the watch ends with what f
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from scripts.embedded.airflow_api import AirflowApi
+from scripts.embedded.clock import clock, print_line
 from scripts.embedded.components import DAGS
 from scripts.embedded.processes import Processes
 from scripts.embedded.settings import EmbeddedRunError, EmbeddedSettings
@@ -58,6 +58,7 @@ class Watch:
     _told: set[tuple[str, str, str]] = field(default_factory=set)
     _published: dict[str, bool] = field(default_factory=dict)
     _published_at: dict[str, float] = field(default_factory=dict)
+    _running: dict[str, datetime] = field(default_factory=dict)  # task of a day to when it began
     failed: list[str] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
 
@@ -78,6 +79,7 @@ class Watch:
         is_called = False
         while len(seconds) < len(self.producers):
             self.processes.check()
+            self._running.clear()
             runs = {run["dag_run_id"]: run for run in self.api.runs(PRODUCER, self.since)}
             consumers = {run["partition_key"]: run for run in self.api.runs(CONSUMER, self.since)}
             for day, run_id in self.producers.items():
@@ -88,8 +90,21 @@ class Watch:
             if not is_called and len(self._published) == len(self.producers):
                 is_called = True
                 when_last_trains()
-            time.sleep(_POLL_LAST_S if is_called else _POLL_S)
+            self._pause(_POLL_LAST_S if is_called else _POLL_S, len(seconds))
         return seconds
+
+    def _pause(self, seconds: float, done: int) -> None:
+        """Waits for the next look; meanwhile a terminal shows what runs, and for how long."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            now = datetime.now(UTC)
+            running = [
+                f"{name} {(now - start).total_seconds():.0f} s" for name, start in self._running.items()
+            ]
+            clock.show(
+                f"{done} of {len(self.producers)} days done; {', '.join(running) or 'nothing runs yet'}"
+            )
+            time.sleep(min(left, 1.0))
 
     def require_success(self) -> None:
         """Raises `RunFailedError` when a run has failed."""
@@ -127,6 +142,8 @@ class Watch:
         dag_id, run_id = run["dag_id"], run["dag_run_id"]
         tasks = self.api.tasks(dag_id, run_id)
         for task in sorted(tasks, key=lambda task: str(task["end_date"])):
+            if task["state"] == "running":
+                self._running[f"{day} {task['task_id']}"] = _time(task["start_date"])
             key = (run_id, task["task_id"], f"{task['state']} {task['try_number']}")
             if task["state"] in ("success", "failed", "up_for_retry") and key not in self._told:
                 self._told.add(key)
@@ -155,13 +172,8 @@ class Watch:
 
 
 def _seconds(run: dict[str, Any]) -> float:
-    start, end = (
-        datetime.fromisoformat(run[key].replace("Z", "+00:00")) for key in ("start_date", "end_date")
-    )
-    return (end - start).total_seconds()
+    return (_time(run["end_date"]) - _time(run["start_date"])).total_seconds()
 
 
-def print_line(line: str) -> None:
-    """Prints a line for the person who waits."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -7,6 +7,72 @@ from types import SimpleNamespace
 
 import pytest
 
+# As the steps print them, see their docstrings.
+RESULTS = {
+    "spark_jobs.ingest": {
+        "ds": "2026-03-03", "records": 21996, "events": 21785, "duplicates": 193, "quarantined": 28,
+        "late_days": ["2026-03-01", "2026-03-02"],
+    },
+    "spark_jobs.build_samples": {
+        "ds": "2026-03-03", "rebuilt": ["2026-03-02"], "stale": [], "samples_version": 6, "unchanged": False,
+        "rows": 571, "candidates": 16321, "empty": False,
+    },
+    "expectations.gate": {
+        "suite": "events", "verdicts": {"2026-03-03": True}, "rules": [33, 33], "allowed": {},
+        "page": "validations/foodlog_events/2026-03-03/x/page.html",
+    },
+    "model.train": {
+        "mlflow_run_id": "f2de",
+        "presets": {
+            "tiny": {"changed": True, "base": "2026-03-02", "loss_by_day": {"2026-03-02": 0.35014}},
+            "user_tower": {"changed": False, "base": None, "loss_by_day": {}},
+        },
+    },
+    "model.evaluate": {
+        "presets": {
+            "tiny": {
+                "ctr_gauc": 0.72059, "ctcvr_gauc": 0.75451,
+                "champion": {"version": 2, "ctr_gauc": 0.66671, "ctcvr_gauc": 0.69489},
+            },
+            "user_tower": {"ctr_gauc": 0.7, "ctcvr_gauc": 0.8},
+        }
+    },
+    "model.register": {
+        "model": "mtgr-foodlog", "version": 3,
+        "presets": {"tiny": {"version": 3, "new": True}, "user_tower": {"version": 4, "new": False}},
+    },
+    "model.promote": {
+        "dataset": "foodlog", "version": 4, "champion": 4,
+        "presets": {
+            "tiny": {"promoted": False, "version": 3, "reasons": ["ctcvr_gauc 0.71 against 0.73"]},
+            "user_tower": {"promoted": True, "version": 4, "reasons": ["ctcvr_gauc 0.73", "ctr_gauc 0.65"]},
+        },
+    },
+}  # fmt: skip
+LINES = {
+    "spark_jobs.ingest": (
+        "2026-03-03: 21785 events of 21996 records, 193 duplicates, 28 in quarantine; "
+        "late ones of 2026-03-01, 2026-03-02"
+    ),
+    "spark_jobs.build_samples": (
+        "2026-03-03: 571 rows with 16321 candidates, version 6; made again, as records came late: 2026-03-02"
+    ),
+    "expectations.gate": "events of 2026-03-03: 33 of 33 rules hold",
+    "model.train": (
+        "tiny learned 2026-03-02 at a loss of 0.3501, from the run of 2026-03-02. "
+        "user_tower had learned all before"
+    ),
+    "model.evaluate": (
+        "tiny CTR GAUC 0.7206, CTCVR GAUC 0.7545 (champion, version 2: 0.6667, 0.6949). "
+        "user_tower CTR GAUC 0.7000, CTCVR GAUC 0.8000"
+    ),
+    "model.register": "mtgr-foodlog: tiny is version 3. user_tower is version 4, as before",
+    "model.promote": (
+        "version 3 (tiny) not promoted: ctcvr_gauc 0.71 against 0.73. "
+        "version 4 (user_tower) promoted: ctcvr_gauc 0.73; ctr_gauc 0.65. Champion: version 4"
+    ),
+}
+
 pytestmark = pytest.mark.usefixtures("airflow_home")
 
 
@@ -50,9 +116,9 @@ def _operator(tmp_path, script, **kwargs):
 def test_a_step_is_a_command_in_the_repository(tmp_path):
     from dags.steps import REPOSITORY
 
-    operator = _operator(tmp_path, 'echo "$PWD $PYTHONPATH $*"')
+    operator = _operator(tmp_path, """echo "{\\"told\\": \\"$PWD $PYTHONPATH $*\\"}\"""")
     arguments = "-m a.module --dataset foodlog --ds 2026-03-01"
-    assert operator.execute({}) == f"{REPOSITORY} {REPOSITORY} {arguments}"
+    assert operator.execute({}) == {"told": f"{REPOSITORY} {REPOSITORY} {arguments}"}
 
 
 @pytest.mark.parametrize("code", [1, 2, 99, 137])
@@ -116,14 +182,24 @@ def test_a_result_is_one_json_object():
 def test_an_empty_day_is_skipped_before_anything_is_published(empty, skipped):
     from airflow.sdk.exceptions import AirflowSkipException
 
-    from dags.steps import skip_empty_day
+    from dags.steps import SAMPLES, publish_built
 
-    context = {"ti": SimpleNamespace(xcom_pull=lambda task_ids: {"ds": "2026-03-01", "empty": empty})}
+    built = {**RESULTS["spark_jobs.build_samples"], "empty": empty}
+    event = SimpleNamespace(extra={})
+    context = {"ti": SimpleNamespace(xcom_pull=lambda task_ids: built), "outlet_events": {SAMPLES: event}}
     if skipped:
-        with pytest.raises(AirflowSkipException, match="2026-03-01 has no impressions"):
-            skip_empty_day(context)
+        with pytest.raises(AirflowSkipException, match="2026-03-03 has no impressions"):
+            publish_built(context)
+        assert event.extra == {}
     else:
-        skip_empty_day(context)
+        publish_built(context)
+        assert event.extra == {
+            "day": "2026-03-03",
+            "rows": 571,
+            "candidates": 16321,
+            "version": 6,
+            "days": ["2026-03-02", "2026-03-03"],
+        }
 
 
 def _spark_operator(tmp_path, script):
@@ -133,7 +209,7 @@ def _spark_operator(tmp_path, script):
     launcher.write_text("#!/bin/sh\n" + script)
     launcher.chmod(0o755)
     return SparkStepOperator(
-        task_id="ingest", module="spark_jobs.ingest", arguments="--ds 2026-03-01", launcher=str(launcher)
+        task_id="ingest", module="a.module", arguments="--ds 2026-03-01", launcher=str(launcher)
     )
 
 
@@ -162,7 +238,7 @@ def test_a_spark_connection_submits_the_same_module_to_its_master(tmp_path, monk
     assert words[words.index("--master") + 1] == "spark://master:7077"
     assert "spark.jars=/jars/delta.jar" in words
     at = next(i for i, word in enumerate(words) if word.endswith("scripts/launchers/spark_main.py"))
-    assert words[at + 1 :] == ["spark_jobs.ingest", "--dataset", "foodlog", "--ds", "2026-03-01"]
+    assert words[at + 1 :] == ["a.module", "--dataset", "foodlog", "--ds", "2026-03-01"]
 
 
 def test_an_alert_is_kept_and_posted(tmp_path, monkeypatch):
@@ -190,3 +266,95 @@ def test_an_alert_is_kept_and_posted(tmp_path, monkeypatch):
     assert posted == [{"text": f"mtgr failed: {text}"}]
     kept = json.loads((tmp_path / "alerts.jsonl").read_text())
     assert (kept["kind"], kept["text"]) == ("failed", text)
+
+
+def _told(tmp_path, module, script, **kwargs):
+    """Runs a task whose step is a script; returns the address of each of its buttons, and its error."""
+    from airflow.sdk.exceptions import AirflowException
+
+    from dags.steps import StepOperator
+
+    launcher = tmp_path / "launcher"
+    launcher.write_text("#!/bin/sh\n" + script)
+    launcher.chmod(0o755)
+    task = StepOperator(task_id="step", module=module, arguments="", launcher=str(launcher), **kwargs)
+    try:
+        task.execute({})
+    except AirflowException as error:
+        return {link.name: link.get_link(task, ti_key=None) for link in task.operator_extra_links}, str(error)
+    return {link.name: link.get_link(task, ti_key=None) for link in task.operator_extra_links}, ""
+
+
+@pytest.mark.parametrize("module", LINES)
+def test_the_log_of_a_step_ends_with_what_it_did(tmp_path, monkeypatch, module):
+    from dags.steps import StepOperator
+
+    logged = []
+    log = SimpleNamespace(warning=print, debug=print, info=lambda text, *values: logged.append(text % values))
+    monkeypatch.setattr(StepOperator, "log", log)
+    (tmp_path / "result").write_text(json.dumps(RESULTS[module]))
+    _told(tmp_path, module, f"cat {tmp_path}/result")
+    assert logged == [LINES[module]]
+
+
+def test_every_step_of_the_dags_has_a_line(dags):
+    modules = {task.module for dag in dags.values() for task in dag.tasks if task.task_id != "has_history"}
+    assert modules == set(LINES)
+
+
+@pytest.mark.parametrize(
+    ("module", "button", "address"),
+    [
+        ("expectations.gate", "data docs", "http://docs/validations/foodlog_events/2026-03-03/x/page.html"),
+        ("model.train", "MLflow", "http://mlflow/#/runs/f2de"),
+        ("model.register", "MLflow", "http://mlflow/#/models/mtgr-foodlog/versions/3"),
+        ("model.promote", "MLflow", "http://mlflow/#/models/mtgr-foodlog/versions/4"),
+        ("spark_jobs.ingest", None, None),
+    ],
+)
+def test_a_task_links_to_the_pages_of_what_it_did(tmp_path, monkeypatch, module, button, address):
+    from dags import told
+
+    monkeypatch.setattr(told, "DOCS_URL", "http://docs")
+    monkeypatch.setattr(told, "MLFLOW_URL", "http://mlflow")
+    (tmp_path / "result").write_text(json.dumps(RESULTS[module]))
+    assert _told(tmp_path, module, f"cat {tmp_path}/result")[0] == ({button: address} if button else {})
+    monkeypatch.setattr(told, "DOCS_URL", "")
+    monkeypatch.setattr(told, "MLFLOW_URL", "")
+    assert set(_told(tmp_path, module, f"cat {tmp_path}/result")[0].values()) <= {""}
+
+
+def test_a_failed_gate_links_to_its_page_and_its_task_fails_with_its_message(tmp_path, monkeypatch):
+    from dags import told
+
+    monkeypatch.setattr(told, "DOCS_URL", "http://docs")
+    refused = {
+        **RESULTS["expectations.gate"],
+        "refused": "gate events: foodlog 2026-03-03: 0.7, allowed: 0.5",
+    }
+    (tmp_path / "result").write_text(json.dumps(refused))
+    links, error = _told(tmp_path, "expectations.gate", f"cat {tmp_path}/result; exit 1")
+    assert links == {"data docs": "http://docs/validations/foodlog_events/2026-03-03/x/page.html"}
+    assert error == "expectations.gate refused: gate events: foodlog 2026-03-03: 0.7, allowed: 0.5"
+
+
+def test_buttons_survive_in_the_dag_as_airflow_stores_it(dags):
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    stored = DagSerialization.from_dict(DagSerialization.to_dict(dags["samples_daily"]))
+    assert list(stored.get_task("gate_events").extra_links) == ["data docs"]
+    assert list(stored.get_task("ingest").extra_links) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "address"),
+    [
+        ("https://user:secret@mlflow.example:5000/", "https://mlflow.example:5000"),
+        ("sqlite:////var/mlflow.db", ""),
+        ("postgresql://user:secret@database/mlflow", ""),
+    ],
+)
+def test_the_address_of_mlflow_shows_no_login(uri, address):
+    from dags.settings import address_of
+
+    assert address_of(uri) == address

@@ -46,7 +46,15 @@ if module.endswith("build_samples") and not empty:
     from deltalake import write_deltalake
     table = os.environ["MTGR_VAR"] + "/lake/foodlog/samples"
     write_deltalake(table, pyarrow.table({{"user_id": [1], "ds": [ds]}}), partition_by=["ds"], mode="append")
-print(json.dumps({{"ds": ds, "rebuilt": [], "empty": empty, "presets": {{"tiny": {{}}}}}}))
+of_preset = {{"changed": True, "base": None, "loss_by_day": {{}}, "ctr_gauc": 0.7, "ctcvr_gauc": 0.7}}
+of_preset |= {{"new": True, "version": 1, "promoted": True, "reasons": [], "mlflow_run_id": ""}}
+print(json.dumps({{
+    **of_preset, "dataset": "foodlog", "ds": ds, "rebuilt": [], "stale": [], "empty": empty, "rows": 1,
+    "unchanged": False, "samples_version": 1, "candidates": 1, "events": 1, "records": 1, "duplicates": 0,
+    "quarantined": 0, "late_days": [], "suite": suite, "verdicts": {{ds: True}}, "allowed": {{}},
+    "rules": [1, 1], "page": "index.html", "model": "mtgr-foodlog", "champion": 1,
+    "presets": {{"tiny": of_preset}},
+}}))
 """
 
 
@@ -154,6 +162,12 @@ def test_a_backfill_repeats_what_it_is_asked_to(folder):
     done = _call(folder, "scripts.backfill", **window, REPROCESS="none")
     assert done.returncode == 0, done.stdout + done.stderr
     assert _calls(folder) == []
+
+    # The plan reads the database that a real Airflow has left.
+    for reprocess, number in (("none", 0), ("failed", 0), ("completed", 2)):
+        plan = _call(folder, "scripts.backfill", **window, REPROCESS=reprocess, PLAN="1")
+        assert plan.returncode == 0, plan.stdout + plan.stderr
+        assert f"runs {number} of 2 days" in plan.stdout
 
     done = _call(folder, "scripts.backfill", **window, REPROCESS="completed")
     assert done.returncode == 0, done.stdout + done.stderr

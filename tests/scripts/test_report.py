@@ -142,9 +142,8 @@ def test_what_waits_for_the_last_training_is_called_once_and_not_before(
 
         def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
             state = "success" if looks >= ends[dag_id][run_id] else "running"
-            return [
-                {"task_id": watch.PUBLISHES, "state": state, "end_date": "", "try_number": 1, "duration": 1.0}
-            ]
+            times = {"start_date": "2026-03-02T00:00:00Z", "end_date": "", "duration": 1.0}
+            return [{"task_id": watch.PUBLISHES, "state": state, "try_number": 1, **times}]
 
     def look() -> None:
         nonlocal looks
