@@ -9,7 +9,7 @@ export GPU PYTHON
 # The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup run backfill status report ui doctor test test-slow test-gpu check format kill-points bench-attention bench-attention-gpu bench-tables bench-samples bench-train lock clean
+.PHONY: help setup run backfill status report new-dataset ui doctor test test-slow test-gpu check format kill-points drill bench-attention bench-attention-gpu bench-tables bench-samples bench-train lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ backfill: setup  ## past days by Airflow's backfill, oldest first (FROM, TO or D
 
 status: setup  ## last day, champion, missing days, failed gates, immature labels, disk: one screen, nothing changes
 	@exec $(PY) -m scripts.status
+
+new-dataset: setup  ## a declaration, a module and a test to fill in, from a sample of one's own logs (NAME, FROM)
+	@exec $(PY) -m scripts.new_dataset --name "$(NAME)" --from "$(FROM)"
 
 ui: setup  ## Airflow, MLflow and data docs on loopback until Ctrl-C; prints the login
 	@exec $(PY) -m scripts.ui
@@ -58,6 +61,9 @@ format: setup  ## format Python, C++ and CUDA code
 kill-points: setup  ## kill every stage at every phase, run it again, compare; JSON in var/bench
 	@mkdir -p var/bench
 	@$(PY) -m tests.end_to_end.kill_points --out var/bench/kill_points.json
+
+drill: setup  ## kill one step at random, run it again and show that nothing was lost (SEED=N for the same again)
+	@$(PY) -m tests.end_to_end.kill_points --drill $(SEED) --options users=300 impressions-a-day=6000
 
 bench-attention: setup  ## benchmark of the operators on the CPU; JSON in var/bench
 	@$(PY) -m benchmarks.attention --device cpu --out var/bench/attention_cpu.json

@@ -1,6 +1,7 @@
 """Kills every stage at every one of its phases, runs it again, compares the state with an undisturbed run's.
 
     python -m tests.end_to_end.kill_points [--stages ingest promote] [--out points.json]
+    python -m tests.end_to_end.kill_points --drill [SEED]      one stage and one point of it, drawn
 
 The daily chain of commands is run once, undisturbed, with `MTGR_TRACE_PHASES` set: that run says which
 phases each stage reaches, how often, and what state each stage leaves. Then, for each phase, the state before
@@ -17,13 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,8 +125,22 @@ def killed(chain: Chain, target: Target, point: str) -> dict[str, Any]:
         "point": point,
         "holds": not wrong,
         "difference": wrong,
+        "compared": compared(target.expected),
         SECONDS: round(time.monotonic() - started, 1),
     }
+
+
+def drawn(seed: int, stages: Sequence[str]) -> tuple[str, random.Random]:
+    """The stage of a drill, and what draws the point of it: the same of a seed."""
+    choice = random.Random(seed)
+    return choice.choice(stages), choice
+
+
+def compared(expected: Mapping[str, Any]) -> str:
+    """What a state holds, in numbers: `table: 5, file of runs: 31, version: 4`."""
+    kinds = {"raw": "raw file", "mlflow": "MLflow run", "file": "file of runs"}
+    counts = Counter(kinds.get(kind := key.split(" ")[0], kind) for key in expected if key != "logged models")
+    return ", ".join(f"{kind}: {number}" for kind, number in counts.items())
 
 
 def say(text: str, started: float) -> None:
@@ -152,14 +168,24 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, f"| all | | {total} |"])
 
 
-def run(work: Path, stages: set[str], only: set[str] | None, options: Sequence[str]) -> list[dict[str, Any]]:
-    """Kills at all points of the stages, or at those of `only`; returns the lines of the table."""
+def run(
+    work: Path,
+    stages: set[str],
+    only: set[str] | None,
+    options: Sequence[str],
+    choice: random.Random | None = None,
+) -> list[dict[str, Any]]:
+    """Kills at all points of the stages, those of `only` or, with `choice`, one drawn of each.
+
+    Returns:
+        The lines of the table.
+    """
     points = []
     preload([step for step, _ in steps_until(stages, options)])
     with spark_connect(work / "spark.log", SPARK_CONF=SHORT_LIVED) as remote:
         chain = Chain(work, remote)
         for target in targets(chain, stages, options):
-            for point in target.points:
+            for point in target.points if choice is None else [choice.choice(target.points)]:
                 if only is None or point in only:
                     points.append(killed(chain, target, point))
     return points
@@ -170,6 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--points", nargs="+", help="only these, e.g. ingest:before_commit#1")
+    parser.add_argument(
+        "--drill", type=int, nargs="?", const=time.time_ns() % 10_000, metavar="SEED",
+        help="kill one stage at one point; the seed draws both (default: the clock)",
+    )  # fmt: skip
     parser.add_argument("--options", nargs="+", default=[], help="of the simulator, e.g. users=200")
     parser.add_argument(
         "--out", type=Path, help="write the points there as JSON, beside those of other stages"
@@ -180,8 +210,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     options = [part for option in arguments.options for part in f"--{option}".split("=")]
     only = set(arguments.points) if arguments.points else None
+    stages, choice = set(arguments.stages), None
+    if arguments.drill is not None:
+        stage, choice = drawn(arguments.drill, [stage for stage in STAGES if stage in stages])
+        stages = {stage}
+        say(f"drill {arguments.drill}: {stage} is killed, as soon as the chain has come to it", started)
     with tempfile.TemporaryDirectory(prefix="mtgr-kill-") as folder:
-        points = run(Path(folder), set(arguments.stages), only, options)
+        points = run(Path(folder), stages, only, options, choice)
         if any(not point["holds"] for point in points):
             kept = ROOT / "var" / "kill_points.log"
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -189,6 +224,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"the output of all steps is kept in {kept}\n")
     record = {"dataset": DATASET, "days": DAYS, "presets": [PRESET, BASELINE], "points": points}
     sys.stdout.write(f"{table(record)}\n{time.monotonic() - started:.0f} s\n")
+    if choice is not None and all(point["holds"] for point in points):
+        (point,) = points
+        sys.stdout.write(
+            f"{point['stage']} of {point['ds']} was killed at {point['point']} and run again: nothing was "
+            f"lost, all is as after an undisturbed run ({point['compared']})\n"
+        )
     if arguments.out:
         record["points"] = merged(arguments.out, points)
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.chain import difference
-from tests.end_to_end.kill_points import STAGES, table
+from tests.end_to_end.kill_points import STAGES, compared, drawn, table
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "benchmarks" / "results" / "kill_points.json"
@@ -29,6 +29,29 @@ def test_a_part_of_the_kill_points_holds(tmp_path):
     assert [(point["point"], point["holds"], point["difference"]) for point in found] == [
         (point, True, []) for point in points
     ]
+
+
+@pytest.mark.timeout(1800)
+def test_a_drill_kills_what_its_seed_draws_and_says_that_nothing_was_lost(tmp_path):
+    seed = next(seed for seed in range(100) if drawn(seed, ["simulate", "ingest"])[0] == "ingest")
+    command = [sys.executable, "-m", "tests.end_to_end.kill_points", "--stages", "simulate", "ingest"]
+    command += ["--drill", str(seed), "--options", "users=60", "impressions-a-day=600"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("ingest of 2026-03-02 was killed at ingest")
+    assert "nothing was lost, all is as after an undisturbed run (raw file: 15, table: 4" in last
+
+
+def test_every_stage_may_be_drawn_and_a_seed_draws_the_same_again():
+    assert {drawn(seed, STAGES)[0] for seed in range(200)} == set(STAGES)
+    points = [f"train:{n}" for n in range(9)]
+    assert len({drawn(7, STAGES)[1].choice(points) for _ in range(5)}) == 1
+
+
+def test_what_was_compared_is_counted():
+    state = {"table a": 1, "table b": 2, "version m/1": [], "logged models": [], "mlflow run x": []}
+    assert compared(state) == "table: 2, version: 1, MLflow run: 1"
 
 
 def test_the_record_holds_and_is_what_the_documentation_shows():

@@ -10,13 +10,16 @@ import os
 import re
 import sys
 import types
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
 
 import spark_jobs.sources
 from spark_jobs.contract import datasets
@@ -470,6 +473,35 @@ def test_the_documented_source_works(
     assert rows(delivery.users_df, "user_id", "district") == [(1, 1)]
     with pytest.raises(FileNotFoundError, match=r"no delivery of 2026-03-09: .*/2026-03-09"):
         source.read_delivery(spark, str(tmp_path), "2026-03-09")
+
+
+def test_the_documented_parquet_source_works(spark: SparkSession, tmp_path: Path) -> None:
+    page = (REPO / "docs" / "sources.md").read_text()
+    (block,) = re.findall(r"```python parquet\n(.*?)```", page, flags=re.DOTALL)
+    scope: dict[str, Any] = {"F": F, "read_parquet": read_parquet}
+    exec(f"from __future__ import annotations\n{block}", scope)
+    folder = tmp_path / "events" / f"day={DS}"
+    folder.mkdir(parents=True)
+    time = [datetime(2026, 3, 1, 9, tzinfo=UTC), datetime(2026, 3, 1, 10, tzinfo=UTC)]
+    narrow = {
+        "id": ["e1", "e2"],
+        "uid": pa.array([1, 2], pa.int32()),
+        "product": pa.array([3, 4], pa.uint64()),
+    }
+    pq.write_table(pa.table({**narrow, "at": time, "more": [["x"], ["y"]]}), folder / "part-0.parquet")
+    events_df = scope["read_events"](spark, str(tmp_path), DS)
+    assert rows(events_df, "event_id", "user_id", "item_id", "time_ms") == [
+        ("e1", 1, 3, 1_772_355_600_000),
+        ("e2", 2, 4, 1_772_359_200_000),
+    ]
+    local = pa.array([datetime(2026, 3, 2, 9)], pa.timestamp("ms"))
+    (tmp_path / "events" / "day=2026-03-02").mkdir()
+    table = pa.table({"id": ["e3"], "uid": [1], "product": [3], "at": local})
+    pq.write_table(table, tmp_path / "events" / "day=2026-03-02" / "part-0.parquet")
+    with pytest.raises(ValueError, match="column at is timestamp_ntz, timestamp is wanted"):
+        scope["read_events"](spark, str(tmp_path), "2026-03-02")
+    with pytest.raises(FileNotFoundError, match="shop: no delivery of 2026-03-09"):
+        scope["read_events"](spark, str(tmp_path), "2026-03-09")
 
 
 def test_a_dataset_without_a_source_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""What `make new-dataset` writes from a sample of somebody's logs."""
