@@ -13,6 +13,10 @@
 | `MTGR_RETRIES`, `MTGR_RETRY_SECONDS` | retries of a step, and the pause before the first | 2, 60 |
 | `MTGR_DOCS_URL` | where people open the data docs: tasks link there | none |
 | `MTGR_MLFLOW_URL` | the same for MLflow | the server's, where `MLFLOW_TRACKING_URI` is one |
+| `MTGR_KEEP` | how many of the newest versions and runs `maintenance_weekly` keeps | 30 |
+| `MTGR_TABLES_BUDGET` | bytes that tables may hold after it | 0: any |
+| `MTGR_RUNS_BUDGET` | bytes that runs and versions may hold after it | 0: any |
+| `MTGR_KEEP_LOG_DAYS` | days that it keeps logs | 30 |
 | `MTGR_ALERT_WEBHOOK` | address that alerts are posted to | none |
 """
 
@@ -59,6 +63,9 @@ LAUNCHER = text("MTGR_LAUNCHER", PYTHON)
 TRAIN_LAUNCHER = text("MTGR_TRAIN_LAUNCHER", LAUNCHER)
 RETRIES = whole("MTGR_RETRIES", 2, high=100)
 RETRY_DELAY = timedelta(seconds=real("MTGR_RETRY_SECONDS", 60.0, high=86_400.0))
+KEEP = whole("MTGR_KEEP", 30, low=1)
+TABLES_BUDGET, RUNS_BUDGET = (whole(f"MTGR_{what}_BUDGET", 0, high=2**60) for what in ("TABLES", "RUNS"))
+KEEP_LOG_DAYS = whole("MTGR_KEEP_LOG_DAYS", 30, low=1)
 DOCS_URL = text("MTGR_DOCS_URL").rstrip("/")
 MLFLOW_URL = text("MTGR_MLFLOW_URL", address_of(text("MLFLOW_TRACKING_URI"))).rstrip("/")
 

@@ -164,13 +164,14 @@ class StepOperator(BashOperator):  # type: ignore[misc]
         """
         try:
             result = super().execute(context)
-        except AirflowException as error:
+        except AirflowException:
             ended = self.subprocess_hook.ended
             answer = refused(ended.output) if ended is not None and ended.exit_code == 1 else None
             if answer is None:
                 raise
             self.pages = pages_of(self.module, answer)
-            raise AirflowFailException(f"{self.module} refused: {answer['refused']}") from error
+            # Without the shell's "non-zero exit code" behind it: what the log ends with is why.
+            raise AirflowFailException(f"{self.module} refused: {answer['refused']}") from None
         self._tell(result)
         return result
 

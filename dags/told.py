@@ -12,7 +12,7 @@ from airflow.sdk import BaseOperatorLink
 
 from dags.settings import DOCS_URL, MLFLOW_URL
 
-DATA_DOCS, MLFLOW = "data docs", "MLflow"
+DATA_DOCS, MLFLOW, REPORT = "data docs", "MLflow", "report of the day"
 
 
 class PageLink(BaseOperatorLink):  # type: ignore[misc]
@@ -46,7 +46,7 @@ def links_of(module: str) -> tuple[PageLink, ...]:
         "expectations.gate": (DATA_DOCS,),
         "model.train": (MLFLOW,),
         "model.register": (MLFLOW,),
-        "model.promote": (MLFLOW,),
+        "model.promote": (MLFLOW, REPORT),
     }
     return tuple(PageLink(name) for name in names.get(module, ()))
 
@@ -59,8 +59,11 @@ def pages_of(module: str, result: Mapping[str, Any]) -> dict[str, str]:
         return {MLFLOW: f"{MLFLOW_URL}/#/runs/{result['mlflow_run_id']}"}
     if module == "model.register" and MLFLOW_URL:
         return {MLFLOW: f"{MLFLOW_URL}/#/models/{result['model']}/versions/{result['version']}"}
-    if module == "model.promote" and MLFLOW_URL:
-        return {MLFLOW: f"{MLFLOW_URL}/#/models/mtgr-{result['dataset']}/versions/{result['version']}"}
+    if module == "model.promote":
+        version = f"#/models/mtgr-{result['dataset']}/versions/{result['version']}"
+        day = f"reports/{result['dataset']}/{result['ds']}.html"  # `path_of` in model/reports/page.py
+        pages = {MLFLOW: (MLFLOW_URL, version), REPORT: (DOCS_URL, day)}
+        return {name: f"{url}/{path}" for name, (url, path) in pages.items() if url}
     return {}
 
 
@@ -133,10 +136,28 @@ def _promote(result: Mapping[str, Any]) -> str:
     return f"{_by_preset(result, one)}. Champion: version {result['champion']}"
 
 
+def _maintain(result: Mapping[str, Any]) -> str:
+    tables = ", ".join(
+        f"{name} {of['before']} files, now {of['after']}" for name, of in result["tables"].items()
+    )
+    went = "would be freed" if result["dry_run"] else "were freed"
+    return f"{result['freed']} bytes {went}, {result['left']} are left: {tables or 'no table'}"
+
+
+def _prune(result: Mapping[str, Any]) -> str:
+    went = "would go" if result["dry_run"] else "are gone"
+    return (
+        f"{len(result['deleted'])} versions and {len(result['deleted_runs'])} runs {went}, "
+        f"{result['freed']} bytes, {result['left']} are left"
+    )
+
+
 _LINES = {
     "spark_jobs.ingest": _ingest,
     "spark_jobs.build_samples": _build_samples,
     "expectations.gate": _gate,
+    "spark_jobs.maintain": _maintain,
+    "model.prune": _prune,
     "model.train": _train,
     "model.evaluate": _evaluate,
     "model.register": _register,

@@ -1,5 +1,7 @@
 """Deletes old versions and runs and frees their bytes: `python -m model.prune --dataset foodlog --keep 30`.
 
+    python -m model.prune --dataset foodlog --keep 30 [--budget BYTES] [--dry-run]
+
 The newest `--keep` versions stay, and every version that an alias names or that a rollback would restore.
 With the others go their MLflow runs and logged models, and then, by `mlflow gc`, the files. `mlflow gc` works
 on the database itself, so where MLFLOW_TRACKING_URI is a server, run this where its database is reachable and
@@ -7,6 +9,10 @@ give that as MLFLOW_TRACKING_URI.
 
 Of `$MTGR_RUNS` stay, for each preset, the newest `--keep` runs, the one that the next training continues
 from, those that became a version that stays, and those which these were continued from.
+
+`--budget` keeps fewer than `--keep`, as many as fit with their files on this machine: runs, versions, copies.
+When what is in use does not fit, it stays and the command is refused. `--dry-run` says what would go, and
+changes nothing.
 """
 
 from __future__ import annotations
@@ -15,16 +21,18 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from model.registry import versions as registry
 from model.registry.removal import collect_garbage, delete_whole
-from model.registry.store import TrackingError
+from model.registry.store import TrackingError, artifacts_root
+from model.registry.tracking import experiment_name
 from model.registry.versions import Version
 from model.runs import store
 from model.runs.store import Run
 from spark_jobs.contract import command, locations
-from spark_jobs.contract.command import UsageError
+from spark_jobs.contract.command import RefusedError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +63,46 @@ def superfluous_runs(runs: Sequence[Run], keep: int, versions: Sequence[Version]
     return [
         run for run in runs[: max(0, len(runs) - keep)] if run.digest not in needed and run is not furthest
     ]
+
+
+def outdated(dataset: str, keep: int) -> tuple[list[Version], list[Run]]:
+    """What `prune` would delete: versions, and runs of all presets."""
+    old = superfluous(dataset, keep)
+    numbers = {version.version for version in old}
+    stay = [version for version in registry.versions(dataset) if version.version not in numbers]
+    return old, [
+        run
+        for preset in store.presets_with_runs(dataset)
+        for run in superfluous_runs(store.complete_runs(dataset, preset), keep, stay)
+    ]
+
+
+def size_of_outdated(dataset: str, keep: int) -> int:
+    """Bytes that `prune` would free on this machine."""
+    versions, runs = outdated(dataset, keep)
+    folders = [folder for version in versions for folder in _folders(dataset, version)]
+    return sum(map(locations.size_of, [*folders, *(run.path for run in runs)]))
+
+
+def size_of_all(dataset: str) -> int:
+    """Bytes of all runs and versions on this machine."""
+    folders = [folder for version in registry.versions(dataset) for folder in _folders(dataset, version)]
+    return sum(map(locations.size_of, {*folders, locations.runs() / dataset}))
+
+
+def _folders(dataset: str, version: Version) -> tuple[Path, Path, Path]:
+    """Where a version's files lie when no server keeps them: run, logged model, and the copy that serves."""
+    artifacts = artifacts_root() / experiment_name(dataset)
+    copy = locations.var() / "models" / version.digest
+    return artifacts / version.run_id, artifacts / "models" / version.model_id, copy
+
+
+def fitting(dataset: str, keep: int, budget: int) -> int:
+    """How many of the newest may stay, at most `keep`, so that all fit `budget` bytes; at least 1."""
+    total = size_of_all(dataset)
+    while keep > 1 and total - size_of_outdated(dataset, keep) > budget:
+        keep -= 1
+    return keep
 
 
 def prune(dataset: str, keep: int) -> tuple[list[int], list[str]]:
@@ -96,8 +144,26 @@ def _prune_runs(dataset: str, keep: int, versions: Sequence[Version]) -> list[st
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     if arguments.keep < 1:
         raise UsageError(f"--keep is {arguments.keep}; keep at least one version")
-    versions, runs = prune(arguments.dataset.name, arguments.keep)
-    return {"deleted": versions, "deleted_runs": runs}
+    name, keep, budget = arguments.dataset.name, arguments.keep, arguments.budget
+    keep = fitting(name, keep, budget) if budget else keep
+    before = size_of_all(name)
+    if arguments.dry_run:
+        old, old_runs = outdated(name, keep)
+        versions = [version.version for version in old]
+        runs = [f"{run.path.parent.name}/{run.path.name}" for run in old_runs]
+        left = before - size_of_outdated(name, keep)
+    else:
+        versions, runs = prune(name, keep)
+        left = size_of_all(name)
+    result = {"deleted": versions, "deleted_runs": runs, "kept": keep, "dry_run": arguments.dry_run}
+    result |= {"freed": before - left, "left": left}
+    if budget and left > budget:
+        raise RefusedError(
+            f"runs and versions of {name} hold {left} bytes, --budget {budget}: what is left is in use; "
+            "raise the budget, or train smaller models",
+            result,
+        )
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,6 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--keep", type=int, required=True, help="how many of the newest versions and runs stay"
     )
+    parser.add_argument("--budget", type=int, default=0, help="bytes that they may hold; 0: any")
+    parser.add_argument("--dry-run", action="store_true", help="say what would go, and change nothing")
     return command.run(parser, _run, argv)
 
 

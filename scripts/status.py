@@ -21,7 +21,7 @@ from scripts.embedded.clock import print_line
 from scripts.embedded.components import DAGS
 from scripts.embedded.past import PastRun, past_runs
 from scripts.embedded.settings import EmbeddedSettings, dataset_asked_for
-from scripts.embedded.tables import TABLES, TableState, size_of, table_state
+from scripts.embedded.tables import TABLES, TableState, table_state
 from spark_jobs.contract import command, locations
 from spark_jobs.contract.clock import days_between, parse_day, shift_day
 from spark_jobs.contract.datasets import dataset_named
@@ -172,7 +172,7 @@ def _disk(tables: Mapping[str, TableState]) -> Iterator[str]:
         "Airflow": var / "airflow",
     }
     existing = next(path for path in (var, *var.parents) if path.exists())
-    sizes = [f"{name} {_mb(size_of(folder))} MB" for name, folder in folders.items()]
+    sizes = [f"{name} {_mb(locations.size_of(folder))} MB" for name, folder in folders.items()]
     yield ", ".join([*sizes, f"{shutil.disk_usage(existing).free / 1e9:.1f} GB free"])
 
 

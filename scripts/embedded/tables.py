@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,14 +61,5 @@ def table_state(dataset: str, name: str) -> TableState | None:
         rows=rows,
         size=sum(actions["size_bytes"].to_pylist()),
         files=len(days),
-        kept=None if "://" in uri else size_of(Path(uri)),
+        kept=None if "://" in uri else locations.size_of(Path(uri)),
     )
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of the files below a folder; of one that is not there, none."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # a run that goes on replaces files meanwhile
-            total += path.lstat().st_size if path.is_file() else 0
-    return total

@@ -15,6 +15,7 @@ libraries would write to another folder than the other half reads.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def runs() -> Path:
 def tracking_uri() -> str:
     """MLflow's tracking and registry URI."""
     return text("MLFLOW_TRACKING_URI") or f"sqlite:///{var()}/mlflow/mlflow.db"
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files below a folder; of one that is not there, none."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a run that goes on replaces files meanwhile
+            total += path.lstat().st_size if path.is_file() else 0
+    return total
 
 
 def check() -> None:

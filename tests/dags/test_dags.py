@@ -2,8 +2,10 @@
 
 import dataclasses
 import itertools
+import os
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,8 +29,52 @@ EDGES = {
 GATES = {"gate_events", "gate_samples", "gate_evaluation"}
 
 
-def test_both_dags_load_and_nothing_else(dags):
-    assert sorted(dags) == ["retraining_daily", "samples_daily"]
+def test_the_dags_load_and_nothing_else(dags):
+    assert sorted(dags) == ["maintenance_weekly", "retraining_daily", "samples_daily"]
+
+
+def test_maintenance_is_weekly_its_tasks_do_not_wait_for_each_other_and_it_can_be_tried_dry(dags):
+    dag = dags["maintenance_weekly"]
+    assert {task.task_id: list(task.downstream_task_ids) for task in dag.tasks} == {
+        "tables": [],
+        "models": [],
+        "logs": [],
+    }
+    assert dag.timetable.expression == "0 4 * * 1"
+    assert dag.catchup is False
+    assert dag.has_on_failure_callback
+    assert dag.params["dry_run"] is False
+    asked = {
+        task.task_id: task.bash_command.partition("{{")[0] for task in dag.tasks if task.task_id != "logs"
+    }
+    assert asked["tables"].endswith("-m spark_jobs.maintain --dataset foodlog --budget 0 ")
+    assert asked["models"].endswith("-m model.prune --dataset foodlog --keep 30 --budget 0 ")
+    assert dag.get_task("models").pool == "training"
+    assert all(task.execution_timeout is not None for task in dag.tasks)
+
+
+def test_logs_of_old_runs_are_removed_and_dry_only_counted(tmp_path):
+    from dags.retention import remove_old_logs
+
+    def log(name, age_days):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 10)
+        then = time.time() - age_days * 86_400
+        os.utime(path, (then, then))
+        return path
+
+    old = log("dag_id=a/run_id=1/task_id=t/attempt=1.log", 31)
+    half = log("dag_id=a/run_id=2/task_id=t/attempt=1.log", 31)
+    log("dag_id=a/run_id=2/task_id=t/attempt=2.log", 1)  # its run went on
+    new = log("dag_id=a/run_id=3/task_id=t/attempt=1.log", 29)
+    parsed = log("dag_processor/2026-03-01/dags.log", 40)
+    kept = log("components/spark.log", 99)
+    assert remove_old_logs(str(tmp_path), 30, is_dry=True) == (2, 20)
+    assert old.exists()
+    assert remove_old_logs(str(tmp_path), 30, is_dry=False) == (2, 20)
+    assert [path.exists() for path in (old, half, new, parsed, kept)] == [False, True, True, False, True]
+    assert remove_old_logs(str(tmp_path), 30, is_dry=False) == (0, 0)
 
 
 @pytest.mark.usefixtures("airflow_home")
@@ -39,7 +85,11 @@ def test_a_wrong_number_is_what_airflow_shows_as_import_error(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setenv("MTGR_RETRIES", "two")
     errors = DagBag(str(ROOT / "dags")).import_errors
-    assert sorted(Path(file).stem for file in errors) == ["retraining_daily", "samples_daily"]
+    assert sorted(Path(file).stem for file in errors) == [
+        "maintenance_weekly",
+        "retraining_daily",
+        "samples_daily",
+    ]
     last = {error.strip().splitlines()[-1].partition(": ")[2] for error in errors.values()}
     assert last == {"MTGR_RETRIES=two is not a whole number from 0 to 100"}
 
@@ -181,7 +231,7 @@ from airflow.providers.standard.operators.bash import BashOperator
 before = set(sys.modules)
 def refuse(*args, **kwargs): raise AssertionError("a connection at import")
 socket.socket.connect = refuse
-import dags.samples_daily, dags.retraining_daily
+import dags.samples_daily, dags.retraining_daily, dags.maintenance_weekly
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 heavy = new & {"torch", "pyspark", "mlflow", "great_expectations", "pandas", "numpy", "deltalake", "pyarrow"}
 print(sorted(heavy))
@@ -194,5 +244,5 @@ print(sorted(heavy))
 
 
 def test_dag_files_are_thin():
-    for name in ("samples_daily", "retraining_daily"):
+    for name in ("samples_daily", "retraining_daily", "maintenance_weekly"):
         assert len((ROOT / "dags" / f"{name}.py").read_text().splitlines()) <= 110

@@ -232,6 +232,31 @@ def test_runs_are_pruned_by_the_rule_of_the_registry(
         prune.prune("foodlog", 1)
 
 
+def test_a_budget_keeps_as_many_as_fit_and_a_dry_run_changes_nothing(
+    var: Path, make_version: Callable[..., tuple[Run, Version]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [make_version(DAYS[place], DAYS[:place], preset="tiny") for place in (1, 2, 3)]
+    with registry.exclusive("foodlog", "test"):
+        registry.set_champion("foodlog", made[0][1])
+    total = prune.size_of_all("foodlog")
+    freed = {keep: prune.size_of_outdated("foodlog", keep) for keep in (1, 2, 3)}
+    assert total > freed[1] > freed[2] == freed[3] == 0  # the champion is the oldest, and stays
+    assert prune.fitting("foodlog", 3, total) == 3
+    assert prune.fitting("foodlog", 3, total - 1) == prune.fitting("foodlog", 3, 0) == 1
+    before = {path: path.stat().st_mtime_ns for path in (var / "runs").rglob("*")}
+
+    command = ["--dataset", "foodlog", "--keep", "3", "--dry-run", "--budget"]
+    assert prune.main([*command, str(total - 1)]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["deleted"], told["kept"], told["dry_run"]) == ([made[1][1].version], 1, True)
+    assert (told["freed"], told["left"]) == (freed[1], total - freed[1])
+    assert prune.main([*command, "1"]) == 1
+    refused = json.loads(capsys.readouterr().out.splitlines()[-1])["refused"]
+    assert refused.startswith(f"runs and versions of foodlog hold {total - freed[1]} bytes, --budget 1")
+    assert len(registry.versions("foodlog")) == 3
+    assert {path: path.stat().st_mtime_ns for path in (var / "runs").rglob("*")} == before
+
+
 def test_pruning_through_a_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert prune.main(["--dataset", "foodlog", "--keep", "3"]) == 1

@@ -33,15 +33,17 @@ def sample(tmp_path):
     root = tmp_path / "sample"
     (root / DAY).mkdir(parents=True)
     lines = ["event,shopper,item_id,ms,price,note"]
-    lines += [f"e{n},{n},{n + 10},{1_772_355_600_000 + n},{n}.5,{'' if n % 2 else 'gift'}" for n in range(40)]
+    lines += [
+        f"e{n},{n},{n + 10},{1_772_355_600_000 + n},{n}.5,{'' if n % 2 else 'gift'}" for n in range(100)
+    ]
     (root / DAY / "events.csv").write_text(
-        "\n".join([*lines, "e40,two,50,1772355600000,1,", "torn,line"]) + "\n"
+        "\n".join([*lines, "e100,two,50,1772355600000,1,", "torn,line"]) + "\n"
     )
     folder = root / "products" / f"ds={DAY.replace('-', '')}"
     folder.mkdir(parents=True)
     table = pyarrow.table({"product": [1], "cents": [9.5], "tags": [["a"]], "since": [None]})
     parquet.write_table(table, folder / "part-00000.parquet")
-    users = [{"shopper": n, "member": n % 2 == 0, "score": n / 2 if n else 0} for n in range(40)]
+    users = [{"shopper": n, "member": n % 2 == 0, "score": n / 2 if n else 0} for n in range(100)]
     text = "\n".join([*map(json.dumps, users), "{not json"])
     (root / DAY / "users_1.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     (root / "readme.txt").write_text("no log")
@@ -139,7 +141,9 @@ def test_filled_in_it_reads_the_sample_and_before_that_it_says_what_is_null(repo
     test = ("pytest", "-q", "tests/spark_jobs/test_grocery.py")
     done = _python(repository, *test, "-k", "becomes_events")
     assert done.returncode == 1, done.stdout
-    assert "event_id of 40 of 40 events is null: see _events in spark_jobs/sources/grocery.py" in done.stdout
+    assert (
+        "event_id of 100 of 100 events is null: see _events in spark_jobs/sources/grocery.py" in done.stdout
+    )
     for path in (repository / "spark_jobs").rglob("grocery.py"):
         text = path.read_text()
         for blank, answer in FILLED.items():
