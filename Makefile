@@ -32,8 +32,9 @@ new-dataset: setup  ## a declaration, a module and a test to fill in, from a sam
 ui: setup  ## Airflow, MLflow and data docs on loopback until Ctrl-C; prints the login
 	@exec $(PY) -m scripts.ui
 
-doctor:  ## check this machine and print the fix for whatever is wrong
-	@if [ -x $(PY) ]; then exec $(PY) -m scripts.doctor; else exec "$$(scripts/setup.sh --find-python)" -m scripts.doctor; fi
+doctor:  ## check this machine and print the fix for whatever is wrong (DEPLOYMENT=1: a deployment's settings)
+	@if [ -x $(PY) ]; then python=$(PY); else python="$$(scripts/setup.sh --find-python)"; fi; \
+	exec "$$python" -m scripts.doctor $(if $(filter 1,$(DEPLOYMENT)),--deployment)
 
 report: setup  ## the page of a day: gates, volumes, metrics with intervals, decision, lineage (DAY; DATASET)
 	@$(if $(DAY),,$(error which day? make report DAY=2026-03-02))exec $(PY) -m model.report --dataset $(or $(DATASET),foodlog) --ds $(DAY)

@@ -1,9 +1,10 @@
 """Checks a machine and prints the fix for whatever is wrong: `make doctor`.
 
 Looks at Python and the locked versions, Java, the user, proxies, memory, disk, the folder that is written
-to, ports, secrets, the Spark and MLflow that settings name, and the GPU. Exit code 1 when something would
-stop `make run`. Needs nothing but the standard library and this repository, so it also runs before `make
-setup`.
+to, ports, secrets, the Spark and MLflow that settings name, and the GPU. `DEPLOYMENT=1` looks at what a
+deployment needs instead of one machine's ports and secrets (`scripts/embedded/deployment.py`). Exit code 1
+when something would stop `make run`, or the deployment. Needs nothing but the standard library and this
+repository, so it also runs before `make setup`.
 """
 
 from __future__ import annotations
@@ -11,20 +12,17 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
+import runpy
 import shutil
-import socket
 import subprocess
 import sys
-import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from scripts.embedded import ports, secrets_store
+from scripts.embedded import deployment, ports, secrets_store
+from scripts.embedded.diagnosis import Diagnosis, Level, check_answers
 from scripts.embedded.settings import (
     REPOSITORY,
     EmbeddedSettings,
@@ -46,31 +44,6 @@ _DIRECT = (
     "torch",
     "torchrec",
 )
-
-
-class Level(StrEnum):
-    """How bad it is."""
-
-    OK = "ok"
-    WARNING = "warning"
-    BLOCKS = "BLOCKS"
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What a check found.
-
-    Args:
-        level: How bad it is.
-        subject: What was looked at.
-        text: What was found.
-        fix: What to do; empty when all is well.
-    """
-
-    level: Level
-    subject: str
-    text: str
-    fix: str = ""
 
 
 def check_python() -> Iterator[Diagnosis]:
@@ -220,38 +193,7 @@ def check_services(settings: EmbeddedSettings) -> Iterator[Diagnosis]:
         "MLFLOW_TRACKING_URI": locations.tracking_uri(),
     }
     for setting, uri in named.items():
-        try:
-            address = _address(uri)
-        except ValueError:  # its message would show the value, which may hold a password
-            yield Diagnosis(Level.BLOCKS, setting, "is no address that can be read", f"correct {setting}")
-            continue
-        if address is None:
-            continue
-        where = "{}:{}".format(*address)
-        try:
-            socket.create_connection(address, timeout=5).close()
-        except OSError as error:
-            fix = f"start it, open the way to it, or correct {setting}"
-            yield Diagnosis(Level.BLOCKS, setting, f"no answer from {where}: {error}", fix)
-        else:
-            yield Diagnosis(Level.OK, setting, f"{where} answers")
-
-
-def _address(uri: str) -> tuple[str, int] | None:
-    """Host and port that a URI or an Airflow connection names; None where there is no port to try."""
-    if uri.startswith("{"):  # Airflow's JSON form of a connection
-        given = json.loads(uri)
-        port = f":{given['port']}" if given.get("port") else ""
-        uri = f"{given.get('conn_type')}://{given.get('host') or ''}{port}"
-    # The host may be the master's URL, quoted, and name several: spark://spark%3A%2F%2Fone:7077,two:7077.
-    before, _, rest = urllib.parse.unquote(uri).rpartition("://")
-    if rest.startswith("local["):
-        return None
-    parts = urllib.parse.urlsplit(f"//{rest.split(',')[0]}")
-    scheme = before.rpartition("/")[2].split("+")[0]
-    usual = {"http": 80, "https": 443, "postgresql": 5432, "spark-connect": 15002}
-    number = parts.port or usual.get(scheme)
-    return (parts.hostname, number) if before and parts.hostname and number else None
+        yield from check_answers(setting, uri)
 
 
 def check_gpu() -> Iterator[Diagnosis]:
@@ -278,19 +220,25 @@ def check_gpu() -> Iterator[Diagnosis]:
 
 def findings(settings: EmbeddedSettings) -> list[Diagnosis]:
     """What all checks found."""
-    checks: list[Callable[[], Iterator[Diagnosis]]] = [
-        check_python,
-        check_java,
-        check_user,
-        check_spark_home,
-        check_proxies,
-        check_memory,
+    return _all(
+        *_HOST,
         lambda: check_disk(locations.var()),
         lambda: check_ports(settings),
         lambda: check_secrets(settings),
         lambda: check_services(settings),
         check_gpu,
-    ]
+    )
+
+
+def findings_of_deployment() -> list[Diagnosis]:
+    """What the checks of a deployment's host and settings found."""
+    return _all(*_HOST, lambda: check_disk(locations.var()), *deployment.CHECKS, check_gpu)
+
+
+_HOST = (check_python, check_java, check_user, check_spark_home, check_proxies, check_memory)
+
+
+def _all(*checks: Callable[[], Iterator[Diagnosis]]) -> list[Diagnosis]:
     return [diagnosis for check in checks for diagnosis in check()]
 
 
@@ -304,7 +252,11 @@ def blocking(settings: EmbeddedSettings) -> list[str]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    diagnoses = findings(settings_from_environment())
+    if arguments.deployment:
+        runpy.run_path(str(REPOSITORY / "dags" / "settings.py"))  # refuses what the DAGs would
+        diagnoses = findings_of_deployment()
+    else:
+        diagnoses = findings(settings_from_environment())
     for one in diagnoses:
         sys.stdout.write(f"{one.level:<8} {one.subject:<10} {one.text}\n")
         if one.fix:
@@ -312,12 +264,17 @@ def _run(arguments: argparse.Namespace) -> None:
     sys.stdout.flush()
     blocked = [one.subject for one in diagnoses if one.level is Level.BLOCKS]
     if blocked:
-        raise CommandError(f"make run would not start: see {', '.join(blocked)} above")
+        what = "the deployment would fail" if arguments.deployment else "make run would not start"
+        raise CommandError(f"{what}: see {', '.join(blocked)} above")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints what was found; exit code 1 when something blocks, see `command.run` for the others."""
-    return command.run(command.parser("scripts.doctor", __doc__), _run, argv, for_people=True)
+    parser = command.parser("scripts.doctor", __doc__)
+    parser.add_argument(
+        "--deployment", action="store_true", help="check the settings of a deployment, where they hold"
+    )
+    return command.run(parser, _run, argv, for_people=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What doctor finds, and that each finding says what to do."""
 
 import importlib.metadata
+import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from scripts import doctor
-from scripts.doctor import Diagnosis, Level
-from scripts.embedded import secrets_store
+from scripts.embedded import deployment, secrets_store
+from scripts.embedded.diagnosis import Diagnosis, Level, address_of
 from scripts.embedded.settings import EmbeddedSettings
 from tests.spark_servers import free_port
 
@@ -89,7 +90,7 @@ def test_an_mlflow_server_that_does_not_answer_blocks(monkeypatch):
     ],
 )
 def test_the_address_of_a_service(uri, address):
-    assert doctor._address(uri) == address
+    assert address_of(uri) == address
 
 
 def test_a_spark_that_does_not_answer_blocks(monkeypatch, tmp_path):
@@ -183,3 +184,105 @@ def test_it_runs_without_the_packages_of_the_lock():
     text = (Path(doctor.__file__)).read_text()
     assert "import airflow" not in text
     assert "import psutil" not in text
+
+
+@pytest.fixture
+def deployed(monkeypatch, tmp_path):
+    """A deployment whose settings are right, its services being one socket that listens."""
+    with socket.socket() as service:
+        service.bind(("127.0.0.1", 0))
+        service.listen()
+        at = f"127.0.0.1:{service.getsockname()[1]}"
+        for name, value in {
+            "PYTHONPATH": str(doctor.REPOSITORY),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(doctor.REPOSITORY / "dags"),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://user:canary@{at}/airflow",
+            "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
+            "AIRFLOW__CELERY__BROKER_URL": f"redis://:canary@{at}/0",
+            "AIRFLOW__CELERY__RESULT_BACKEND": f"db+postgresql://user:canary@{at}/airflow",
+            "AIRFLOW__CORE__FERNET_KEY": "canary",
+            "AIRFLOW__API_AUTH__JWT_SECRET_CMD": "cat secret",
+            "AIRFLOW__API__SECRET_KEY_SECRET": "airflow/secret",
+            "MTGR_LAKE": "s3a://bucket/lake",
+            "AWS_ACCESS_KEY_ID": "canary",
+            "AWS_SECRET_ACCESS_KEY": "canary",
+            "AWS_ENDPOINT_URL": f"http://{at}",
+            "MTGR_VAR": str(tmp_path),
+            "MLFLOW_TRACKING_URI": f"http://{at}",
+            "AIRFLOW_CONN_SPARK_DEFAULT": f"spark://{at}",
+            "MTGR_ALERT_WEBHOOK": f"http://{at}/canary",
+            "MTGR_DOCS_URL": f"http://{at}",
+        }.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("MTGR_RUNS", raising=False)
+        yield at
+
+
+def _of_deployment():
+    return [finding for check in deployment.CHECKS for finding in check()]
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_deployment_whose_settings_are_right_has_nothing_to_mend(capsys):
+    assert {finding.level for finding in _of_deployment()} == {Level.OK}
+    doctor.main(["--deployment"])
+    assert "canary" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.usefixtures("deployed")
+@pytest.mark.parametrize(
+    ("setting", "value", "level", "fix"),
+    [
+        ("PYTHONPATH", "/elsewhere", Level.BLOCKS, "PYTHONPATH=/"),
+        ("AIRFLOW__CORE__DAGS_FOLDER", "/elsewhere", Level.WARNING, "AIRFLOW__CORE__DAGS_FOLDER=/"),
+        ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "sqlite:////airflow.db", Level.BLOCKS, "Postgres"),
+        ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "", Level.WARNING, "airflow.cfg"),
+        ("AIRFLOW__CORE__EXECUTOR", "", Level.WARNING, "CeleryExecutor or KubernetesExecutor"),
+        ("AIRFLOW__CELERY__BROKER_URL", "", Level.BLOCKS, "set AIRFLOW__CELERY__BROKER_URL"),
+        ("AIRFLOW__CORE__FERNET_KEY", "", Level.BLOCKS, "alike for all components"),
+        ("AIRFLOW__API_AUTH__JWT_SECRET_CMD", "", Level.BLOCKS, "alike for all components"),
+        ("MTGR_LAKE", "s3://bucket/lake", Level.BLOCKS, "MTGR_LAKE=s3a://bucket/lake"),
+        ("MTGR_LAKE", "/var/lake", Level.WARNING, "MTGR_LAKE=s3a://"),
+        ("AWS_SECRET_ACCESS_KEY", "", Level.WARNING, "the host's role"),
+        ("MTGR_RUNS", "s3a://bucket/runs", Level.BLOCKS, "correct MTGR_RUNS"),
+        ("MTGR_VAR", "", Level.BLOCKS, "MTGR_VAR=<a folder"),
+        ("MLFLOW_TRACKING_URI", "", Level.BLOCKS, "MLFLOW_TRACKING_URI=https://"),
+        ("AIRFLOW_CONN_SPARK_DEFAULT", "", Level.WARNING, "the connection spark_default"),
+        ("MTGR_ALERT_WEBHOOK", "", Level.WARNING, "set MTGR_ALERT_WEBHOOK"),
+        ("MTGR_DOCS_URL", "", Level.WARNING, "set MTGR_DOCS_URL"),
+    ],
+)
+def test_each_wrong_setting_of_a_deployment_is_the_one_that_is_named(monkeypatch, setting, value, level, fix):
+    monkeypatch.setenv(setting, value)
+    finding = _only(finding for finding in _of_deployment() if finding.level is not Level.OK)
+    assert finding.level is level
+    assert finding.subject in (setting.removesuffix("_CMD"), "AWS_ACCESS_KEY_ID")
+    assert fix in finding.fix
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+        "AIRFLOW__CELERY__BROKER_URL",
+        "AIRFLOW__CELERY__RESULT_BACKEND",
+        "AWS_ENDPOINT_URL",
+        "MLFLOW_TRACKING_URI",
+        "AIRFLOW_CONN_SPARK_DEFAULT",
+        "MTGR_ALERT_WEBHOOK",
+    ],
+)
+def test_a_service_of_a_deployment_that_does_not_answer_blocks(monkeypatch, deployed, setting):
+    monkeypatch.setenv(setting, os.environ[setting].replace(deployed, f"127.0.0.1:{free_port()}"))
+    finding = _only(finding for finding in _of_deployment() if finding.level is not Level.OK)
+    assert (finding.level, finding.subject) == (Level.BLOCKS, setting)
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_deployment_that_would_fail_is_exit_code_1_and_says_what(monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////mlflow.db")
+    assert doctor.main(["--deployment"]) == 1
+    assert "the deployment would fail: see " in caplog.text
+    assert "MLFLOW_TRACKING_URI" in caplog.text
+    monkeypatch.setenv("MTGR_RETRIES", "many")
+    assert doctor.main(["--deployment"]) == 2
