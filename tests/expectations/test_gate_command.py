@@ -15,6 +15,7 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 
 from expectations import gate
 from expectations.judging.verdict import Verdict
+from expectations.measuring.partitions import inspect_samples
 from expectations.rules.listing import rule_tables
 from expectations.rules.samples import samples_suite
 from spark_jobs.contract import locations
@@ -45,7 +46,7 @@ def write(
     columns: list[tuple[str, str]],
     rows: list[dict[str, Any]],
     partitions: list[str],
-    metadata: dict[str, str] | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> None:
     schema = pa.schema([(column, arrow_type(kind)) for column, kind in columns])
     table = pa.Table.from_pylist(rows, schema=schema)
@@ -119,6 +120,24 @@ def test_a_day_of_the_history_has_a_gate_like_a_day_of_the_log(
     assert (code, result["failed"]) == (1, [f"{before}/user_known"])
     stands = standings("mini", "events", [DS], of_history=[eve, before])
     assert stands.of == {before: Standing.FAILED, eve: Standing.PASSED, DS: Standing.UNJUDGED}
+
+
+@pytest.mark.parametrize(("left_out", "built_share"), [(True, 1.0), (False, 1.5)])
+def test_samples_of_a_history_day_are_held_against_what_they_were_built_from(
+    lake: Path, spark: Any, left_out: bool, built_share: float
+) -> None:
+    """A request that began the evening before is of that evening, unless its day failed and is left out."""
+    eve = shift_day(DS, -1)
+    rows = [
+        event("night", "impression", -5, "night", ds=eve, delivery_ds=HISTORY_DS),
+        event("a", "impression", 10, "a", delivery_ds=HISTORY_DS),
+        *(event(of, "impression", 13 * 60, of, delivery_ds=HISTORY_DS, request_id="r2") for of in "bc"),
+    ]
+    write("events", event_columns(MINI), rows, ["ds", "delivery_ds"])
+    made = {"stage": "build_samples", "partition": f"ds={DS}", "inputs": {"left_out": [eve] * left_out}}
+    write("samples", sample_columns(MINI), [sample()], ["ds"], made)
+    facts = inspect_samples(spark, MINI, [DS], samples_suite(MINI, MINI.limits))[DS].facts
+    assert facts["built_share"] == built_share
 
 
 @pytest.mark.timeout(1200)  # two Delta writes: minutes on a machine that does much else
