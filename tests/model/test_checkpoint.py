@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import re
 import shutil
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -313,6 +316,43 @@ def test_a_save_that_is_killed_leaves_the_one_before(
     assert sorted(path.name for path in made.path.iterdir()) == sorted(
         ["checkpoint", "config.json", "train.json", WEIGHTS]
     )
+
+
+def _train(started: Path) -> None:
+    started.touch()
+    training.train(DATASET, config(checkpoint_steps=1), DAYS[2], CPU, unlogged)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("lake")
+def test_a_run_that_is_killed_whenever_ends_as_one_that_was_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """SIGKILL at random moments of a training that saves after every step, asynchronously."""
+    began = time.monotonic()
+    training.train(DATASET, config(checkpoint_steps=1), DAYS[2], CPU, unlogged)
+    seconds = time.monotonic() - began
+    expected = load_run(DATASET.name, "tiny", DAYS[2])
+    monkeypatch.setenv("MTGR_RUNS", str(tmp_path / "killed"))
+    draw, killed = random.Random(7), 0
+    while not complete_runs(DATASET.name, "tiny"):
+        started = tmp_path / f"started_{killed}"
+        process = mp.get_context("spawn").Process(target=_train, args=(started,))
+        process.start()
+        while not started.exists():
+            assert process.is_alive()
+            time.sleep(0.01)
+        # In the end it must come through: after a few kills it is given all the time it needs.
+        process.join(draw.uniform(0.1, 1.0) * seconds if killed < 8 else None)
+        killed += process.is_alive()
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+    assert killed >= 3
+    made = load_run(DATASET.name, "tiny", DAYS[2])
+    assert made.record["losses"] == expected.record["losses"]
+    expected_weights, weights = (load_file(run.path / WEIGHTS) for run in (expected, made))
+    assert not [name for name in weights if not torch.equal(weights[name], expected_weights[name])]
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "manifest"])
