@@ -11,10 +11,8 @@ late re-make the earlier days that they belong to.
 from datetime import timedelta
 
 from airflow.sdk import DAG, CronPartitionTimetable
-from airflow.sdk.definitions.callback import AsyncCallback
-from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
-from dags.alerts import deadline_missed, run_failed
+from dags.alerts import run_failed
 from dags.steps import (
     DAY_ARGUMENT,
     DEFAULT_ARGUMENTS,
@@ -22,6 +20,7 @@ from dags.steps import (
     SAMPLES,
     SparkStepOperator,
     day,
+    deadline,
     publish_built,
     schedule,
 )
@@ -39,11 +38,7 @@ with DAG(
     default_args=DEFAULT_ARGUMENTS,
     user_defined_macros={"day": day},
     on_failure_callback=run_failed,
-    deadline=DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
-        interval=timedelta(hours=DEADLINE_HOURS),
-        callback=AsyncCallback(deadline_missed, kwargs={"hours": DEADLINE_HOURS}),
-    ),
+    deadline=deadline(DEADLINE_HOURS),
     tags=["mtgr"],
     doc_md=__doc__,
 ) as dag:

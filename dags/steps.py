@@ -19,9 +19,11 @@ from typing import Any
 from airflow.providers.standard.hooks.subprocess import SubprocessHook, SubprocessResult
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import Asset
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from dags.alerts import task_failed, task_retried
+from dags.alerts import deadline_missed, task_failed, task_retried
 from dags.settings import DATASET, IS_SCHEDULED, LAUNCHER, PYTHON, RETRIES, RETRY_DELAY, SCHEDULE
 from dags.told import line_of, links_of, pages_of
 from spark_jobs.contract.clock import HOUR_MS, parse_day
@@ -55,6 +57,17 @@ def schedule() -> tuple[str, int]:
     days, minute_of_day = divmod(minutes, 24 * 60)
     cron = f"{minute_of_day % 60} {minute_of_day // 60} * * *"
     return SCHEDULE or cron, -days
+
+
+def deadline(hours: int) -> DeadlineAlert:
+    """The alert of a run that is not done so many hours after it was queued."""
+    return DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        # In seconds, which Airflow 3.3 takes as well as a timedelta: with that it cannot clear a task of a
+        # run whose deadline is still to come (a TypeError, which the UI shows as error 500).
+        interval=3600.0 * hours,
+        callback=AsyncCallback(deadline_missed, kwargs={"hours": hours}),
+    )
 
 
 def day(partition_key: str | None) -> str:

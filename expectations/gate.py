@@ -225,15 +225,19 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
 def _told(suite: Suite, verdicts: Sequence[Verdict]) -> str:
     """The first rule that does not hold, for who looks at the failed task, and the names of the others."""
     broken = [
-        (f"{verdict.ds}/{finding.rule}", finding.message(verdict.dataset, suite.table, verdict.ds))
+        (verdict, finding)
         for verdict in verdicts
         if not verdict.is_usable
         for finding in verdict.findings
         if finding.rule in verdict.failed
     ]
-    (_, first), *others = broken
-    more = f"; and {len(others)} more: {', '.join(name for name, _ in others)}" if others else ""
-    return f"gate {suite.name}: {first}{more}"
+    (verdict, first), *others = broken
+    names = ", ".join(f"{of.ds}/{finding.rule}" for of, finding in others)
+    more = f"; and {len(others)} more: {names}" if others else ""
+    of = f"{verdict.ds}, {verdict.preset}" if verdict.preset else verdict.ds
+    # What breaks comes first: a page of logs shows the beginning of a line.
+    where = f"table {suite.table}, column {first.column}: {first.description}"
+    return f"gate {suite.name} of {of}: {first.rule} is {first.value}; {where}{more}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -60,13 +60,17 @@ class Finding:
             follows=follows,
         )
 
+    @property
+    def value(self) -> str:
+        """The value found, the allowed ones, and the limit that says them."""
+        observed = "not measured" if self.observed is None else f"{self.observed:g}"
+        return f"{observed}, allowed: {self.bounds}{f' (Limits.{self.limit})' if self.limit else ''}"
+
     def message(self, dataset: str, table: str, ds: str) -> str:
         """One line for the operator: day, table, column, value, bounds, and the limit that says them."""
-        observed = "not measured" if self.observed is None else f"{self.observed:g}"
         detail = f" ({self.detail})" if self.detail else ""
-        limit = f" (Limits.{self.limit})" if self.limit else ""
         return (
-            f"{dataset} {ds}: table {table}, column {self.column}: {observed}, allowed: {self.bounds}{limit}"
+            f"{dataset} {ds}: table {table}, column {self.column}: {self.value}"
             f" [{self.rule}: {self.description}]{detail}"
         )
 

@@ -56,7 +56,7 @@ class RefusedError(CommandError):
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Our own handler: set up once more, it is replaced, and others stay as they are."""
+    """Our own handler: set up once more, it is replaced."""
 
 
 def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
@@ -134,13 +134,18 @@ def by_preset(results: Mapping[str, Mapping[str, Any]], first: str | None = None
 def configure_logging(*, for_people: bool = False) -> None:
     """Logs to stderr: of our packages everything from INFO on, of libraries what they warn of.
 
+    A handler of `basicConfig`, which TorchRec calls when it is imported, would say each message once more; it
+    goes. Any other stays.
+
     Args:
         for_people: Messages alone, for a command at a terminal, instead of time, level and module.
     """
     form = "%(message)s" if for_people else "%(asctime)s %(levelname)s %(name)s: %(message)s"
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, _Stderr)]:
-        root.removeHandler(handler)
+    for handler in list(root.handlers):
+        is_plain = type(handler) in (_Stderr, logging.StreamHandler)
+        if is_plain and getattr(handler, "stream", None) is not sys.stdout:
+            root.removeHandler(handler)
     own = _Stderr(sys.stderr)
     own.setFormatter(logging.Formatter(form))
     root.addHandler(own)

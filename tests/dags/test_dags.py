@@ -109,6 +109,18 @@ def test_every_dag_runs_one_day_at_a_time_and_never_catches_up(dags, dag_id):
     assert dag.has_on_failure_callback
 
 
+@pytest.mark.parametrize(("dag_id", "hours"), [("samples_daily", 4), ("retraining_daily", 12)])
+def test_a_deadline_is_stored_so_that_a_task_of_its_run_can_be_cleared(dags, dag_id, hours):
+    from airflow.serialization.decoders import decode_deadline_alert
+    from airflow.serialization.encoders import encode_deadline_alert
+
+    (alert,) = dags[dag_id].deadline
+    stored = encode_deadline_alert(alert)
+    assert decode_deadline_alert(stored).interval == timedelta(hours=hours)
+    # What Airflow 3.3 does with the stored value when a run that has ended is queued again.
+    assert timedelta(seconds=stored["interval"]) == timedelta(hours=hours)
+
+
 @pytest.mark.parametrize("dag_id", EDGES)
 def test_a_failure_always_reaches_the_run(dags, dag_id):
     # A leaf with another trigger rule would make a run with a failed gate a successful one.

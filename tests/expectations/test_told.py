@@ -47,8 +47,8 @@ def test_a_refusal_is_the_first_cause_in_full_and_the_names_of_the_others() -> N
         ],
     )
     assert said == (
-        "gate events: mini 2026-03-03: table events, column click: 0.01, allowed: at least 0.1 (Limits.ctr) "
-        "[ctr: clicks per view]; and 1 more: 2026-03-03/ctcvr"
+        "gate events of 2026-03-03: ctr is 0.01, allowed: at least 0.1 (Limits.ctr); table events, "
+        "column click: clicks per view; and 1 more: 2026-03-03/ctcvr"
     )
 
 
