@@ -26,12 +26,28 @@ class Arrival:
 
 
 class Log:
-    """A drawn log: `arrivals` in the order in which they come in; a day's last one is what holds."""
+    """A drawn log: `arrivals` in the order in which they come in; a day's last one is what holds.
 
-    def __init__(self, seed: int, dataset: Dataset = TINY, days: Sequence[str] = DAYS) -> None:
+    Args:
+        seed: Of all that is drawn.
+        dataset: Dataset.
+        days: Its days.
+        by_event_time: Whether it is partitioned by event time: a delivery brings the events of its own day
+            and no others, and the days come in one after the other.
+    """
+
+    def __init__(
+        self, seed: int, dataset: Dataset = TINY, days: Sequence[str] = DAYS, *, by_event_time: bool = False
+    ) -> None:
         self.draw, self.dataset, self.days, self.number = random.Random(seed), dataset, list(days), 0
         events = [event for ds in self.days for _ in range(16) for event in self._request(ds)]
         events += [event for ds in self.days for event in self._crowd(ds)]
+        if by_event_time:
+            own = {e["event_id"]: e | {"delivery_ds": e["ds"]} for e in events if e["ds"] in self.days}
+            self.arrivals = [
+                self._arrival(ds, [e for e in own.values() if e["ds"] == ds]) for ds in self.days
+            ]
+            return
         events += [copy for event in events if self.draw.random() < 0.15 for copy in self._copy(event)]
         whole = [self._arrival(ds, [e for e in events if e["delivery_ds"] == ds]) for ds in self.days]
         self.draw.shuffle(whole)

@@ -171,12 +171,22 @@ def test_deliveries_in_any_order_end_in_the_reference(arrive: Any, seed: int) ->
     assert differences(arrive(log), wanted(log)) == [], f"Log({seed})"
 
 
+@pytest.mark.timeout(900)
+def test_outcomes_of_the_night_come_with_the_next_day_and_nothing_else_does(arrive: Any) -> None:
+    log = Log(9, days=DAYS[:2], by_event_time=True)
+    first, second = log.arrivals
+    shown = {e["impression_id"] for e in first.events if e["event_type"] == "impression"}
+    assert any(e["impression_id"] in shown for e in second.events), "an outcome across midnight"
+    assert {e["ds"] for e in second.events} == {second.ds}, "no event of an earlier day"
+    assert differences(arrive(log), wanted(log)) == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @settings(max_examples=12, **MANY)
-@given(seed=SEEDS)
-def test_many_logs_in_any_order_end_in_the_reference(arrive: Any, seed: int) -> None:
-    log = Log(seed)
+@given(seed=SEEDS, by_event_time=st.sampled_from([False, False, True]))
+def test_many_logs_in_any_order_end_in_the_reference(arrive: Any, seed: int, by_event_time: bool) -> None:
+    log = Log(seed, by_event_time=by_event_time)
     assert differences(arrive(log), wanted(log)) == [], f"Log({seed})"
 
 
