@@ -140,6 +140,22 @@ def test_a_scheduled_run_and_a_run_without_a_day(environment, tmp_path):
         _wait_for(lambda: api.run("samples_daily", run_id)["state"] == "failed", "failure")
         assert any("no partition key" in line for line in api.log("samples_daily", run_id, "ingest", 1))
 
+        # Its deadline is still to come: the task can be cleared all the same, and fails once more.
+        body = {"dag_run_id": run_id, "task_ids": ["ingest"], "dry_run": False, "only_failed": False}
+        api.call("POST", "/dags/samples_daily/clearTaskInstances", {**body, "reset_dag_runs": True})
+        again = [("ingest", "failed", 2)]
+        _wait_for(
+            lambda: (
+                [
+                    (task["task_id"], task["state"], task["try_number"])
+                    for task in api.tasks("samples_daily", run_id)
+                    if task["task_id"] == "ingest"
+                ]
+                == again
+            ),
+            "second failure",
+        )
+
         run = _wait_for(lambda: _ended(api, "samples_daily", "scheduled"), "scheduled run")
         assert (run["state"], run["partition_key"]) == ("success", day)
         assert _sample_days(environment) == [day]
