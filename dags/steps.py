@@ -183,6 +183,8 @@ class StepOperator(BashOperator):  # type: ignore[misc]
             if answer is None:
                 raise
             self.pages = pages_of(self.module, answer)
+            for part in str(answer["refused"]).split("; "):  # Airflow's page of a log cuts what is longer
+                self.log.error("%s", part)
             # Without the shell's "non-zero exit code" behind it: what the log ends with is why.
             raise AirflowFailException(f"{self.module} refused: {answer['refused']}") from None
         self._tell(result)
