@@ -349,16 +349,24 @@ def test_a_promotion_links_to_its_version_and_to_the_report_that_it_wrote(tmp_pa
 
 def test_a_failed_gate_links_to_its_page_and_its_task_fails_with_its_message(tmp_path, monkeypatch):
     from dags import told
+    from dags.steps import StepOperator
 
     monkeypatch.setattr(told, "DOCS_URL", "http://docs")
-    refused = {
-        **RESULTS["expectations.gate"],
-        "refused": "gate events: foodlog 2026-03-03: 0.7, allowed: 0.5",
-    }
-    (tmp_path / "result").write_text(json.dumps(refused))
+    logged = []
+    log = SimpleNamespace(
+        warning=print, debug=print, error=lambda text, *values: logged.append(text % values)
+    )
+    monkeypatch.setattr(StepOperator, "log", log)
+    why = "gate events of 2026-03-03: ctr is 0.7, allowed: 0.5; table events; and 1 more: rows"
+    (tmp_path / "result").write_text(json.dumps({**RESULTS["expectations.gate"], "refused": why}))
     links, error = _told(tmp_path, "expectations.gate", f"cat {tmp_path}/result; exit 1")
     assert links == {"data docs": "http://docs/validations/foodlog_events/2026-03-03/x/page.html"}
-    assert error == "expectations.gate refused: gate events: foodlog 2026-03-03: 0.7, allowed: 0.5"
+    assert error == f"expectations.gate refused: {why}"
+    assert logged == [
+        "gate events of 2026-03-03: ctr is 0.7, allowed: 0.5",
+        "table events",
+        "and 1 more: rows",
+    ]
 
 
 def test_buttons_survive_in_the_dag_as_airflow_stores_it(dags):
