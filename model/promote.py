@@ -30,7 +30,7 @@ from typing import Any
 from model.judging.decision import Case, Contender, Decision
 from model.judging.records import PROMOTION, as_json, newest, path_of, records, write_record
 from model.judging.rules import CHAMPION_RULE, FLOOR, decide_day
-from model.registry import tracking
+from model.registry import pages, tracking
 from model.registry import versions as registry
 from model.registry.measures import LEVEL
 from model.registry.record import read_evaluation, require_passed
@@ -102,9 +102,10 @@ def promote(dataset: Dataset, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
             if _finish(dataset, after.version, champion, lease):
                 changed.add(after.run.digest)
         present = registry.aliased(dataset.name, registry.CHAMPION)
+        pages.refresh(dataset.name)
     report = page.write(dataset.name, runs[0].ds)
     for c in decided:
-        tracking.log_text(c.version.run_id, page.REPORT, report.read_text(encoding="utf-8"))
+        _show(dataset.name, c, report.read_text(encoding="utf-8"))
     return {
         c.version.preset: {
             **_result(dataset, c, present, undecided.get(c.version.preset), c.run.digest in changed),
@@ -112,6 +113,21 @@ def promote(dataset: Dataset, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         }
         for c in decided
     }
+
+
+def _show(dataset: str, candidate: _Candidate, report: str) -> None:
+    """Puts the decision and the day's report where a person looks first: on the page of the run."""
+    version = candidate.version
+    tracking.log_text(version.run_id, page.REPORT, report)
+    text = pages.run_page(
+        tracking.experiment_id(dataset),
+        version.run_id,
+        candidate.evaluation,
+        registry.why(version),
+        version,
+    )
+    decision = {registry.DECISION: version.tags.get(registry.DECISION, "")}
+    tracking.describe_run(version.run_id, text, decision)
 
 
 def _registered(dataset: Dataset, run: Run) -> Version:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.registry import packaging
+from model.registry import packaging, pages
 from model.registry import record as run_record
 from model.registry import versions as registry
 from model.registry.store import client, with_named_errors
@@ -55,13 +55,13 @@ def register(dataset: Dataset, run: Run) -> tuple[Version, bool]:
             reach("register:before_log")
             model_id = packaging.log_model(dataset, run, run_id)
             reach("register:after_log")
-            others = registry.versions(dataset.name)
-            run_record.log(dataset, run, evaluation, run_id, model_id, others)
+            run_record.log(dataset, run, evaluation, run_id, model_id)
             reach("register:before_version")
             version = _create(dataset, run, evaluation, run_id, model_id)
             reach("register:after_version")
         registry.advance_candidate(dataset.name, version)
         reach("register:after_alias")
+        pages.refresh(dataset.name)
     return version, is_new
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from model.registry import pages
 from model.registry import versions as registry
 from model.registry.lineage import read_lineage
 from model.registry.store import TrackingError
@@ -56,6 +57,7 @@ def rollback(dataset: str, number: int | None = None) -> dict[str, Any]:
             lease.check()
             registry.set_champion(dataset, target)
             reach("rollback:after_alias")
+        pages.refresh(dataset)
     return {
         "model": target.model,
         "champion": target.version,

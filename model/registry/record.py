@@ -1,4 +1,4 @@
-"""All that MLflow shows of a run: config, data and code versions, metrics by step and by day, plots, tables.
+"""All that MLflow shows of a run: config, data and code versions, metrics by step and by day, pages, tables.
 
 Written from the run's folder, so that it can be written again with the same result.
 """
@@ -10,23 +10,28 @@ import json
 import logging
 import math
 import platform
+import re
+import resource
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime, time
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
+import torch
 
 from model.config.run import Config
-from model.data.reader import SamplesTable
-from model.judging.records import EVALUATION, newest, scores_of
-from model.registry import plots, tracking
+from model.judging.records import EVALUATION, newest
+from model.registry import inputs, pages, tracking
 from model.registry.lineage import LINEAGE, as_ranges
-from model.registry.versions import DIGEST, Version
+from model.registry.versions import DIGEST
+from model.reports.contenders import contenders, gauc_chart
+from model.reports.records import history_of, series_of
 from model.runs.files import RunError
 from model.runs.store import Run
+from spark_jobs.contract.clock import parse_day
 from spark_jobs.contract.features import Dataset
 from spark_jobs.lake import verdicts
 
@@ -34,7 +39,12 @@ logger = logging.getLogger(__name__)
 
 HEADLINES = tuple(f"{task}_{kind}" for task in ("ctr", "ctcvr") for kind in ("auc", "gauc"))
 _MEAN_STEPS = 20  # steps that one point of the loss curve is the mean of
-_LENGTHS = {"static": "static_time_ms", "realtime": "realtime_time_ms", "candidate": "candidate_time_ms"}
+_FIRST = {
+    "model": ("architecture", "d_model", "max_static"),
+    "train": ("passes", "batch_tokens", "dense_lr", "sparse_lr", "precision", "seed"),
+}
+_FIRST_METRICS = [f"{task}_{kind}" for task in ("ctcvr", "ctr") for kind in
+                  ("gauc", "gauc_low", "gauc_high", "gauc_users", "auc", "copc", "log_loss")]  # fmt: skip
 
 
 def read_evaluation(run: Run) -> dict[str, Any]:
@@ -105,11 +115,32 @@ def start(run: Run) -> str:
 
 
 def _start(config: Config, record: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-    params = {part: asdict(config)[part] for part in ("model", "train")}
-    params["world_size"] = record["world_size"]
+    known = asdict(config)
+    first = {
+        part: {key: known[part][key] for key in keys if key in known[part]} for part, keys in _FIRST.items()
+    }
+    # MLflow shows them in the order in which they came: what matters first, sizes of tables last.
+    params = {**tracking.flat(first), **tracking.flat({part: _but_tables(known[part]) for part in first})}
+    params |= {"world_size": record["world_size"], **tracking.flat({"model": known["model"]})}
+    tags = {**tags, **_source(str(record["git_sha"]))}
     run_id = tracking.start_run(str(record["dataset"]), config.preset, str(record["ds"]), params, tags)
     tracking.log_json(run_id, LINEAGE, {"links": record["lineage"]})
+    tracking.log_inputs(run_id, [inputs.trained_on(record)])
     return run_id
+
+
+def _but_tables(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != "tables"}
+
+
+def _source(code: str) -> dict[str, str]:
+    """MLflow's own tags of what made a run: the command, the commit, and whether files differed."""
+    commit = code.split(",")[-1]
+    tags = {"mlflow.source.name": "model.train", "mlflow.source.type": "LOCAL"}
+    if re.fullmatch(r"[0-9a-f]{40}(\+dirty)?", commit):
+        tags["mlflow.source.git.commit"] = commit.removesuffix("+dirty")
+        tags["mlflow.source.git.dirty"] = str(commit.endswith("+dirty"))
+    return tags
 
 
 def log(
@@ -118,9 +149,8 @@ def log(
     evaluation: Mapping[str, Any],
     run_id: str,
     model_id: str,
-    others: Sequence[Version],
 ) -> None:
-    """Logs metrics, plots, tables and environment of a run to its MLflow run, and ends it.
+    """Logs metrics, pages, tables and environment of a run to its MLflow run, and ends it.
 
     Args:
         dataset: Of the run.
@@ -128,17 +158,23 @@ def log(
         evaluation: Its evaluation.
         run_id: Its MLflow run.
         model_id: Its logged model.
-        others: Registered versions, for GAUC by day.
     """
-    record = run.record
-    tracking.log_metrics(run_id, finite(evaluation["candidate"]), model_id=model_id)
+    record, preset = run.record, str(run.record["preset"])
+    own = finite(evaluation["candidate"])
+    first = {key: own.pop(key) for key in _FIRST_METRICS if key in own}
+    tracking.log_metrics(run_id, {**first, **own}, model_id=model_id)
     baselines = {**(evaluation.get("baselines") or {}), "champion": evaluation.get("champion") or {}}
     for name, metrics in baselines.items():
         headlines = {key: metrics.get(key) for key in HEADLINES}
         tracking.log_metrics(run_id, finite(headlines, f"{name}_"))
     by_day = sorted((record.get("loss_by_day") or {}).items())
     tracking.log_history(run_id, {"loss_by_day": [(i, loss) for i, (_, loss) in enumerate(by_day)]})
-    tracking.log_figures(run_id, figures(dataset, run, evaluation, others))
+    _log_by_day(dataset.name, preset, run, run_id)
+    tracking.log_inputs(run_id, [inputs.judged_on(evaluation)])
+    overview = gauc_chart(contenders(evaluation), "ctcvr", f"of {preset} on {run.ds}", row=17)
+    tracking.log_text(run_id, pages.OVERVIEW, overview)
+    experiment = tracking.experiment_id(dataset.name)
+    tracking.describe_run(run_id, pages.run_page(experiment, run_id, evaluation, "", None))
     tracking.log_json(run_id, "evaluation", evaluation)
     tracking.log_json(run_id, "environment", environment())
     tracking.log_table(run_id, "segments", segments_table(evaluation))
@@ -149,52 +185,22 @@ def log(
     tracking.finish_run(run_id)
 
 
-def figures(
-    dataset: Dataset, run: Run, evaluation: Mapping[str, Any], others: Sequence[Version]
-) -> dict[str, Any]:
-    """The figures by name."""
-    title = f"{dataset.name}, {run.record['preset']} of {run.ds}"
-    scores = pq.read_table(scores_of(newest(run.path, EVALUATION), "candidate"))
-    columns = {name: scores.column(name).to_numpy() for name in
-               ("label_click", "label_conversion", "ctr_live", "ctcvr_live")}  # fmt: skip
-    champion = (evaluation.get("champion") or {}).get("version")
-    against = f" against version {champion}" if champion else ""
-    made = {
-        "gauc_by_day": plots.gauc_by_day(_days(run, evaluation, others), title),
-        "calibration": plots.calibration(
-            {"ctr": columns["label_click"], "ctcvr": columns["label_conversion"]},
-            {"ctr": columns["ctr_live"], "ctcvr": columns["ctcvr_live"]},
-            title,
-            scores.column("weight").to_numpy() if "weight" in scores.column_names else None,
-        ),
-        "gauc_by_segment": plots.gauc_by_segment(evaluation["segments"], title + against),
-        "sequence_lengths": plots.sequence_lengths(
-            _lengths(dataset, run.ds, int(evaluation["samples_version"])), f"{dataset.name} {run.ds}"
-        ),
+def _log_by_day(dataset: str, preset: str, run: Run, run_id: str) -> None:
+    """Logs GAUC by day of the preset and of those it was compared with: a section of charts for each task.
+
+    Steps count days from the first one that the model has seen, so that they are the same in every run.
+    """
+    history = history_of(dataset, preset, run.ds)
+    first = parse_day(min(run.seen_days, default=run.ds))
+    steps = {day: (parse_day(day) - first).days for day, _ in history}
+    series = {
+        f"{metric}_by_day/{who}": [(steps[day], value) for day, value in points]
+        for metric in ("ctcvr_gauc", "ctr_gauc")
+        for who, points in series_of(history, metric).items()
     }
-    if run.record.get("losses"):
-        made["loss"] = plots.loss([(name, value) for name, value in run.record["losses"]], title)
-    return made
-
-
-def _days(run: Run, evaluation: Mapping[str, Any], others: Sequence[Version]) -> list[dict[str, Any]]:
-    """The versions of the run's preset by day, and the run itself."""
-    days = [
-        {"ds": other.ds, "promoted": other.tags.get("decision") == "promoted",
-         **{name: other.tags.get(name) for name in HEADLINES}}
-        for other in others if other.preset == run.record["preset"] and other.digest != run.digest
-    ]  # fmt: skip
-    own = {"ds": run.ds, "promoted": False, **finite(evaluation["candidate"])}
-    return sorted([*days, own], key=lambda day: str(day["ds"]))
-
-
-def _lengths(dataset: Dataset, ds: str, version: int) -> dict[str, Any]:
-    table = SamplesTable(dataset, version)
-    parts: dict[str, list[Any]] = {group: [] for group in _LENGTHS}
-    for chunk in table.chunks(ds, list(_LENGTHS.values())):
-        for group, column in _LENGTHS.items():
-            parts[group] += [np.diff(piece.offsets.to_numpy()) for piece in chunk.column(column).chunks]
-    return {group: np.concatenate(lengths) for group, lengths in parts.items()}
+    midnights = {step: datetime.combine(parse_day(day), time.min, UTC) for day, step in steps.items()}
+    times = {step: int(midnight.timestamp() * 1000) for step, midnight in midnights.items()}
+    tracking.log_history(run_id, series, times=times)
 
 
 def segments_table(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -227,5 +233,27 @@ def log_training(config: Config, record: dict[str, Any], digest: str) -> str:
         (first + place, statistics.fmean(losses[place : place + _MEAN_STEPS]))
         for place in range(0, len(losses), _MEAN_STEPS)
     ]
-    tracking.log_history(run_id, {"train_loss": means})
+    used = {name: [(0, value)] for name, value in finite(_used(record)).items()}
+    tracking.log_history(run_id, {"train_loss": means, **used})
     return run_id
+
+
+def _used(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training took of the machine, as MLflow's system metrics; memory and CPU are the process's."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds, tokens = record.get("seconds"), record.get("tokens")
+    values = {
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if tokens and seconds else None,
+        "process_cpu_seconds": used.ru_utime + used.ru_stime,
+        "process_memory_megabytes": _peak_kilobytes() / 1024,
+    }
+    if torch.cuda.is_available():
+        values["gpu_memory_usage_megabytes"] = torch.cuda.max_memory_allocated() / 2**20
+    return {f"system/{name}": value for name, value in values.items()}
+
+
+def _peak_kilobytes() -> float:
+    """The most memory that this process has had; `getrusage` counts its parent's, too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return float(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])

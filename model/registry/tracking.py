@@ -7,6 +7,7 @@ infinity as 1.8e308 and let it pass a threshold).
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -22,12 +23,15 @@ from spark_jobs.contract.clock import parse_day
 from spark_jobs.contract.datasets import dataset_named
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
 
 logger = logging.getLogger(__name__)
 
 RUN_KEY = "run_key"
+# What MLflow's UI opens as training runs; its other kind is for applications of language models.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+VIEW = "gauc"  # key of the shared view of the runs table
+_NOTE, _VIEW = "mlflow.note.content", "mlflow.sharedViewState."
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 _BATCH = 1000  # metrics that MLflow takes in one call
 _LONGEST_TAG = 5000  # characters; what every store of MLflow takes for a tag of a run or a version
@@ -53,7 +57,7 @@ def experiment_id(dataset: str) -> str:
         local = not locations.tracking_uri().startswith("http")
         place = (artifacts_root() / name).as_uri() if local else None
         try:
-            return str(client().create_experiment(name, artifact_location=place))
+            return str(client().create_experiment(name, artifact_location=place, tags=dict(KIND)))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -109,7 +113,7 @@ def start_run(dataset: str, preset: str, ds: str, params: Mapping[str, Any], tag
         client().update_run(run_id, status="RUNNING")
     client().log_batch(
         run_id,
-        params=[Param(key, value) for key, value in _flat(params).items() if key not in run.data.params],
+        params=[Param(key, value) for key, value in flat(params).items() if key not in run.data.params],
         tags=[RunTag(key, str(value)) for key, value in wanted.items() if run.data.tags.get(key) != value],
     )
     return run_id
@@ -138,14 +142,15 @@ def _run_key(preset: str, ds: str, digest: str) -> str:
     return f"{preset}/{ds}/{digest}"
 
 
-def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one with dotted names, and values as texts."""
+    names: dict[str, str] = {}
     for key, value in params.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            names |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = str(value)[:6000]
-    return flat
+            names[f"{prefix}{key}"] = str(value)[:6000]
+    return names
 
 
 def log_metrics(run_id: str, values: Mapping[str, float], step: int = 0, model_id: str | None = None) -> None:
@@ -155,7 +160,10 @@ def log_metrics(run_id: str, values: Mapping[str, float], step: int = 0, model_i
 
 @with_named_errors
 def log_history(
-    run_id: str, histories: Mapping[str, Sequence[tuple[int, float]]], model_id: str | None = None
+    run_id: str,
+    histories: Mapping[str, Sequence[tuple[int, float]]],
+    model_id: str | None = None,
+    times: Mapping[int, int] | None = None,
 ) -> None:
     """Logs (step, value) of metrics; what is logged already is not logged again.
 
@@ -163,6 +171,7 @@ def log_history(
         run_id: The run.
         histories: By metric name; a metric without a value (a GAUC that counts no user) is to be left out.
         model_id: Logged model that the metrics belong to, if any.
+        times: By step, when it was, in milliseconds; by default now.
 
     Raises:
         ValueError: A value is NaN or infinite.
@@ -171,28 +180,23 @@ def log_history(
     from mlflow.entities import Metric
 
     new: list[Metric] = []
+    logged = client().get_run(run_id).data.metrics
     for name, history in histories.items():
         for step, value in history:
             if not math.isfinite(value):
                 raise ValueError(f"metric {name} at step {step} is {value}: not logged; find out why it is")
         known: dict[int, tuple[float, int]] = {}
-        for metric in client().get_metric_history(run_id, name):
+        for metric in client().get_metric_history(run_id, name) if name in logged else ():
             known[metric.step] = max(known.get(metric.step, (0.0, 0)), (metric.value, metric.timestamp),
                                      key=lambda pair: pair[1])  # fmt: skip
         for step, value in history:
             if step not in known or known[step][0] != value:
                 # MLflow takes the latest time for the newest value of a step.
-                now = max(int(time.time() * 1000), known.get(step, (0.0, 0))[1] + 1)
-                new.append(Metric(name, float(value), now, step, model_id=model_id))
+                at = (times or {}).get(step, int(time.time() * 1000))
+                at = max(at, known.get(step, (0.0, 0))[1] + 1)
+                new.append(Metric(name, float(value), at, step, model_id=model_id))
     for first in range(0, len(new), _BATCH):
         client().log_batch(run_id, metrics=new[first : first + _BATCH])
-
-
-@with_named_errors
-def log_figures(run_id: str, figures: Mapping[str, Figure]) -> None:
-    """Logs figures as `plots/<name>.png`, replacing older ones."""
-    for name, figure in figures.items():
-        client().log_figure(run_id, figure, f"plots/{name}.png", save_kwargs={"dpi": 130})
 
 
 @with_named_errors
@@ -213,6 +217,29 @@ def log_table(run_id: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None
             writer.writeheader()
             writer.writerows(rows)
         client().log_artifact(run_id, str(path), "tables")
+
+
+@with_named_errors
+def log_inputs(run_id: str, inputs: Sequence[DatasetInput]) -> None:
+    """Logs what a run has read; the same again changes nothing."""
+    client().log_inputs(run_id, list(inputs))
+
+
+@with_named_errors
+def describe_run(run_id: str, text: str, tags: Mapping[str, str] | None = None) -> None:
+    """Sets a run's description, Markdown, and further tags; what is too long is refused, as every tag is."""
+    for name, value in bounded({**(tags or {}), _NOTE: text}).items():
+        client().set_tag(run_id, name, value)
+
+
+@with_named_errors
+def describe_experiment(dataset: str, text: str, view: Mapping[str, Any]) -> None:
+    """Sets an experiment's kind, description and the shared view of its runs table, where they differ."""
+    experiment = client().get_experiment(experiment_id(dataset))
+    wanted = {**KIND, _NOTE: text, f"{_VIEW}{VIEW}": json.dumps(view, sort_keys=True)}
+    for name, value in bounded(wanted).items():
+        if experiment.tags.get(name) != value:
+            client().set_experiment_tag(experiment.experiment_id, name, value)
 
 
 @with_named_errors

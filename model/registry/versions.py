@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,9 @@ READY = "READY"
 DIGEST = "digest"
 DECISION, EVALUATION, PREVIOUS = "decision", "evaluation_digest", "previous_champion"
 ROLLED_BACK, RESTORED = "rolled_back", "restored"
+_SINCE = "champion_since"  # tag of the registered model: version, and when the alias came to it
 _WAIT_S = 120
+_LONGEST_REASON = 1500
 _LONGEST_DESCRIPTION = 5000  # characters that MLflow's column takes
 _CUT = "\n\n... (cut: the whole of it is in the run's promotion.json)"
 
@@ -170,6 +173,32 @@ def set_champion(dataset: str, version: Version) -> None:
     # The alias first: a kill in between leaves a tag that is older than the alias, which misleads nobody.
     client().set_registered_model_alias(version.model, CHAMPION, str(version.version))
     client().set_registered_model_tag(version.model, CHAMPION, str(version.version))
+    if _registered(version.model).tags.get(_SINCE, "").split(" ")[0] != str(version.version):
+        now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        client().set_registered_model_tag(version.model, _SINCE, f"{version.version} {now}")
+
+
+@with_named_errors
+def since(version: Version) -> str:
+    """When a version's alias `champion` was set, UTC; `an unknown time` where that was not noted."""
+    number, _, when = _registered(version.model).tags.get(_SINCE, "").partition(" ")
+    return str(when) if number == str(version.version) else "an unknown time"
+
+
+@with_named_errors
+def why(version: Version) -> str:
+    """The first line of a version's description: the decision in words, once it is decided."""
+    lines = (client().get_model_version(version.model, str(version.version)).description or "").splitlines()
+    line = lines[0] if lines else ""
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]} ..."
+
+
+@with_named_errors
+def describe_model(dataset: str, text: str) -> None:
+    """Sets the registered model's description, where it differs."""
+    name = create_model(dataset)
+    if _registered(name).description != text:
+        client().update_registered_model(name, text)
 
 
 @with_named_errors

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from model.reports import charts, words
-from model.reports.charts import COLOURS, Bar
+from model.reports.contenders import Contender, contenders, gauc_chart
 from model.reports.records import BASELINES, TASKS, Day, Judged, read_day, series_of
 from model.runs.files import write_text
 from spark_jobs.contract import locations
@@ -145,46 +145,19 @@ def _decision(day: Day) -> str:
     return "".join(parts)
 
 
-def contenders(day: Day) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """(kind, name, metrics) of all who scored the day's rows: presets, then who they are measured against."""
-    evaluated = [(one, one.evaluation) for one in day.runs if one.evaluation is not None]
-    rows = [("candidate", one.preset, evaluation["candidate"]) for one, evaluation in evaluated]
-    if not evaluated:
-        return []
-    shared = evaluated[0][1]
-    for who in ("champion", "best"):
-        metrics = shared.get(who)
-        if metrics:
-            told = "the champion" if who == "champion" else "best of the last days"
-            rows.append((who, f"{told}, version {metrics.get('version')}", metrics))
-    baselines = shared.get("baselines") or {}
-    return rows + [(who, name, baselines[who]) for who, name in BASELINES.items() if who in baselines]
-
-
 def _ranking(day: Day) -> str:
-    rows = contenders(day)
-    if not rows:
+    evaluations = {one.preset: one.evaluation for one in day.runs if one.evaluation is not None}
+    if not evaluations:
         return ""
+    first = next(iter(evaluations.values()))
+    rows = contenders(first, {preset: evaluation["candidate"] for preset, evaluation in evaluations.items()})
     kinds = ("auc", "gauc", "gauc_users", "log_loss", "copc", "calibration_error")
     parts = []
     for task, label in TASKS.items():
-        bars = [
-            Bar(
-                name=name,
-                value=metrics.get(f"{task}_gauc"),
-                low=metrics.get(f"{task}_gauc_low"),
-                high=metrics.get(f"{task}_gauc_high"),
-                colour=COLOURS[kind],
-                note=f"{_count(metrics.get(f'{task}_gauc_users'))} users",
-            )
-            for kind, name, metrics in rows
-        ]
-        parts.append(
-            charts.bars(bars, f"{label} GAUC of the day", "GAUC, 95 % interval; dashed: chance", 0.5)
-        )
+        parts.append(gauc_chart(rows, task, "of the day"))
         cells = [
-            (escape(name), *(_metric(kind, metrics.get(f"{task}_{kind}")) for kind in kinds))
-            for _, name, metrics in rows
+            (escape(one.name), *(_metric(kind, one.metrics.get(f"{task}_{kind}")) for kind in kinds))
+            for one in rows
         ]
         headings = (label, "AUC", "GAUC", "users", "log loss", "labels over predicted", "calibration error")
         parts.append(_table(headings, cells, len(kinds)))
@@ -204,23 +177,13 @@ def _segments(day: Day) -> str:
         if not ours:
             continue
         parts.append(f"<h3>{escape(one.preset)}</h3>")
-        for task, label in TASKS.items():
-            bars = [
-                Bar(
-                    name=f"{name.replace('_', ' ')}, {who}",
-                    value=metrics.get(f"{task}_gauc"),
-                    low=metrics.get(f"{task}_gauc_low"),
-                    high=metrics.get(f"{task}_gauc_high"),
-                    colour=COLOURS[who],
-                    note=f"{_count(metrics.get(f'{task}_gauc_users'))} users",
-                )
-                for name in sorted(ours, key=_place_of)
-                for who, of in (("candidate", ours), ("champion", theirs))
-                if (metrics := of.get(name)) is not None
-            ]
-            parts.append(
-                charts.bars(bars, f"{label} GAUC by segment", "GAUC, 95 % interval; dashed: chance", 0.5)
-            )
+        rows = [
+            Contender(kind=who, name=f"{name.replace('_', ' ')}, {who}", metrics=metrics)
+            for name in sorted(ours, key=_place_of)
+            for who, of in (("candidate", ours), ("champion", theirs))
+            if (metrics := of.get(name)) is not None
+        ]
+        parts += [gauc_chart(rows, task, "by segment") for task in TASKS]
     return "".join(parts)
 
 
@@ -232,7 +195,7 @@ def _place_of(segment: str) -> tuple[int, str]:
 
 def _calibration(day: Day) -> str:
     drawn = [
-        charts.calibration(bins, f"{one.preset}: {TASKS[task]}", COLOURS["candidate"])
+        charts.calibration(bins, f"{one.preset}: {TASKS[task]}")
         for one in day.runs
         for task, bins in one.bins.items()
     ]

@@ -195,6 +195,9 @@ def _make(
         **_record(plan, progress, tables[newest], config, ds, device),
         "samples_code": samples_code,
         "num_steps": trainer.num_steps,
+        "rows": {
+            day: sum(part.rows for part in tables[version].slices(day)) for day, version in days.items()
+        },
     }
     record["mlflow_run_id"] = log(config, record, digest)
     reach("train:before_publish")

@@ -41,8 +41,6 @@ LIBRARIES = (
     "great_expectations",
     "mlflow.pyfunc",
     "mlflow.store.tracking.sqlalchemy_store",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
     "safetensors.torch",
     "torchrec.distributed",
 )

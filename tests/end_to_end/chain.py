@@ -92,7 +92,7 @@ def preload(steps: list[Step]) -> None:
     if "expectations.gate" in modules:
         modules |= {"expectations.judging.validation", "expectations.judging.judge"}
     if any(module.startswith("model") for module in modules):
-        modules |= {"mlflow", "mlflow.pyfunc", "matplotlib.pyplot", "torchrec"}
+        modules |= {"mlflow", "mlflow.pyfunc", "torchrec"}
     for module in sorted(modules):
         importlib.import_module(module)
     if threading.active_count() > 1:
@@ -248,7 +248,8 @@ def registry_of(uri: str, cleaned: Callable[[str], str] = str) -> dict[str, Any]
     experiments = [entry.experiment_id for entry in client.search_experiments()]
     for run in client.search_runs(experiments):
         key = f"mlflow run {run.data.tags.get('run_key')}"
-        metrics = {name: value for name, value in run.data.metrics.items() if name not in _VOLATILE}
+        # Of what the machine did, names alone: values differ from run to run.
+        metrics = {n: -1.0 if n.startswith("system/") else v for n, v in run.data.metrics.items()}
         found.setdefault(key, []).append([run.info.status, len(run.data.params), sorted(metrics.items())])
     for name in [model.name for model in client.search_registered_models()]:
         aliases = client.get_registered_model(name).aliases

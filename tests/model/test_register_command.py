@@ -11,7 +11,6 @@ import pytest
 
 from model import prune, register
 from model.registry import packaging, tracking
-from model.registry import record as run_record
 from model.registry import versions as registry
 from model.registry.store import client
 from model.registry.versions import RegistryError, Version
@@ -21,7 +20,7 @@ from model.runs.store import CONFIG, WEIGHTS, Run
 from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.lake.verdicts import NotPassedError
-from tests.model.conftest import pass_gate
+from tests.model.conftest import evaluation_of, pass_gate
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04")
 PHASES = ("before_log", "after_log", "before_version", "after_version", "after_alias")
@@ -46,11 +45,11 @@ def upload(dataset: Dataset, run: Run, run_id: str) -> str:
 
 @pytest.fixture
 def evaluated(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """An evaluated run, with the upload of code and the drawing of plots left out."""
+    """An evaluated run, with the upload of code left out."""
     monkeypatch.setattr(packaging, "log_model", upload)
-    monkeypatch.setattr(run_record, "figures", lambda *_: {})
     run = make_run(DAYS[1], DAYS[:1])
-    evaluation = {"candidate": {"digest": run.digest, "ctr_auc": 0.7, "ctcvr_gauc": None, "ctr_gauc": 0.6}}
+    candidate = {"ctr_auc": 0.7, "ctcvr_gauc": None, "ctr_gauc": 0.6}
+    evaluation = evaluation_of(run.digest, run.ds, candidate)
     (run.path / "evaluation.json").write_text(json.dumps(evaluation))
     pass_gate(run)
     return run
