@@ -39,7 +39,7 @@ def runs_link(experiment: str) -> str:
 def run_page(
     experiment: str, run_id: str, evaluation: Mapping[str, Any], decision: str, version: Version | None
 ) -> str:
-    """A run's description: the decision, the day's GAUC as a chart, and where to go on.
+    """A run's description: the day's GAUC as a chart, the decision, and where to go on.
 
     Args:
         experiment: Id of its experiment.
@@ -92,6 +92,8 @@ def model_page(dataset: str, champion: Version | None, why: str, since: str) -> 
     before = champion.tags.get(registry.PREVIOUS, "")
     restored = champion.tags.get(registry.RESTORED, "")
     replaced = f"version {before}" if before else "nothing, it is the first champion"
+    if restored:  # `after version N`, see model/rollback.py; what it replaced long ago is in its tags
+        replaced = restored.removeprefix("after ")
     return "\n".join(
         [
             first,

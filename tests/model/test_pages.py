@@ -175,6 +175,7 @@ def test_the_models_page_says_who_serves_since_when_why_and_after_whom(registere
     rollback.rollback("foodlog")
     assert "**[Version 1]" in model_text()
     assert "Why: restored by a rollback, after version 2." in model_text()
+    assert "It replaced version 2." in model_text()
     experiment = client().get_experiment(tracking.experiment_id("foodlog"))
     assert experiment.tags["mlflow.note.content"].startswith("**Champion: [version 1]")
 
