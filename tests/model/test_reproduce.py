@@ -31,7 +31,6 @@ def runs(var: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Samples of four days, and a clean commit."""
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(packaging, "log_model", upload)
-    monkeypatch.setattr(run_record, "figures", lambda *_: {})
     monkeypatch.setattr(progress, "git_sha", lambda *_: HEAD)
     monkeypatch.setattr(reproduce, "git_sha", lambda *_: HEAD)
     build(DATASET, *WEEK[:4])

@@ -85,12 +85,14 @@ def test_the_run_holds_all_that_explains_it(evaluated: Run) -> None:
     assert metrics | {"item_mean_ctr_gauc", "ctcvr_copc"} <= run.data.metrics.keys()
     for name, points in (("train_loss", 1), ("loss_by_day", 1)):
         assert len(client().get_metric_history(version.run_id, name)) >= points
-    assert _artifacts(version.run_id, "plots") == {
-        f"plots/{name}.png"
-        for name in ("loss", "gauc_by_day", "calibration", "gauc_by_segment", "sequence_lengths")
-    }
+    rows = {entry.dataset.name: json.loads(entry.dataset.profile) for entry in run.inputs.dataset_inputs}
+    assert rows["foodlog samples 2026-03-01"] == {"num_rows": evaluated.record["rows"]["2026-03-01"]}
+    assert rows["foodlog samples 2026-03-01"]["num_rows"] > 0
+    assert rows[f"foodlog samples {DS}"]["num_elements"] > 0
     assert _artifacts(version.run_id, "tables") == {"tables/days.csv", "tables/segments.csv"}
-    assert {"evaluation.json", "environment.json", "lineage.json"} <= _artifacts(version.run_id)
+    assert {"evaluation.json", "environment.json", "lineage.json", "overview.svg"} <= _artifacts(
+        version.run_id
+    )
     place = mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="environment.json")
     installed = json.loads(Path(place).read_text())["distributions"]
     assert installed["torch"] == torch.__version__.split("+")[0]

@@ -67,7 +67,6 @@ def serve(version: registry.Version, dataset: Dataset) -> dict[str, Any]:
 def test_features_come_and_go_in_the_middle_of_a_week(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(packaging, "log_model", upload)
-    monkeypatch.setattr(run_record, "figures", lambda *_: {})
     build(DATASET, *WEEK[:4])
     _, _, first = retrain(DATASET, WEEK[2])
     with registry.exclusive("foodlog", "test"):
