@@ -17,7 +17,7 @@ from model.reports.page import REPORT
 from model.reports.records import TASKS
 
 OVERVIEW = "overview.svg"  # the chart on a run's first page
-COLUMNS = ("ctcvr_gauc", "champion_ctcvr_gauc", "item_mean_ctcvr_gauc", "ctr_gauc", "ctcvr_copc", "ctr_copc")
+COLUMNS = ("ctcvr_gauc", "champion_ctcvr_gauc", "ctcvr_copc")  # no more fit beside the decision
 
 
 def view() -> dict[str, Any]:
