@@ -40,7 +40,7 @@ def test_a_drill_kills_what_its_seed_draws_and_says_that_nothing_was_lost(tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith("ingest of 2026-03-02 was killed at ingest")
-    assert "nothing was lost, all is as after an undisturbed run (raw file: 15, table: 4" in last
+    assert "nothing was lost, all is as after an undisturbed run (raw file: 15, table: 5)" in last
 
 
 def test_every_stage_may_be_drawn_and_a_seed_draws_the_same_again():
