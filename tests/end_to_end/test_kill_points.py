@@ -31,6 +31,7 @@ def test_a_part_of_the_kill_points_holds(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_drill_kills_what_its_seed_draws_and_says_that_nothing_was_lost(tmp_path):
     seed = next(seed for seed in range(100) if drawn(seed, ["simulate", "ingest"])[0] == "ingest")
