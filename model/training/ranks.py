@@ -104,3 +104,13 @@ def shard_fully(ranker: Ranker, dense: Collection[str], device: torch.device) ->
     for block in getattr(ranker, "blocks", ()):
         fully_shard(block, mesh=mesh, reshard_after_forward=False)
     fully_shard(ranker, mesh=mesh, reshard_after_forward=False, ignored_params=tables)
+
+
+@contextlib.contextmanager
+def unsynced_shards(ranker: Any) -> Iterator[None]:
+    """Within it gradients of a fully sharded ranker are added up, and not yet exchanged."""
+    ranker.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        ranker.set_requires_gradient_sync(True)

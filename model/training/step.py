@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +34,7 @@ from model.training.averaging import Average
 from model.training.captured import Captured, DensePart, loss_of
 from model.training.dense import DenseOptimizer
 from model.training.parts import Part, load, parts_of
-from model.training.ranks import distributed, shard_fully
+from model.training.ranks import distributed, shard_fully, unsynced_shards
 from model.training.schedule import rate_share
 from model.training.watch import Watch
 from spark_jobs.contract.clock import parse_day
@@ -272,7 +271,7 @@ class Trainer:
         if dist.get_world_size() == 1:
             return contextlib.nullcontext()
         if self._is_sharded:
-            return _sharded_unsynced(self._ranker)
+            return unsynced_shards(self._ranker)
         unsynced: contextlib.AbstractContextManager[None] = self.model._dmp_wrapped_module.no_sync()
         return unsynced
 
@@ -398,15 +397,6 @@ class Trainer:
         self._dispatched = None
         self.num_steps = int(reader.tensor("num_steps"))
         self.num_tokens = int(reader.tensor("num_tokens"))
-
-
-@contextlib.contextmanager
-def _sharded_unsynced(ranker: Any) -> Iterator[None]:
-    ranker.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        ranker.set_requires_gradient_sync(True)
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
