@@ -18,15 +18,27 @@ The model standardises numbers by constants of its own and reads NaN as the mean
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from model.data.batch import SEQUENCES, JaggedBatch
+from model.data.stored import (
+    BEHAVIOURS,
+    LABELS,
+    WEIGHT,
+    Array,
+    Columns,
+    StoredRows,
+    TableReader,
+    check_lengths,
+    id_features,
+    number_features,
+)
 from spark_jobs.contract.features import (
     MAX_REALTIME,
     MAX_STATIC,
@@ -40,11 +52,8 @@ from spark_jobs.contract.features import (
 from spark_jobs.contract.tables import TYPE_NAMES, item_type, sample_columns
 
 RECENCY = "recency"
-LABELS = ("label_click", "label_conversion")
-_BEHAVIOURS = (Group.STATIC, Group.REALTIME)
 _LIMITS = {Group.STATIC: MAX_STATIC, Group.REALTIME: MAX_REALTIME}
 _RATE_MARGIN = 1e-4  # rates are clipped to [margin, 1 - margin] before the logit
-Array = npt.NDArray[Any]
 
 
 def arrow_schema(dataset: Dataset) -> pa.Schema:
@@ -73,30 +82,80 @@ def mix64(ids: Array) -> Array:
     return mixed
 
 
-def id_features(dataset: Dataset, group: Group) -> tuple[FeatureSpec, ...]:
-    """Features of a group that are looked up in an embedding table, in token order."""
-    return tuple(feature for feature in dataset.in_group(group) if feature.kind is not Kind.NUMBER)
-
-
 def number_names(dataset: Dataset, group: Group) -> tuple[str, ...]:
     """Names of a group's numbers, in order; behaviours have `recency` last."""
-    names = tuple(feature.name for feature in dataset.in_group(group) if feature.kind is Kind.NUMBER)
-    return (*names, RECENCY) if group in _BEHAVIOURS else names
+    names = tuple(feature.name for feature in number_features(dataset, group))
+    return (*names, RECENCY) if group in BEHAVIOURS else names
 
 
-def _is_rate_over_days(feature: FeatureSpec) -> bool:
-    statistic = feature.statistic
-    return statistic is not None and statistic.measure.is_rate and statistic.days > 0
+class Transform(StrEnum):
+    """What a number becomes."""
+
+    LOGIT = "logit"  # NaN at 0, "nothing known"
+    LOG1P = "log1p"
+    NONE = "none"
+
+    @staticmethod
+    def of(feature: FeatureSpec) -> Transform:
+        """As the module's table says."""
+        statistic = feature.statistic
+        if statistic is not None and statistic.measure.is_rate:
+            return Transform.LOGIT if statistic.days > 0 else Transform.NONE
+        return Transform.NONE if feature.low < 0 else Transform.LOG1P
+
+    def __call__(self, values: Array) -> Array:
+        """Transforms raw values, float32 of any shape."""
+        if self is Transform.LOGIT:
+            clipped = np.clip(values, _RATE_MARGIN, 1 - _RATE_MARGIN)
+            logit: Array = np.where(values == 0, np.float32(np.nan), np.log(clipped / (1 - clipped)))
+            return logit
+        return np.log1p(values) if self is Transform.LOG1P else values
 
 
-def transform_number(feature: FeatureSpec, values: Array) -> Array:
-    """Transforms a number's raw values, float32 of any shape, as the module's table says."""
-    if _is_rate_over_days(feature):
-        clipped = np.clip(values, _RATE_MARGIN, 1 - _RATE_MARGIN)
-        logit: Array = np.where(values == 0, np.float32(np.nan), np.log(clipped / (1 - clipped)))
-        return logit
-    is_rate = feature.statistic is not None and feature.statistic.measure.is_rate
-    return values if is_rate or feature.low < 0 else np.log1p(values)
+class _GroupPlan:
+    """What the ids and numbers of a group must be and become, as columns `[F, 1]` beside their matrices."""
+
+    def __init__(self, dataset: Dataset, group: Group) -> None:
+        self.group = group
+        self.ids = id_features(dataset, group)
+        self.numbers = number_features(dataset, group)
+        is_id = [feature.kind is Kind.ID for feature in self.ids]
+        self._is_id = np.array(is_id, bool).reshape(-1, 1)
+        self._cardinality = np.array([[feature.cardinality] for feature in self.ids], np.int64).reshape(-1, 1)
+        self._low = np.array([[feature.low] for feature in self.numbers], np.float32).reshape(-1, 1)
+        self._high = np.array([[feature.high] for feature in self.numbers], np.float32).reshape(-1, 1)
+        transforms = [Transform.of(feature) for feature in self.numbers]
+        self.rows = {
+            kind: np.array([row for row, of in enumerate(transforms) if of is kind], np.int64)
+            for kind in (Transform.LOGIT, Transform.LOG1P)
+            if kind in transforms
+        }
+
+    def check(self, rows: StoredRows) -> None:
+        """Checks the values of the group.
+
+        Raises:
+            ValueError: One is not valid; the message names column, value and row.
+        """
+        ids = rows.ids[self.group]
+        is_category = (ids >= 0) & (ids < self._cardinality)
+        is_valid = np.where(self._is_id, (ids != NO_IDS[0]) & (ids != NO_IDS[1]), is_category)
+        if not is_valid.all():
+            row = int((~is_valid).any(1).argmax())
+            feature = self.ids[row]
+            wanted = (
+                "an id: -1 and 2^63 - 1 stand for none"
+                if feature.kind is Kind.ID
+                else f"a category in [0, {feature.cardinality})"
+            )
+            rows.check(self.group, ids[row], is_valid[row], f"{self.group}_{feature.name}", wanted)
+        numbers = rows.numbers[self.group]
+        is_valid = (numbers >= self._low) & (numbers <= self._high)
+        if not is_valid.all():
+            row = int((~is_valid).any(1).argmax())
+            feature = self.numbers[row]
+            wanted = f"a finite number in [{feature.low:g}, {feature.high:g}]"
+            rows.check(self.group, numbers[row], is_valid[row], f"{self.group}_{feature.name}", wanted)
 
 
 class SampleEncoder:
@@ -110,20 +169,28 @@ class SampleEncoder:
     def __init__(self, dataset: Dataset, max_static: int = 1000) -> None:
         self.dataset = dataset
         self.max_static = max_static
-        weights = ("candidate_weight",) if dataset.has_weights else ()
+        weights = (WEIGHT,) if dataset.has_weights else ()
         self.label_columns = (*LABELS, *weights)
         unread = {"candidate_request_id", "candidate_impression_id", "candidate_time_ms", *self.label_columns}
         self.columns = [name for name, _ in sample_columns(dataset) if name not in unread]
         read = {*self.columns, *self.label_columns}
         self._schema = pa.schema([field for field in arrow_schema(dataset) if field.name in read])
+        self._right: pa.Schema | None = None  # the schema that was checked last
+        self._columns = Columns.of(dataset)
+        self._plans = [_GroupPlan(dataset, group) for group in Group]
+        self._limits = {**_LIMITS, Group.STATIC: max(MAX_STATIC, max_static)}
+        self._frozen = self._frozen_numbers()
 
     def encode(
-        self, rows: pa.Table | Sequence[dict[str, Any]], numbers: Sequence[int] | Array | None = None
+        self,
+        rows: pa.Table | StoredRows | Sequence[dict[str, Any]],
+        numbers: Sequence[int] | Array | None = None,
     ) -> JaggedBatch:
         """Encodes rows, whose label columns may be missing (a request has none yet).
 
         Args:
-            rows: An Arrow table with the columns of the samples table in any order, or rows as dictionaries.
+            rows: An Arrow table with the columns of the samples table in any order, rows as dictionaries, or
+                their matrices, which the batch may share memory with.
             numbers: By which numbers errors name the rows, e.g. those in a file; by default from 0 on.
 
         Raises:
@@ -131,64 +198,111 @@ class SampleEncoder:
                 or NaN, times out of order, more behaviours than a row may have, or a reserved id; the message
                 names the column, the value and the row.
         """
-        table = rows if isinstance(rows, pa.Table) else self._table(rows)
-        missing = [name for name in self.columns if name not in table.column_names]
-        if missing:
-            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            raise ValueError(f"samples of {self.dataset.name} lack the columns {shown}")
-        self._check_types(table)
-        reader = _Rows(table, self.max_static, numbers)
-        self._check_times(reader)
-        labels = self._labels(reader)
+        if isinstance(rows, StoredRows):
+            check_lengths(rows.lengths, self._limits, rows.name)
+            stored = rows.latest(self.max_static)
+        else:
+            stored = self.stored(rows, numbers).latest(self.max_static)
+        self._check_times(stored)
+        self._check_labels(stored)
+        for plan in self._plans:
+            plan.check(stored)
+        self._check_visible(stored)
+        num_candidates = stored.labels.shape[1]
+        weights = stored.weights
         return JaggedBatch(
-            ids={group: self._ids(reader, group) for group in Group},
-            numbers={group: self._numbers(reader, group) for group in Group},
-            lengths={group: torch.from_numpy(reader.lengths[group]) for group in SEQUENCES},
-            realtime_visible=self._visible(reader, Group.REALTIME),
-            candidate_visible=self._visible(reader, Group.CANDIDATE),
-            labels=labels,
-            weights=self._weights(reader),
-            frozen_numbers=self.frozen_numbers(),
+            ids={group: torch.from_numpy(ids) for group, ids in stored.ids.items()},
+            numbers={plan.group: self._numbers(stored, plan) for plan in self._plans},
+            lengths={group: torch.from_numpy(stored.lengths[group]) for group in SEQUENCES},
+            realtime_visible=torch.from_numpy(stored.visible[Group.REALTIME]),
+            candidate_visible=torch.from_numpy(stored.visible[Group.CANDIDATE]),
+            labels=torch.from_numpy(stored.labels),
+            weights=torch.ones(num_candidates) if weights is None else torch.from_numpy(weights),
+            frozen_numbers=self._frozen,
         )
+
+    def stored(
+        self, rows: pa.Table | Sequence[dict[str, Any]], numbers: Sequence[int] | Array | None = None
+    ) -> StoredRows:
+        """The columns of rows as matrices, their types, nulls and lengths of lists checked; see `encode`."""
+        table = rows if isinstance(rows, pa.Table) else self._table(rows)
+        if self._right is None or not table.schema.equals(self._right):
+            self._check_schema(table.schema)
+            self._right = table.schema
+        return TableReader(table, self._limits, numbers).read(self._columns, self.dataset.has_weights)
 
     def empty(self) -> JaggedBatch:
         """A batch without rows."""
         return self.encode(arrow_schema(self.dataset).empty_table())
 
-    def _check_types(self, table: pa.Table) -> None:
+    def _check_schema(self, schema: pa.Schema) -> None:
+        names = set(schema.names)
+        missing = [name for name in self.columns if name not in names]
+        if missing:
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise ValueError(f"samples of {self.dataset.name} lack the columns {shown}")
         for field in self._schema:
-            place = table.schema.get_field_index(field.name)
-            if place >= 0 and not _reads_as(table.schema.field(place).type, field.type):
+            place = schema.get_field_index(field.name)
+            if place >= 0 and not _reads_as(schema.field(place).type, field.type):
                 raise ValueError(
-                    f"column {field.name} is {table.schema.field(place).type}, where it must be {field.type}"
+                    f"column {field.name} is {schema.field(place).type}, where it must be {field.type}"
                 )
 
-    def _check_times(self, reader: _Rows) -> None:
+    @staticmethod
+    def _check_times(rows: StoredRows) -> None:
         """Checks that behaviours lie oldest first, on their side of the window's start."""
-        reader.scalar("user_id")
-        starts = reader.scalar("window_start_ms")
-        for group in _BEHAVIOURS:
-            column, lengths = f"{group}_time_ms", reader.lengths[group]
-            times = reader.values(column, group)
+        for group in BEHAVIOURS:
+            column, lengths, times = f"{group}_time_ms", rows.lengths[group], rows.times[group]
             if not len(times):
                 continue
-            is_first = np.zeros(len(times), bool)
-            is_first[(lengths.cumsum() - lengths)[lengths > 0]] = True
-            reader.check(column, group, times, is_first | (times >= np.roll(times, 1)),
-                         "at or after the one before it: behaviours lie oldest first")  # fmt: skip
-            start = np.repeat(starts, lengths)
+            is_valid = np.empty(len(times), bool)
+            np.greater_equal(times[1:], times[:-1], out=is_valid[1:])
+            is_valid[(lengths.cumsum() - lengths)[lengths > 0]] = True
+            rows.check(
+                group, times, is_valid, column, "at or after the one before it: behaviours lie oldest first"
+            )
+            start = np.repeat(rows.starts, lengths)
             is_valid = times < start if group is Group.STATIC else times >= start
             wanted = "before" if group is Group.STATIC else "at or after"
-            reader.check(column, group, times, is_valid, f"{wanted} the window's start")
+            rows.check(group, times, is_valid, column, f"{wanted} the window's start")
 
-    def frozen_numbers(self) -> Tensor:
+    @staticmethod
+    def _check_visible(rows: StoredRows) -> None:
+        for group, values in rows.visible.items():
+            limit = np.repeat(rows.lengths[Group.REALTIME], rows.lengths[group])
+            is_valid = (values >= 0) & (values <= limit)
+            rows.check(group, values, is_valid, f"{group}_visible", "a count of real-time events")
+
+    @staticmethod
+    def _check_labels(rows: StoredRows) -> None:
+        for column, labels in zip(LABELS, rows.labels, strict=True):
+            rows.check(Group.CANDIDATE, labels, (labels == 0) | (labels == 1), column, "0 or 1")
+        if rows.weights is not None:
+            is_valid = (rows.weights > 0) & np.isfinite(rows.weights)
+            rows.check(Group.CANDIDATE, rows.weights, is_valid, WEIGHT, "a finite weight above 0")
+
+    @staticmethod
+    def _numbers(rows: StoredRows, plan: _GroupPlan) -> Tensor:
+        """Transformed numbers of a group, and for behaviours `recency` behind them."""
+        raw = rows.numbers[plan.group]
+        is_behaviour = plan.group in BEHAVIOURS
+        numbers = np.empty((len(raw) + is_behaviour, raw.shape[1]), np.float32)
+        numbers[: len(raw)] = raw
+        for transform, of in plan.rows.items():
+            numbers[of] = transform(raw[of])
+        if is_behaviour:
+            start = np.repeat(rows.starts, rows.lengths[plan.group])
+            minutes = (rows.times[plan.group] - start) / 60_000.0
+            numbers[-1] = np.sign(minutes) * np.log1p(np.abs(minutes))
+        return torch.from_numpy(numbers)
+
+    def _frozen_numbers(self) -> Tensor:
         """Encoded value of each candidate number while the state is frozen; infinity where it stays."""
         values = []
-        for feature in self.dataset.in_group(Group.CANDIDATE):
-            if feature.kind is Kind.NUMBER:
-                is_frozen = feature.owner is Owner.REALTIME_STATISTIC
-                empty = transform_number(feature, np.zeros(1, np.float32))[0] if is_frozen else np.inf
-                values.append(float(empty))
+        for feature in number_features(self.dataset, Group.CANDIDATE):
+            is_frozen = feature.owner is Owner.REALTIME_STATISTIC
+            empty = Transform.of(feature)(np.zeros(1, np.float32))[0] if is_frozen else np.inf
+            values.append(float(empty))
         return torch.tensor(values, dtype=torch.float32)
 
     def _table(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
@@ -198,164 +312,6 @@ class SampleEncoder:
             return pa.Table.from_pylist(list(rows), schema=pa.schema(present))
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise ValueError(f"rows do not fit the samples of {self.dataset.name}: {error}") from error
-
-    def _ids(self, reader: _Rows, group: Group) -> Tensor:
-        features = id_features(self.dataset, group)
-        ids = np.empty((len(features), reader.num_tokens(group)), np.int64)
-        for row, feature in zip(ids, features, strict=True):
-            column = f"{group}_{feature.name}"
-            values = reader.values(column, group)
-            row[:] = values
-            if feature.kind is Kind.ID:
-                is_id = (values != NO_IDS[0]) & (values != NO_IDS[1])
-                reader.check(column, group, values, is_id, "an id: -1 and 2^63 - 1 stand for none")
-            else:
-                reader.check(column, group, values, (values >= 0) & (values < feature.cardinality),
-                             f"a category in [0, {feature.cardinality})")  # fmt: skip
-        return torch.from_numpy(ids)
-
-    def _numbers(self, reader: _Rows, group: Group) -> Tensor:
-        features = [feature for feature in self.dataset.in_group(group) if feature.kind is Kind.NUMBER]
-        numbers = np.empty((len(number_names(self.dataset, group)), reader.num_tokens(group)), np.float32)
-        for row, feature in zip(numbers, features, strict=False):
-            column = f"{group}_{feature.name}"
-            values = reader.values(column, group).astype(np.float32, copy=False)
-            is_valid = (values >= np.float32(feature.low)) & (values <= np.float32(feature.high))
-            reader.check(column, group, values, is_valid,
-                         f"a finite number in [{feature.low:g}, {feature.high:g}]")  # fmt: skip
-            row[:] = transform_number(feature, values)
-        if group in _BEHAVIOURS:
-            start = np.repeat(reader.scalar("window_start_ms"), reader.lengths[group])
-            minutes = (reader.values(f"{group}_time_ms", group) - start) / 60_000.0
-            numbers[-1] = np.sign(minutes) * np.log1p(np.abs(minutes))
-        return torch.from_numpy(numbers)
-
-    def _visible(self, reader: _Rows, group: Group) -> Tensor:
-        column = f"{group}_visible"
-        values = reader.values(column, group).astype(np.int32)
-        limit = np.repeat(reader.lengths[Group.REALTIME], reader.lengths[group])
-        reader.check(column, group, values, (values >= 0) & (values <= limit), "a count of real-time events")
-        return torch.from_numpy(values)
-
-    def _labels(self, reader: _Rows) -> Tensor:
-        labels = np.zeros((2, reader.num_tokens(Group.CANDIDATE)), np.float32)
-        for row, column in zip(labels, LABELS, strict=True):
-            if column in reader.table.column_names:
-                row[:] = reader.values(column, Group.CANDIDATE)
-                reader.check(column, Group.CANDIDATE, row, (row == 0) | (row == 1), "0 or 1")
-        return torch.from_numpy(labels)
-
-    def _weights(self, reader: _Rows) -> Tensor:
-        """Weights of candidates; 1 where the dataset or the table has none."""
-        column = "candidate_weight"
-        if not self.dataset.has_weights or column not in reader.table.column_names:
-            return torch.ones(reader.num_tokens(Group.CANDIDATE))
-        values = reader.values(column, Group.CANDIDATE).astype(np.float32)
-        is_valid = (values > 0) & np.isfinite(values)
-        reader.check(column, Group.CANDIDATE, values, is_valid, "a finite weight above 0")
-        return torch.from_numpy(values)
-
-
-class _Rows:
-    """Columns of a table as flat arrays, with the lengths of each group checked."""
-
-    def __init__(
-        self, table: pa.Table, max_static: int, numbers: Sequence[int] | Array | None = None
-    ) -> None:
-        self.table = table
-        self.numbers = range(table.num_rows) if numbers is None else numbers
-        self.full_lengths: dict[Group, Array] = {}
-        for group in SEQUENCES:
-            self.full_lengths[group] = self._lengths_of(f"{group}_time_ms" if group is not Group.CANDIDATE
-                                                        else "candidate_visible")  # fmt: skip
-        if not self.full_lengths[Group.CANDIDATE].all():
-            raise ValueError(
-                f"row {self._name(self.full_lengths[Group.CANDIDATE].argmin())} has no candidate"
-            )
-        for group, limit in {**_LIMITS, Group.STATIC: max(MAX_STATIC, max_static)}.items():
-            if (self.full_lengths[group] > limit).any():
-                at = int(self.full_lengths[group].argmax())
-                raise ValueError(
-                    f"row {self._name(at)} has {self.full_lengths[group][at]} {group} behaviours; at most "
-                    f"{limit} are allowed"
-                )
-        static = self.full_lengths[Group.STATIC]
-        kept = np.minimum(static, max_static)
-        self.lengths = {**self.full_lengths, Group.STATIC: kept}
-        self._static_kept: Array | None = None
-        if (kept < static).any():
-            first = np.repeat(static - kept, static)
-            self._static_kept = _within(static) >= first
-
-    def num_tokens(self, group: Group) -> int:
-        """Tokens of a group over all rows; for the profile, rows."""
-        return self.table.num_rows if group is Group.PROFILE else int(self.lengths[group].sum())
-
-    def scalar(self, column: str) -> Array:
-        """A column without lists."""
-        chunk = self.table.column(column).combine_chunks()
-        if chunk.null_count:
-            raise ValueError(
-                f"column {column} has {chunk.null_count} nulls, the first in row {self._null(chunk)}; the "
-                "samples gate refuses these"
-            )
-        values: Array = chunk.to_numpy(zero_copy_only=False)
-        return values
-
-    def values(self, column: str, group: Group) -> Array:
-        """A column's values, token after token."""
-        if group is Group.PROFILE:
-            return self.scalar(column)
-        lengths = self._lengths_of(column)
-        unequal = lengths != self.full_lengths[group]
-        if unequal.any():
-            at = int(unequal.argmax())
-            raise ValueError(
-                f"column {column} has {lengths[at]} values in row {self._name(at)}, "
-                f"where the group {group} has {self.full_lengths[group][at]}"
-            )
-        flat = _flat(self.table.column(column))
-        if flat.null_count:
-            first = int(np.asarray(flat.is_null()).argmax())
-            row = np.searchsorted(lengths.cumsum(), first, "right")
-            raise ValueError(
-                f"column {column} has {flat.null_count} nulls inside its lists, the first in row "
-                f"{self._name(row)}"
-            )
-        values: Array = flat.to_numpy(zero_copy_only=False)
-        return (
-            values[self._static_kept] if group is Group.STATIC and self._static_kept is not None else values
-        )
-
-    def check(self, column: str, group: Group, values: Array, is_valid: Array, wanted: str) -> None:
-        """Raises ValueError naming the first value that is not valid."""
-        if not is_valid.all():
-            at = int((~is_valid).argmax())
-            row = (
-                at
-                if group is Group.PROFILE
-                else int(np.searchsorted(self.lengths[group].cumsum(), at, "right"))
-            )
-            raise ValueError(f"column {column}, row {self._name(row)}: {values[at]} is not {wanted}")
-
-    def _lengths_of(self, column: str) -> Array:
-        array = self.table.column(column)
-        if array.null_count:
-            raise ValueError(
-                f"column {column} has {array.null_count} nulls where it needs lists, the first in row "
-                f"{self._null(array)}"
-            )
-        lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in array.chunks]
-        return np.concatenate(lengths).astype(np.int64) if lengths else np.zeros(0, np.int64)
-
-    def _null(self, array: pa.Array | pa.ChunkedArray) -> str:
-        return self._name(array.is_null().to_numpy(zero_copy_only=False).argmax())
-
-    def _name(self, row: Any) -> str:
-        name = str(int(self.numbers[int(row)]))
-        if "user_id" not in self.table.column_names:
-            return name
-        return f"{name} (user {self.table.column('user_id')[int(row)].as_py()})"
 
 
 def _reads_as(given: pa.DataType, declared: pa.DataType) -> bool:
@@ -371,14 +327,3 @@ def _reads_as(given: pa.DataType, declared: pa.DataType) -> bool:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def _flat(array: pa.ChunkedArray) -> pa.Array:
-    chunks = [chunk.flatten() for chunk in array.chunks]
-    return pa.concat_arrays(chunks) if chunks else pa.array([], type=array.type.value_type)
-
-
-def _within(lengths: Array) -> Array:
-    starts = np.repeat(lengths.cumsum() - lengths, lengths)
-    within: Array = np.arange(len(starts)) - starts
-    return within

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 
 from model.data.batch import JaggedBatch
-from model.data.encoder import id_features
+from model.data.stored import id_features
 from model.embeddings.dynamic import DynamicEmbeddingCollection
 from model.embeddings.exchange import Route
 from model.embeddings.mixing import mix64

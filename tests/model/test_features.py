@@ -1,11 +1,13 @@
 """Rows to tensors: hashing, transforms, selection, freezing, and refusals that name the place."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from model.data.batch import JaggedBatch
-from model.data.encoder import SampleEncoder, id_features, mix64, number_names
+from model.data.encoder import SampleEncoder, mix64, number_names
+from model.data.stored import StoredRows, id_features, number_features
 from model.data.synthetic import random_batch, random_samples
 from spark_jobs.contract.features import Group
 from spark_jobs.contract.foodlog import FOODLOG
@@ -65,6 +67,48 @@ def test_select_is_encoding_those_rows(table):
     rows = [7, 0, 3]
     assert_same(encoder.encode(table).select(torch.tensor(rows)), encoder.encode(table.take(rows)))
     assert encoder.encode(table).select(torch.zeros(0, dtype=torch.int64)).num_candidates == 0
+
+
+@pytest.mark.parametrize("dataset", [FOODLOG, KUAIRAND], ids=lambda dataset: dataset.name)
+def test_matrices_encode_as_the_table_joined_or_sliced_or_in_chunks(dataset):
+    table = random_samples(dataset, 7, seed=2)
+    encoder = SampleEncoder(dataset, max_static=9)
+    whole = encoder.encode(table)
+    rows = [encoder.stored(table.slice(row, 1)) for row in range(table.num_rows)]
+    assert_same(encoder.encode(StoredRows.joined(rows)), whole)
+    assert_same(encoder.encode(rows[3]), whole.select(torch.tensor([3])))
+    chunks = pa.concat_tables([table.slice(0, 2), table.slice(2, 5)])
+    assert chunks.column("user_id").num_chunks == 2
+    assert_same(encoder.encode(chunks), whole)
+
+
+def test_numbers_are_those_of_each_feature_alone_to_the_bit():
+    """Vector instructions must not make a value depend on where in a matrix it stands."""
+    table = random_samples(FOODLOG, 40, seed=5, max_static=37, max_candidates=31)
+    batch = SampleEncoder(FOODLOG).encode(table)
+    for group in (Group.STATIC, Group.REALTIME, Group.CANDIDATE):
+        for place, feature in enumerate(number_features(FOODLOG, group)):
+            raw = np.concatenate(table[f"{group}_{feature.name}"].to_pylist()).astype(np.float32)
+            statistic = feature.statistic
+            if statistic is not None and statistic.measure.is_rate:
+                share = np.clip(raw, 1e-4, 1 - 1e-4)
+                expected = np.where(raw == 0, np.float32(np.nan), np.log(share / (1 - share)))
+            else:
+                expected = np.log1p(raw)
+            encoded = batch.numbers[group][place].contiguous().numpy()
+            assert encoded.tobytes() == expected.tobytes(), feature.name
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_errors_name_the_row_of_a_later_chunk(is_chunked):
+    rows = random_samples(FOODLOG, 4, max_candidates=3, seed=1)
+    broken = rows.to_pylist()
+    broken[3]["candidate_price"] = None
+    table = pa.Table.from_pylist(broken, schema=rows.schema)
+    if is_chunked:
+        table = pa.concat_tables([table.slice(0, 2), table.slice(2)])
+    with pytest.raises(ValueError, match=r"candidate_price has 1 nulls .* the first in row 73 \(user 3\)"):
+        SampleEncoder(FOODLOG).encode(table, [70, 71, 72, 73])
 
 
 def test_the_latest_static_behaviours_are_kept(table):

@@ -113,7 +113,7 @@ hstu_ops.triton_ops: attention_backward attention_forward column_sums configs
 hstu_ops.triton_ops: group_layer_norm repair silu tiles
 model: config data embeddings judging rankers runs
 model.config: run
-model.data: batch encoder layout
+model.data: batch encoder layout stored
 model.embeddings: dynamic exchange hash_table key_count memory mixing numbers rules sizes table_state tables
 model.judging: scoring
 model.rankers: heads inputs known mtgr protocol user_tower

@@ -11,9 +11,10 @@ from deltalake import write_deltalake
 
 from model import train as command
 from model.config.presets import preset_named, tiny
-from model.data.encoder import SampleEncoder, id_features
+from model.data.encoder import SampleEncoder
 from model.data.reader import SamplesTable, SamplesUnavailableError
 from model.data.steps import Step
+from model.data.stored import id_features
 from model.data.synthetic import random_samples
 from model.embeddings.numbers import NumberScaler
 from model.embeddings.rules import TableFullError
