@@ -53,6 +53,7 @@ class Scorer:
         self.config = config
         self.device = torch.device(device)
         self.ranker = ranker.to(self.device).eval()
+        self.reads_realtime = config.train.frozen_share < 1  # else it has never learned what to make of it
         self.encoder = SampleEncoder(dataset, config.model.max_static)
 
     @staticmethod
@@ -108,7 +109,8 @@ class Scorer:
         first = 0
         for end in token_cuts(batch.tokens_B(), _BATCH_TOKENS):
             part = batch.select(torch.arange(first, end))
-            both = torch.cat([self._logits(part.frozen()), self._logits(part)])
+            frozen = self._logits(part.frozen())
+            both = torch.cat([frozen, self._logits(part) if self.reads_realtime else frozen])
             parts.append(both.sigmoid().cpu())
             first = end
         scores = torch.cat(parts, dim=1).numpy() if parts else np.zeros((4, 0), np.float32)

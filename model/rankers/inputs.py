@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from hstu_ops import linear
 from torch import Tensor, nn
 
-from model.data.batch import JaggedBatch
+from model.data.batch import SEQUENCES, JaggedBatch
+from model.data.encoder import number_names
 from model.embeddings.numbers import NumberScaler
 from model.embeddings.sizes import TableSize
 from model.embeddings.tables import FeatureEmbeddings
-from spark_jobs.contract.features import Dataset, Group
+from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Owner
 
 _ALIGNED = 8  # 16-bit values in 16 bytes: a GPU's products over other widths take twice the time
 
@@ -71,7 +72,19 @@ class ProfileTokens(nn.Module):
 
 
 class InputTokens(nn.Module):
-    """Embeds a batch and makes tokens of width D of every group."""
+    """Embeds a batch and makes tokens of width D of every group.
+
+    Args:
+        dataset: Declares features and tables.
+        d_model: Width D of a token.
+        token_hidden: Hidden width of the MLPs of behaviours and candidates.
+        tables: Size of every embedding table.
+        id_tables: What tables of ids are; see `FeatureEmbeddings`.
+        without: Owners whose features of candidates are read as zeros.
+        shares_items: Whether behaviours and candidates have one more projection together, of the item's ids
+            and categories: what makes a behaviour and a candidate of one item alike from the start.
+        generator: Source of the tables' initial values.
+    """
 
     def __init__(
         self,
@@ -81,39 +94,88 @@ class InputTokens(nn.Module):
         token_hidden: int,
         tables: Mapping[str, TableSize],
         id_tables: str,
+        without: Sequence[str],
+        shares_items: bool,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.embeddings = FeatureEmbeddings(dataset, tables, id_tables, generator)
         self.scaler = NumberScaler(dataset)
-        width = {
-            group: sum(self.embeddings.widths(group)) + len(self.scaler.columns[group]) for group in Group
-        }
+        columns = {group: self._columns(dataset, group) for group in Group}
+        self.kept_W: Tensor | None
+        kept = [float(one is None or one.owner not in without) for one in columns[Group.CANDIDATE]]
+        self.register_buffer("kept_W", torch.tensor(kept) if without else None, persistent=False)
         self.profile = ProfileTokens(
             self.embeddings.widths(Group.PROFILE), len(self.scaler.columns[Group.PROFILE]), d_model
         )
-        self.behaviour = mlp(width[Group.STATIC], token_hidden, d_model)
-        self.candidate = mlp(width[Group.CANDIDATE], token_hidden, d_model)
+        self.behaviour = mlp(len(columns[Group.STATIC]), token_hidden, d_model)
+        self.candidate = mlp(len(columns[Group.CANDIDATE]), token_hidden, d_model)
+        self.shared: nn.Linear | None = None
+        if shares_items:
+            self.item_columns = {
+                group: runs_of(
+                    i for i, one in enumerate(columns[group]) if one is not None and _is_shared(one)
+                )
+                for group in SEQUENCES
+            }
+            width = sum(run.stop - run.start for run in self.item_columns[Group.CANDIDATE])
+            self.shared = nn.Linear(width, d_model, bias=False)
+
+    def _columns(self, dataset: Dataset, group: Group) -> list[FeatureSpec | None]:
+        """The feature of each column of `features`; None for recency, which none declares."""
+        ids = zip(self.embeddings.features[group], self.embeddings.widths(group), strict=True)
+        numbers = {feature.name: feature for feature in dataset.in_group(group)}
+        return [
+            *(feature for feature, width in ids for _ in range(width)),
+            *(numbers.get(name) for name in number_names(dataset, group)),
+        ]
+
+    def features(self, batch: JaggedBatch, embeddings: Embeddings, group: Group) -> Tensor:
+        """A group's embeddings and then its numbers, side by side, `[tokens, W]`."""
+        x_TW = torch.cat([*embeddings[group], self.scaler(batch, group)], dim=-1)
+        return x_TW * self.kept_W if group is Group.CANDIDATE and self.kept_W is not None else x_TW
 
     def forward(self, batch: JaggedBatch, embeddings: Embeddings | None = None) -> dict[Group, Tensor]:
         """Tokens by group: the profile `[B, features, D]`, the others `[tokens, D]`."""
         embeddings = self.embeddings(batch) if embeddings is None else embeddings
-        numbers = {group: self.scaler(batch, group) for group in Group}
-        tokens = {Group.PROFILE: self.profile(embeddings[Group.PROFILE], numbers[Group.PROFILE])}
-        for group in (Group.STATIC, Group.REALTIME, Group.CANDIDATE):
-            encode = self.candidate if group is Group.CANDIDATE else self.behaviour
-            tokens[group] = _encoded(encode, [*embeddings[group], numbers[group]])
+        profile = self.profile(embeddings[Group.PROFILE], self.scaler(batch, Group.PROFILE))
+        tokens = {Group.PROFILE: profile}
+        for group in SEQUENCES:
+            tokens[group] = self.encoded(self.features(batch, embeddings, group), group)
         return tokens
 
+    def encoded(self, x_TW: Tensor, group: Group) -> Tensor:
+        """Tokens `[tokens, D]` of what `features` gave."""
+        tokens_TD = _encoded(self.candidate if group is Group.CANDIDATE else self.behaviour, x_TW)
+        if self.shared is None:
+            return tokens_TD
+        shared_TD: Tensor = self.shared(torch.cat([x_TW[:, run] for run in self.item_columns[group]], dim=-1))
+        return tokens_TD + shared_TD
 
-def _encoded(encode: nn.Sequential, parts: list[Tensor]) -> Tensor:
+
+def runs_of(columns: Iterable[int]) -> list[slice]:
+    """Ascending columns as runs of neighbours: slices are views, a list would be copied to the GPU."""
+    runs: list[slice] = []
+    for column in columns:
+        if runs and runs[-1].stop == column:
+            runs[-1] = slice(runs[-1].start, column + 1)
+        else:
+            runs.append(slice(column, column + 1))
+    return runs
+
+
+def _is_shared(feature: FeatureSpec | None) -> bool:
+    return feature is not None and feature.owner is Owner.ITEM and feature.kind is not Kind.NUMBER
+
+
+def _encoded(encode: nn.Sequential, x_TW: Tensor) -> Tensor:
     """What an MLP makes of features side by side, `[tokens, D]`."""
     first, rest = encode[0], encode[1:]
     assert isinstance(first, nn.Linear)
     weight: Tensor = first.weight
     missing = -first.in_features % _ALIGNED
     if missing and weight.is_cuda:
-        parts = [*parts, parts[0].new_zeros(len(parts[0]), missing)]
+        x_TW = nn.functional.pad(x_TW, (0, missing))
         weight = nn.functional.pad(weight, (0, missing))
-    tokens: Tensor = rest(linear(torch.cat(parts, dim=-1), weight, first.bias))
+    tokens: Tensor = rest(linear(x_TW, weight, first.bias))
     return tokens

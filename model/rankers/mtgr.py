@@ -16,6 +16,7 @@ visible tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -34,9 +35,12 @@ from torch.utils.checkpoint import checkpoint
 from model.data.batch import JaggedBatch
 from model.data.layout import GROUPS, Layout
 from model.rankers.heads import Heads
-from model.rankers.inputs import Embeddings, InputTokens, take_rows
+from model.rankers.inputs import Embeddings, take_rows
 from model.rankers.protocol import Ranker, RankerConfig, require_positive
 from spark_jobs.contract.features import Dataset, Group
+
+MASKS = ("dynamic", "causal", "full")
+NORMS = ("group", "layer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,14 @@ class MtgrConfig(RankerConfig):
         inv_n: 1 / n of `SiLU(QK^T) / n`: a constant, so that scores do not depend on the batch.
         norm_eps: Added to the variance in group layer norm.
         ops_backend: Backend of `hstu_ops`: `auto`, `reference`, `cpu`, `triton` or `cutlass`.
+        block_start: Share of its usual size that the last product of each block starts with. Group layer norm
+            lifts whatever attention gives to unit variance, so that at 1 each block would bury what tells
+            candidates apart under a random projection of it.
+        score_start: What the scores `alpha QK^T` start around, by equal biases of Q and K: SiLU weighs
+            behaviours about equally then, a mean of them, where scores around 0 weigh them by chance.
+        mask: `dynamic`, the paper's; or, to see what it is worth, `causal`: the static tokens see earlier
+            ones only; `full`: all tokens see their whole row, so that candidates know what came later.
+        norm: `group`, the paper's; or `layer`: all tokens share one scale and shift.
     """
 
     takes_padded: ClassVar[bool] = True
@@ -57,10 +69,19 @@ class MtgrConfig(RankerConfig):
     inv_n: float = 1 / 128
     norm_eps: float = 1e-6
     ops_backend: str = "auto"
+    block_start: float = 0.1
+    score_start: float = 1.0
+    mask: str = "dynamic"
+    norm: str = "group"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "num_blocks", "inv_n", "norm_eps")
+        require_positive(self, "num_blocks", "inv_n", "norm_eps", "block_start")
+        if self.score_start < 0:
+            raise ValueError(f"score_start is {self.score_start}; it must not be negative")
+        for name, known in (("mask", MASKS), ("norm", NORMS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(known)}")
 
     def flops(self, num_tokens: int) -> int:
         """Forward FLOPs of the blocks for a row of `num_tokens`, without mask sparsity (FLOP = 2 MAC).
@@ -86,8 +107,9 @@ class GroupLayerNorm(nn.Module):
 
     def __init__(self, config: MtgrConfig) -> None:
         super().__init__()
-        self.weight_GD = nn.Parameter(torch.ones(len(GROUPS), config.d_model))
-        self.bias_GD = nn.Parameter(torch.zeros(len(GROUPS), config.d_model))
+        num_groups = len(GROUPS) if config.norm == "group" else 1
+        self.weight_GD = nn.Parameter(torch.ones(num_groups, config.d_model))
+        self.bias_GD = nn.Parameter(torch.zeros(num_groups, config.d_model))
         self.eps = config.norm_eps
         self.backend = config.ops_backend
 
@@ -115,6 +137,16 @@ class Block(nn.Module):
         self.uvqk = nn.Linear(config.d_model, 4 * config.d_model)
         self.norm_out = GroupLayerNorm(config)  # its parameters; it runs inside gated_attention
         self.out = nn.Linear(config.d_model, config.d_model)
+        self._start(config)
+
+    @torch.no_grad()
+    def _start(self, config: MtgrConfig) -> None:
+        """Makes the block a small step from the identity, whose attention is about a mean."""
+        self.out.weight.mul_(config.block_start)
+        self.out.bias.mul_(config.block_start)
+        of_q_and_k = self.uvqk.bias[2 * config.d_model :]
+        # alpha q k of the biases alone: head_dim^-0.5 * head_dim * bias^2.
+        of_q_and_k += config.score_start**0.5 * config.head_dim**-0.25
 
     def plan(self, x_TD: Tensor, tokens: Layout) -> Tensor | None:
         """Makes what the attention kernels know of the mask: once for all blocks."""
@@ -173,21 +205,15 @@ class MtgrRanker(Ranker):
 
     def __init__(self, dataset: Dataset, config: MtgrConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.inputs = InputTokens(
-            dataset,
-            d_model=config.d_model,
-            token_hidden=config.token_hidden,
-            tables=config.table_sizes(dataset),
-            id_tables=config.id_tables,
-            generator=generator,
-        )
+        self.inputs = config.inputs(dataset, generator)
+        self.mask, self.norm = config.mask, config.norm
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.heads = Heads(config.d_model, config.head_hidden)
 
     def forward(self, batch: JaggedBatch, embeddings: Embeddings | None = None) -> Tensor:
         """Logits of click and conversion (over all impressions), float32 `[2, C]`."""
         tokens = self.inputs(batch, embeddings)
-        where = batch.layout()
+        where = self._seen(batch.layout())
         in_groups = torch.cat(
             [tokens[Group.PROFILE].flatten(0, 1), *(tokens[group] for group in list(Group)[1:])]
         )
@@ -211,3 +237,15 @@ class MtgrRanker(Ranker):
             x_CD = x_CD + (bias - bias.detach()).to(x_CD.dtype)  # nothing, but for its gradient
         logits: Tensor = self.heads(x_CD)
         return logits
+
+    def _seen(self, where: Layout) -> Layout:
+        """The layout with the mask and the groups of the norm that the config names."""
+        if self.norm == "layer":
+            where = dataclasses.replace(where, group=torch.zeros_like(where.group))
+        if self.mask == "dynamic":
+            return where
+        place_T = torch.arange(where.num_tokens, device=where.group.device)
+        row_T = torch.searchsorted(where.offsets[1:], place_T, right=True)
+        first_T, end_T = where.offsets[row_T], where.offsets[row_T + 1]
+        visible_T = torch.minimum(where.visible_end, (place_T - first_T).int())
+        return dataclasses.replace(where, visible_end=visible_T if self.mask == "causal" else end_T - first_T)

@@ -17,7 +17,10 @@ from model.embeddings.sizes import TableSize, table_sizes
 from model.embeddings.tables import ID_TABLES
 from model.rankers.heads import Heads
 from model.rankers.inputs import InputTokens
-from spark_jobs.contract.features import Dataset
+from spark_jobs.contract.features import Dataset, Owner
+
+# Features of candidates that a ranker can do without: what an ablation leaves out.
+_SPARED = (Owner.CROSS, Owner.ITEM_STATISTIC, Owner.REALTIME_STATISTIC)
 
 
 class Ranker(nn.Module):
@@ -44,7 +47,7 @@ class RankerConfig:
     Args:
         d_model: Width of a token.
         num_heads: Attention heads; each has width `d_model / num_heads`.
-        max_static: How many of the latest static behaviours the model reads.
+        max_static: How many of the latest static behaviours the model reads; 0: none.
         token_hidden: Hidden width of the MLPs that make behaviour and candidate tokens.
         head_hidden: Hidden width of the CTR and CTCVR heads.
         low_cardinality_width: Least embedding width of tables with at most 4096 rows; scaling up widens
@@ -71,9 +74,16 @@ class RankerConfig:
     low_cardinality_width: int = 0
     tables: Mapping[str, TableSize] = field(default_factory=dict)
     id_tables: str = "hashed"
+    without: tuple[str, ...] = ()
+    shares_items: bool = False
 
     def __post_init__(self) -> None:
-        require_positive(self, "d_model", "num_heads", "token_hidden", "head_hidden", "max_static")
+        object.__setattr__(self, "without", tuple(self.without))
+        require_positive(self, "d_model", "num_heads", "token_hidden", "head_hidden")
+        if self.max_static < 0:
+            raise ValueError(f"max_static is {self.max_static}; use 0 for no static behaviours, or more")
+        if unknown := sorted(set(self.without) - set(_SPARED)):
+            raise ValueError(f"without names {unknown[0]!r}; use {', '.join(_SPARED)}")
         if self.id_tables not in ID_TABLES:
             raise ValueError(f"id_tables is {self.id_tables!r}; use one of {', '.join(ID_TABLES)}")
         if self.d_model % self.num_heads:
@@ -87,6 +97,19 @@ class RankerConfig:
     def table_sizes(self, dataset: Dataset) -> dict[str, TableSize]:
         """Size of every embedding table of a dataset; see `sizes.table_sizes`."""
         return table_sizes(dataset, self.tables, self.low_cardinality_width)
+
+    def inputs(self, dataset: Dataset, generator: torch.Generator) -> InputTokens:
+        """What makes tokens of a dataset's batches; arguments as of `build`."""
+        return InputTokens(
+            dataset,
+            d_model=self.d_model,
+            token_hidden=self.token_hidden,
+            tables=self.table_sizes(dataset),
+            id_tables=self.id_tables,
+            without=self.without,
+            shares_items=self.shares_items,
+            generator=generator,
+        )
 
     def visible_flops(self, num_tokens: int, num_pairs: int) -> int:
         """Forward FLOPs of the blocks for tokens of which `num_pairs` see each other; 0: it has none."""

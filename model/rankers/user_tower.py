@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.data.batch import SEQUENCES, JaggedBatch
 from model.rankers.heads import Heads
-from model.rankers.inputs import Embeddings, InputTokens, mlp, take_rows
+from model.rankers.inputs import Embeddings, mlp, take_rows
 from model.rankers.protocol import Ranker, RankerConfig, require_positive
 from spark_jobs.contract.features import Dataset, Group
 
@@ -64,14 +64,7 @@ class UserTowerRanker(Ranker):
     def __init__(self, dataset: Dataset, config: UserTowerConfig, generator: torch.Generator) -> None:
         super().__init__()
         width = config.d_model
-        self.inputs = InputTokens(
-            dataset,
-            d_model=config.d_model,
-            token_hidden=config.token_hidden,
-            tables=config.table_sizes(dataset),
-            id_tables=config.id_tables,
-            generator=generator,
-        )
+        self.inputs = config.inputs(dataset, generator)
         num_profile = len(dataset.in_group(Group.PROFILE))  # one token a feature
         self.profile = mlp(num_profile * width, config.token_hidden, width)
         self.queries_QD = nn.Parameter(torch.randn(config.num_queries, width))

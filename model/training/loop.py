@@ -234,7 +234,7 @@ def _take_days(
     for day, version in progress["days"].items():
         if reached is not None and day < reached:
             continue
-        _fit(trainer, tables[version], encoder, day)
+        fit_constants(trainer, tables[version], encoder, day)
         trainer.begin_day(day)
         with loader.steps(tables[version], day, start if day == reached else Position()) as steps:
             meter.begin(steps)
@@ -289,7 +289,7 @@ def _record(
     }
 
 
-def _fit(trainer: Trainer, table: SamplesTable, encoder: SampleEncoder, day: str) -> None:
+def fit_constants(trainer: Trainer, table: SamplesTable, encoder: SampleEncoder, day: str) -> None:
     """Fits what is fitted, not learned, to a sample of a day."""
     sample = table.sample(day, _FIT_ROWS, [*encoder.columns, *encoder.label_columns])
     try:
