@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config.run import Config
-from model.runs.files import RunError, sync_folder, write_text
+from model.runs.files import RunError, sha256, sync_folder, write_text
 from spark_jobs.contract import locations
 from spark_jobs.contract.clock import parse_day
 from spark_jobs.contract.declaration import from_dict, to_dict
@@ -120,12 +119,7 @@ def read_config(path: Path) -> tuple[Dataset, Config]:
 
 def digest_of(path: Path) -> str:
     """SHA-256 over `config.json` and `weights.safetensors` in a folder."""
-    digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        with (path / name).open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()
+    return sha256(path / CONFIG, path / WEIGHTS)
 
 
 def run_path(dataset: str, preset: str, ds: str) -> Path:
@@ -221,8 +215,8 @@ def _rename(run: Run) -> Run:
 
 
 @contextlib.contextmanager
-def exclusively(folder: Path) -> Iterator[None]:
-    """The right to change the runs of a preset, which lie in `folder`.
+def exclusively(folder: Path, doing: str = "training") -> Iterator[None]:
+    """The right to change what lies in `folder`: the runs of a preset, the packages of a dataset.
 
     Raises:
         RunError: Another process has it.
@@ -234,7 +228,7 @@ def exclusively(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunError(
-                f"another process is training in {folder} (it holds {lock}); wait for it"
+                f"another process is {doing} in {folder} (it holds {lock}); wait for it"
             ) from error
         yield
 

@@ -50,6 +50,11 @@ def runs() -> Path:
     return Path(text("MTGR_RUNS") or var() / "runs").absolute()
 
 
+def serving() -> Path:
+    """Folder of serving packages: `$MTGR_VAR/serving/<dataset>/<version>`."""
+    return var() / "serving"
+
+
 def tracking_uri() -> str:
     """MLflow's tracking and registry URI."""
     return text("MLFLOW_TRACKING_URI") or f"sqlite:///{var()}/mlflow/mlflow.db"

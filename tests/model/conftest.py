@@ -133,6 +133,7 @@ def make_version(make_run: Callable[..., Any]) -> Callable[..., Any]:
         candidate: Mapping[str, Any] | None = None,
         champion: Mapping[str, Any] | None = None,
         base_digest: str | None = None,
+        weights: bytes = b"",
         **more: Any,
     ) -> tuple[Any, Any]:
         from model.registry import record as run_record
@@ -141,7 +142,7 @@ def make_version(make_run: Callable[..., Any]) -> Callable[..., Any]:
         from model.registry.store import client
         from model.runs.store import CONFIG, WEIGHTS
 
-        run = make_run(ds, seen, preset, base_digest=base_digest)
+        run = make_run(ds, seen, preset, weights=weights, base_digest=base_digest)
         evaluation = evaluation_of(run.digest, ds, candidate or {}, champion, preset=preset, **more)
         (run.path / "evaluation.json").write_text(json.dumps(evaluation))
         pass_gate(run)
