@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from model.config.run import Config, TrainConfig
+from model.rankers.dcn import DcnConfig
+from model.rankers.din import DinConfig
+from model.rankers.dnn import DnnConfig
+from model.rankers.hstu import HstuConfig
+from model.rankers.moe import MoeConfig
 from model.rankers.mtgr import MtgrConfig
+from model.rankers.multi_embed import MultiEmbedConfig
+from model.rankers.pepnet import PepnetConfig
+from model.rankers.ple import PleConfig
+from model.rankers.protocol import RankerConfig
 from model.rankers.user_tower import UserTowerConfig
+from model.rankers.wukong import WukongConfig
+from spark_jobs.contract.features import Owner
 
 TTL_DAYS = 90  # of data, after which an id that was not seen loses its row
 
@@ -78,27 +90,118 @@ def xl() -> Config:
 
 def user_tower() -> Config:
     """UserTower DLRM, the article's best before MTGR: multi-query tower, 16 experts, target attention."""
-    base = tiny()
-    return Config(
-        preset="user_tower",
-        model=UserTowerConfig(
-            d_model=64, num_heads=2, max_static=50, token_hidden=128, head_hidden=64, id_tables="dynamic"
-        ),
-        train=dataclasses.replace(base.train, dense_lr=8e-4),
+    return _dlrm("user_tower", UserTowerConfig, target="silu")
+
+
+def _dlrm(preset: str, ranker: type[RankerConfig], **fields: Any) -> Config:
+    """A ranker of the DLRM family in the size of `tiny`."""
+    sizes = {"d_model": 64, "num_heads": 2, "max_static": 50, "token_hidden": 128, "head_hidden": 64}
+    model = ranker(**{**sizes, "id_tables": "dynamic", **fields})
+    return Config(preset=preset, model=model, train=dataclasses.replace(tiny().train, dense_lr=8e-4))
+
+
+def dnn() -> Config:
+    """DNN with SIM: an MLP."""
+    return _dlrm("dnn", DnnConfig)
+
+
+def moe() -> Config:
+    """MoE with SIM: 4 experts."""
+    return _dlrm("moe", MoeConfig)
+
+
+def multi_embed() -> Config:
+    """MultiEmbed with SIM: 2 sets of embeddings."""
+    return _dlrm("multi_embed", MultiEmbedConfig)
+
+
+def wukong() -> Config:
+    """Wukong with SIM: 2 layers of factorisation machines."""
+    return _dlrm("wukong", WukongConfig)
+
+
+def dcn() -> Config:
+    """DCN-v2 with SIM: 3 cross layers."""
+    return _dlrm("dcn", DcnConfig)
+
+
+def ple() -> Config:
+    """PLE with SIM: 2 levels."""
+    return _dlrm("ple", PleConfig)
+
+
+def pepnet() -> Config:
+    """PEPNet with SIM: gates by context and by person."""
+    return _dlrm("pepnet", PepnetConfig)
+
+
+def din() -> Config:
+    """DIN: an activation unit."""
+    return _dlrm("din", DinConfig)
+
+
+def hstu() -> Config:
+    """HSTU as Meta has it, in the size of `tiny`: causal, biases of place and time, no cross features."""
+    config = hstu_cross()
+    return dataclasses.replace(
+        config, preset="hstu", model=dataclasses.replace(config.model, without=(Owner.CROSS,))
     )
 
 
+def hstu_cross() -> Config:
+    """HSTU with cross features."""
+    return dataclasses.replace(_dlrm("hstu_cross", HstuConfig, num_blocks=2), train=tiny().train)
+
+
+def wide(name: str, d_model: int) -> Config:
+    """A preset in the size of a GPU: tokens of width `d_model`, all behaviours, large steps in bfloat16.
+
+    Args:
+        name: The preset; the result is called `<name>_<d_model>`.
+        d_model: Width of a token; heads are 128 wide.
+    """
+    config = PRESETS[name]()
+    model = dataclasses.replace(
+        config.model,
+        d_model=d_model,
+        num_heads=max(1, d_model // 128),
+        max_static=1000,
+        token_hidden=2 * d_model,
+        head_hidden=d_model,
+        low_cardinality_width=32,
+    )
+    train = dataclasses.replace(
+        config.train,
+        batch_tokens=48_000,
+        passes=1,
+        warmup_steps=0,
+        warmup_tokens=500_000,
+        dense_lr=3e-4,
+        precision="bfloat16",
+    )
+    return Config(preset=f"{name}_{d_model}", model=model, train=train)
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
-    preset.__name__: preset for preset in (tiny, small, medium, large, xl, user_tower)
+    preset.__name__: preset
+    for preset in (
+        *(tiny, small, medium, large, xl, user_tower),
+        *(dnn, moe, multi_embed, wukong, dcn, ple, pepnet, din, hstu, hstu_cross),
+    )
 }
 
 
 def preset_named(name: str) -> Config:
-    """The preset called `name`.
+    """The preset called `name`, or one of them in the size of a GPU: `dnn_512`; see `wide`.
 
     Raises:
         ValueError: There is none.
     """
+    base, _, width = name.rpartition("_")
+    if base in PRESETS and width.isdecimal():
+        return wide(base, int(width))
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+        raise ValueError(
+            f"unknown preset {name!r}; known: {', '.join(PRESETS)}, and any as <preset>_<d_model>"
+        )
     return PRESETS[name]()

@@ -1,5 +1,5 @@
 """From candidates to logits: the CTR and CTCVR heads of every ranker."""
-# ruff: noqa: N803, N806 (names carry their shape: B rows, T tokens, C candidates, D width, F features)
+# ruff: noqa: N803 (names carry their shape: B rows, T tokens, C candidates, D width, F features)
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class Heads(nn.Module):
         for tower, logit in zip(self.towers, rates.clamp(1e-4, 0.5).logit(), strict=True):
             tower[-1].bias.fill_(float(logit))  # type: ignore[index,union-attr,operator]
 
-    def forward(self, x_CD: Tensor) -> Tensor:
-        """Logits of click and conversion, float32 `[2, C]`."""
-        z_CD = self.norm(x_CD)
-        return torch.cat([tower(z_CD) for tower in self.towers], dim=-1).t().float()
+    def forward(self, *x_CD: Tensor) -> Tensor:
+        """Logits of click and conversion, float32 `[2, C]`, of one representation or of one for each."""
+        normed = [self.norm(one_CD) for one_CD in x_CD]
+        of_tasks = normed * (len(self.towers) // len(normed))
+        logits = [tower(z_CD) for tower, z_CD in zip(self.towers, of_tasks, strict=True)]
+        return torch.cat(logits, dim=-1).t().float()

@@ -5,13 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from model.embeddings.sizes import TableSize
+from model.rankers.dcn import DcnConfig
+from model.rankers.din import DinConfig
+from model.rankers.dnn import DnnConfig
+from model.rankers.hstu import HstuConfig
+from model.rankers.moe import MoeConfig
 from model.rankers.mtgr import MtgrConfig
+from model.rankers.multi_embed import MultiEmbedConfig
+from model.rankers.pepnet import PepnetConfig
+from model.rankers.ple import PleConfig
 from model.rankers.protocol import RankerConfig
 from model.rankers.user_tower import UserTowerConfig
+from model.rankers.wukong import WukongConfig
 
 RANKERS: dict[str, type[RankerConfig]] = {
     "mtgr": MtgrConfig,
     "user_tower": UserTowerConfig,
+    "hstu": HstuConfig,
+    "dnn": DnnConfig,
+    "moe": MoeConfig,
+    "multi_embed": MultiEmbedConfig,
+    "wukong": WukongConfig,
+    "dcn": DcnConfig,
+    "ple": PleConfig,
+    "pepnet": PepnetConfig,
+    "din": DinConfig,
 }
 
 

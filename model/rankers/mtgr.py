@@ -147,6 +147,9 @@ class Block(nn.Module):
         of_q_and_k = self.uvqk.bias[2 * config.d_model :]
         # alpha q k of the biases alone: head_dim^-0.5 * head_dim * bias^2.
         of_q_and_k += config.score_start**0.5 * config.head_dim**-0.25
+        if config.shares_items:
+            *_, q_DD, k_DD = self.uvqk.weight.chunk(4)
+            k_DD.copy_(q_DD)
 
     def plan(self, x_TD: Tensor, tokens: Layout) -> Tensor | None:
         """Makes what the attention kernels know of the mask: once for all blocks."""

@@ -3,22 +3,28 @@
 The article's "scaling the user module": profile and behaviour sequence are read by learned queries
 (multi-query attention) into a user vector, which a mixture of experts transforms; a candidate attends to the
 behaviours it may see (target attention), and an MLP over user, attention, item, cross features and context
-scores it, one candidate at a time. Same inputs, tables and heads as MTGR.
+scores it, one candidate at a time. Same inputs, tables and heads as MTGR, and its target attention without
+softmax.
 """
 # ruff: noqa: N803, N806 (names carry their shape: B rows, L behaviours, C candidates, Q queries, D width)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from model.data.batch import SEQUENCES, JaggedBatch
+from model.rankers.dlrm import TargetAttention
 from model.rankers.heads import Heads
 from model.rankers.inputs import Embeddings, mlp, take_rows
+from model.rankers.padding import pad, places, sees, within
 from model.rankers.protocol import Ranker, RankerConfig, require_positive
 from spark_jobs.contract.features import Dataset, Group
+
+TARGETS = ("softmax", "silu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +34,21 @@ class UserTowerConfig(RankerConfig):
     Args:
         num_experts: Experts of the mixture.
         num_queries: Learned queries of the sequence encoder.
+        target: Target attention: `silu`, as DLRM rankers have it (`dlrm.TargetAttention`), or `softmax`.
+        ops_backend: Backend of `hstu_ops`, for `silu`.
     """
 
     architecture: str = field(init=False, default="user_tower")
     num_experts: int = 16
     num_queries: int = 4
+    target: str = "softmax"
+    ops_backend: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "num_experts", "num_queries")
+        if self.target not in TARGETS:
+            raise ValueError(f"target is {self.target!r}; use one of {', '.join(TARGETS)}")
 
     def build(self, dataset: Dataset, generator: torch.Generator) -> UserTowerRanker:
         """The ranker; see `RankerConfig.build`."""
@@ -71,49 +83,54 @@ class UserTowerRanker(Ranker):
         self.sequence = nn.MultiheadAttention(width, config.num_heads, batch_first=True)
         self.user = nn.Linear((1 + config.num_queries) * width, width)
         self.experts = MixtureOfExperts(width, config.num_experts)
-        self.target = nn.MultiheadAttention(width, config.num_heads, batch_first=True)
+        self.target: nn.Module
+        if config.target == "silu":
+            self.target = TargetAttention(config, config.ops_backend)
+        else:
+            self.target = nn.MultiheadAttention(width, config.num_heads, batch_first=True)
         self.score = mlp(4 * width, config.token_hidden, width)
         self.heads = Heads(width, config.head_hidden)
 
     def forward(self, batch: JaggedBatch, embeddings: Embeddings | None = None) -> Tensor:
         """Logits of click and conversion (over all impressions), float32 `[2, C]`."""
         tokens = self.inputs(batch, embeddings)
-        longest = batch.layout().longest
-        static, realtime, candidate = (batch.lengths[group] for group in SEQUENCES)
-        static_BLD = _pad(tokens[Group.STATIC], static, longest[Group.STATIC])
+        where = batch.layout()
+        static, candidate = batch.lengths[Group.STATIC], batch.lengths[Group.CANDIDATE]
+        static_BLD = pad(tokens[Group.STATIC], static, where.longest[Group.STATIC])
         user_BD = self._user(tokens[Group.PROFILE], static_BLD, static)
-        candidate_BCD = _pad(tokens[Group.CANDIDATE], candidate, longest[Group.CANDIDATE])
-        realtime_BLD = _pad(tokens[Group.REALTIME], realtime, longest[Group.REALTIME])
-        behaviours_BLD = torch.cat([static_BLD, realtime_BLD], dim=1)
-        visible_BC = _pad(batch.candidate_visible.unsqueeze(1), candidate, longest[Group.CANDIDATE]).squeeze(
-            -1
-        )
-        is_static_BCL = _within(static, static_BLD.shape[1]).unsqueeze(1).expand(-1, visible_BC.shape[1], -1)
-        places_L = torch.arange(longest[Group.REALTIME], device=batch.device)
-        sees_BCL = torch.cat([is_static_BCL, places_L < visible_BC.unsqueeze(-1)], dim=2)
-        attended_BCD = self._attend(candidate_BCD, behaviours_BLD, sees_BCL)
+        if isinstance(self.target, TargetAttention):
+            interest_CD = self.target(tokens, where)
+        else:
+            interest_CD = self._attended(tokens, batch, static_BLD)
         x_CD = tokens[Group.CANDIDATE]
-        place_C = _places(candidate, longest[Group.CANDIDATE], batch.num_candidates)
-        interest_CD = take_rows(place_C, attended_BCD.flatten(0, 1))
         user_CD = user_BD.repeat_interleave(candidate, dim=0, output_size=batch.num_candidates)
         mixed_CD = self.score(torch.cat([x_CD, interest_CD, user_CD, user_CD * x_CD], dim=-1))
         logits: Tensor = self.heads(mixed_CD + x_CD)
         return logits
 
+    def _attended(self, tokens: Mapping[Group, Tensor], batch: JaggedBatch, static_BLD: Tensor) -> Tensor:
+        """What candidates read by softmax attention, `[C, D]`."""
+        longest = batch.layout().longest
+        _, realtime, candidate = (batch.lengths[group] for group in SEQUENCES)
+        candidate_BCD = pad(tokens[Group.CANDIDATE], candidate, longest[Group.CANDIDATE])
+        realtime_BLD = pad(tokens[Group.REALTIME], realtime, longest[Group.REALTIME])
+        behaviours_BLD = torch.cat([static_BLD, realtime_BLD], dim=1)
+        attended_BCD = _attention(self.target, candidate_BCD, behaviours_BLD, sees(batch))
+        place_C = places(candidate, longest[Group.CANDIDATE], batch.num_candidates)
+        return take_rows(place_C, attended_BCD.flatten(0, 1))
+
     def _user(self, profile_BFD: Tensor, static_BLD: Tensor, static_B: Tensor) -> Tensor:
         queries_BQD = self.queries_QD.expand(len(static_B), -1, -1).to(static_BLD.dtype)
-        sees_BQL = _within(static_B, static_BLD.shape[1]).unsqueeze(1).expand(-1, queries_BQD.shape[1], -1)
+        sees_BQL = within(static_B, static_BLD.shape[1]).unsqueeze(1).expand(-1, queries_BQD.shape[1], -1)
         read_BQD = _attention(self.sequence, queries_BQD, static_BLD, sees_BQL)
         user_BD = self.user(torch.cat([self.profile(profile_BFD.flatten(1)), read_BQD.flatten(1)], dim=-1))
         moved: Tensor = user_BD + self.experts(user_BD)
         return moved
 
-    def _attend(self, candidate_BCD: Tensor, behaviours_BLD: Tensor, sees_BCL: Tensor) -> Tensor:
-        return _attention(self.target, candidate_BCD, behaviours_BLD, sees_BCL)
 
-
-def _attention(layer: nn.MultiheadAttention, query_BQD: Tensor, key_BLD: Tensor, sees_BQL: Tensor) -> Tensor:
+def _attention(layer: nn.Module, query_BQD: Tensor, key_BLD: Tensor, sees_BQL: Tensor) -> Tensor:
     """Attends with a key of zeros in front, which stands for "nothing seen" and keeps the softmax finite."""
+    assert isinstance(layer, nn.MultiheadAttention)
     if not query_BQD.shape[0]:  # torch's layer needs a row; the weights must stay in the graph, for DDP
         one = query_BQD.new_zeros(1, 1, query_BQD.shape[2])
         nothing: Tensor = layer(one, one, one, need_weights=False)[0]
@@ -123,23 +140,3 @@ def _attention(layer: nn.MultiheadAttention, query_BQD: Tensor, key_BLD: Tensor,
     hidden = hidden_BQL.repeat_interleave(layer.num_heads, dim=0)
     attended: Tensor = layer(query_BQD, key_BLD, key_BLD, attn_mask=hidden, need_weights=False)[0]
     return attended
-
-
-def _within(lengths_B: Tensor, longest: int) -> Tensor:
-    """Which places of a padded row hold a token: bool `[B, longest]`."""
-    return torch.arange(longest, device=lengths_B.device) < lengths_B.unsqueeze(1)
-
-
-def _places(lengths_B: Tensor, longest: int, num_tokens: int) -> Tensor:
-    """Where the tokens of jagged rows lie in rows padded to `longest`, laid end to end: int64 `[T]`."""
-    rows = torch.arange(len(lengths_B), device=lengths_B.device)
-    shift_B = rows * longest - (lengths_B.cumsum(0) - lengths_B)
-    shift_T = shift_B.repeat_interleave(lengths_B, output_size=num_tokens)
-    return torch.arange(num_tokens, device=lengths_B.device) + shift_T
-
-
-def _pad(x_TD: Tensor, lengths_B: Tensor, longest: int) -> Tensor:
-    """Rows of a jagged tensor, zeros behind them: `[B, longest, D]`."""
-    padded = x_TD.new_zeros(len(lengths_B) * longest, x_TD.shape[1])
-    padded = padded.index_copy(0, _places(lengths_B, longest, x_TD.shape[0]), x_TD)
-    return padded.view(len(lengths_B), longest, x_TD.shape[1])

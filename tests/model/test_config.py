@@ -35,6 +35,17 @@ def test_config_round_trip(name):
     assert Config.from_dict(json.loads(config.to_json(dataset="foodlog"))) == config
 
 
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("small", "medium", "large", "xl")])
+def test_every_ranker_has_a_size_for_a_gpu(name):
+    config = preset_named(f"{name}_512")
+    assert (config.preset, config.model.d_model, config.model.head_dim) == (f"{name}_512", 512, 128)
+    assert (config.model.max_static, config.train.precision) == (1000, "bfloat16")
+    assert config.model.architecture == preset_named(name).model.architecture
+    assert config.model.without == preset_named(name).model.without
+    with pytest.raises(ValueError, match="unknown preset 'dnn_wide'; known: tiny"):
+        preset_named("dnn_wide")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

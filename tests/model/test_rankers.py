@@ -1,24 +1,29 @@
-"""Both rankers: the paper's mask, and scores that depend on the row and its candidate alone."""
+"""All rankers: the paper's mask, scores that depend on the row and its candidate alone, and that learn."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from model.config.presets import tiny, user_tower
+from model.config.presets import PRESETS, tiny, user_tower
 from model.data.batch import JaggedBatch
+from model.data.capacity import Capacities
 from model.data.encoder import SampleEncoder
 from model.data.layout import layout
 from model.data.synthetic import random_batch, random_samples
+from model.embeddings.sizes import TableSize, table_sizes
 from model.judging.metrics import group_auc
 from model.rankers.protocol import build_ranker
 from spark_jobs.contract.features import Group
 from spark_jobs.contract.foodlog import FOODLOG
 
+DLRM = ("dnn", "moe", "multi_embed", "wukong", "dcn", "ple", "pepnet", "din")
 CASES = {
     "mtgr": dataclasses.replace(tiny().model, ops_backend="reference"),
     "mtgr_compiled": dataclasses.replace(tiny().model, ops_backend="cpu"),
     "user_tower": user_tower().model,
+    "user_tower_softmax": dataclasses.replace(user_tower().model, target="softmax"),
+    **{name: PRESETS[name]().model for name in (*DLRM, "hstu")},
 }
 
 
@@ -119,6 +124,44 @@ def test_rows_without_history_and_a_batch_without_rows(ranker):
     table = random_samples(FOODLOG, 3, max_static=0, max_realtime=0, max_candidates=1)
     assert scores(ranker, table).isfinite().all()
     assert scores(ranker, table.slice(0, 0)).shape == (2, 0)
+
+
+@pytest.mark.parametrize("name", [name for name, config in CASES.items() if config.takes_padded])
+def test_padding_changes_nothing(name):
+    ranker = build_ranker(FOODLOG, CASES[name], seed=1).eval()
+    batch = random_batch(FOODLOG, 9, seed=2)
+    ranker.inputs.scaler.fit(batch)
+    padded = batch.laid_out().padded(Capacities(batch_tokens=200).of(batch.laid_out()))
+    room = {Group.PROFILE: padded.room.rows, **padded.room.groups}
+    with torch.inference_mode():
+        embeddings = ranker.inputs.embeddings(batch)
+        wider = {
+            group: [torch.nn.functional.pad(one, (0, 0, 0, room[group] - len(one))) for one in some]
+            for group, some in embeddings.items()
+        }
+        expected, got = ranker(batch), ranker(padded, wider)
+    torch.testing.assert_close(got[:, : batch.num_candidates], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_ranker_learns_a_few_rows_by_heart(name):
+    sizes = {"d_model": 16, "num_heads": 2, "token_hidden": 16, "head_hidden": 8, "id_tables": "hashed"}
+    sizes["tables"] = {
+        table: TableSize(rows=min(size.rows, 300), width=8)
+        for table, size in table_sizes(FOODLOG, {}, 0).items()
+    }
+    ranker = build_ranker(FOODLOG, dataclasses.replace(CASES[name], **sizes), seed=1)
+    batch = random_batch(FOODLOG, 12, seed=7).laid_out()
+    ranker.inputs.scaler.fit(batch)
+    optimizer = torch.optim.Adam(ranker.parameters(), lr=1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(ranker(batch), batch.labels)
+        loss.backward()
+        optimizer.step()
+    unused = [key for key, one in ranker.named_parameters() if one.grad is None or not one.grad.any()]
+    assert loss.item() < 0.02
+    assert not unused
 
 
 def test_the_control_knows_nothing_in_the_frozen_protocol():
