@@ -37,6 +37,7 @@ from benchmarks import samples_duckdb as bench_duckdb
 from benchmarks.samples_events import BENCH_DS, World, write_tables
 from spark_jobs.build_samples import inputs_of, samples_of, write_samples
 from spark_jobs.contract import command, environment, locations
+from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.contract.tables import sample_columns
 from spark_jobs.lake.log import current_version, git_sha, open_table
@@ -72,7 +73,10 @@ def bench(spark: Any, world: World, rounds: int, folder: Path) -> dict[str, Any]
     write_tables(spark, str(folder / FOODLOG.name), world)
     versions = {name: current_version(locations.table(FOODLOG.name, name)) for name in TABLES}
     ungated = Deliveries(allowed={"all": "a benchmark of events that were made for it"})
-    files = {name: open_table(locations.table(FOODLOG.name, name)).file_uris() for name in TABLES}
+    files = {
+        name: bench_duckdb.of_files(open_table(locations.table(FOODLOG.name, name)).file_uris())
+        for name in TABLES
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ("spark", "spark_cpu", "duckdb", "duckdb_cpu")}
     for number in range(rounds):
         with (
@@ -100,7 +104,7 @@ def bench(spark: Any, world: World, rounds: int, folder: Path) -> dict[str, Any]
     }
 
 
-def compare(samples: list[str], other: str, folder: Path) -> dict[str, Any]:
+def compare(samples: list[str], other: str, folder: Path, dataset: Dataset = FOODLOG) -> dict[str, Any]:
     """Checks that both sides made the same rows.
 
     Raises:
@@ -111,7 +115,7 @@ def compare(samples: list[str], other: str, folder: Path) -> dict[str, Any]:
         sums = {}
         for side, relation in source.items():
             columns = ["count(*)"]
-            for name, kind in sample_columns(FOODLOG):
+            for name, kind in sample_columns(dataset):
                 if name == "ds":
                     continue
                 if "float" in kind:
@@ -120,7 +124,7 @@ def compare(samples: list[str], other: str, folder: Path) -> dict[str, Any]:
                 else:
                     columns.append(f"sum(hash(user_id, {name})::HUGEINT)::VARCHAR")
             sums[side] = connection.execute(f"SELECT {', '.join(columns)} FROM {relation}").fetchone()
-    names = ["rows", *(name for name, _ in sample_columns(FOODLOG) if name != "ds")]
+    names = ["rows", *(name for name, _ in sample_columns(dataset) if name != "ds")]
     different = [
         f"{name}: {one} != {other}"
         for name, one, other in zip(names, sums["spark"], sums["duckdb"], strict=True)

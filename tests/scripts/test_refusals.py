@@ -38,7 +38,7 @@ def _call(module, var, **settings):
         (
             "scripts.run",
             {"DATASET": "foodlogg"},
-            "DATASET: unknown dataset 'foodlogg'; known: foodlog, kuairand",
+            "DATASET: unknown dataset 'foodlogg'; known: foodlog, journey, kuairand",
         ),
         ("scripts.run", {"PRESET": "huge"}, "PRESET: .*'huge'"),
         ("scripts.run", {"FROM": "2026-02-30"}, "FROM: '2026-02-30' is not a day"),

@@ -43,7 +43,7 @@ def _no_settings(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"DATASET": "foodlogg"}, "DATASET: unknown dataset 'foodlogg'; known: foodlog, kuairand"),
+        ({"DATASET": "foodlogg"}, "DATASET: unknown dataset 'foodlogg'; known: foodlog, journey, kuairand"),
         ({"DATASET": "kuairand"}, "needs DATA=<folder"),
         ({"DATASET": "kuairand", "DATA": "/nowhere"}, "DATA=/nowhere is not a folder"),
         ({"PRESET": "huge"}, "PRESET: .*huge"),
@@ -132,8 +132,13 @@ def test_data_is_the_folder_of_the_dataset_that_is_run(monkeypatch, tmp_path, da
 def test_nothing_is_simulated_beside_raw_logs_of_ones_own(monkeypatch, tmp_path):
     monkeypatch.delenv("SIMULATE", raising=False)
     assert list(simulation(settings_from_environment(), ["2026-03-01"])) == ["simulate"]
-    monkeypatch.setenv("DATA", str(tmp_path))
-    assert simulation(settings_from_environment(), ["2026-03-01"]) == {}
+    monkeypatch.setenv("DATASET", "journey")
+    (written,) = simulation(settings_from_environment(), ["2017-11-20", "2017-11-21"]).values()
+    assert written[-3:] == ["spark_jobs.journey", "--first-day", "2017-11-20"]
+    for dataset in ("journey", "foodlog"):
+        monkeypatch.setenv("DATASET", dataset)
+        monkeypatch.setenv("DATA", str(tmp_path))
+        assert simulation(settings_from_environment(), ["2026-03-01"]) == {}
     monkeypatch.setenv("SIMULATE", "1")
     with pytest.raises(UsageError, match=r"DATA=.* holds raw logs and SIMULATE=1 would write others"):
         simulation(settings_from_environment(), ["2026-03-01"])

@@ -298,7 +298,7 @@ def test_a_dataset_is_a_file_and_no_entry_in_a_list(tmp_path: Path, monkeypatch:
     with pytest.raises(ValueError, match=r"some/declared/kiosk\.py: dataset 'kiosk', utc_offset_hours: 5\.4"):
         datasets.dataset_named("kiosk")
     with pytest.raises(
-        ValueError, match=r"unknown dataset 'x'; known: foodlog, kuairand.*bakery\.py declares"
+        ValueError, match=r"unknown dataset 'x'; known: foodlog, journey, kuairand.*bakery\.py declares"
     ):
         datasets.dataset_named("x")
     assert set(datasets.DATASETS) >= {"foodlog", "kuairand"}

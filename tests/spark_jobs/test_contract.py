@@ -57,7 +57,7 @@ def test_day_start_of_kuairand_is_midnight_in_china() -> None:
 
 
 def test_unknown_dataset_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown dataset 'foodlgo'; known: foodlog, kuairand"):
+    with pytest.raises(ValueError, match="unknown dataset 'foodlgo'; known: foodlog, journey, kuairand"):
         dataset_named("foodlgo")
 
 

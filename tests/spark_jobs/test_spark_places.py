@@ -89,7 +89,7 @@ def test_settings_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch)
 def test_wrong_usage_is_refused_before_spark_starts(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     main = __import__(module, fromlist=["main"]).main
     for arguments, message in (
-        (["--dataset", "nope", "--ds", DAYS[0]], "unknown dataset 'nope'; known: foodlog, kuairand"),
+        (["--dataset", "nope", "--ds", DAYS[0]], "unknown dataset 'nope'; known: foodlog, journey, kuairand"),
         (["--dataset", "foodlog", "--ds", "2026-02-30"], "'2026-02-30' is not a day"),
         (["--dataset", "foodlog"], "--ds"),
     ):

@@ -1,0 +1,1 @@
+"""The evidence: which ranker is worth how much on which log, by one protocol."""

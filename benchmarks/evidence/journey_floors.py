@@ -1,0 +1,158 @@
+"""What rankers have to beat on journey: popularity, counts and LightGBM.
+
+    PYTHONPATH=<folder with lightgbm>:. python -m benchmarks.evidence.journey_floors --out var/journey
+
+LightGBM learns weeks 41 to 48 and scores weeks 49 to 52. Its settings were chosen on weeks 47 and 48
+(`--choose`), learned on weeks 41 to 46; the test weeks are scored once. Scores lie beside those of the
+rankers (`benchmarks/evidence/journey.py`), and `benchmarks/results/journey_floors.json` says what they were
+worth, with intervals over households.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evidence.gradient_boosting import Boosting, Frame, Rows, fit, gains, rows_of, scores_of
+from benchmarks.evidence.scored import TEST_DAYS, gain, measured, save_frame
+from model.data.reader import SamplesTable
+from model.runs.files import write_text
+from spark_jobs.contract import command
+from spark_jobs.contract.clock import days_between
+from spark_jobs.contract.journey import JOURNEY
+from spark_jobs.lake.log import git_sha
+
+logger = logging.getLogger(__name__)
+
+RESULT = Path(__file__).resolve().parents[1] / "results" / "journey_floors.json"
+TRAIN_DAYS = days_between("2017-10-02", "2017-11-26")
+CHOICE_DAYS = 14  # at the end of the days of training
+COUNTS = ("item_buy_90d", "user_type_buy_365d", "user_item_buy_365d")
+CHOSEN = {
+    "lightgbm_binary": Boosting(objective="binary"),
+    "lightgbm_lambdarank": Boosting(objective="lambdarank"),
+}
+TRIED = {
+    f"{objective} {leaves} leaves, rate {rate}, {rounds} rounds": Boosting(
+        objective=objective, leaves=leaves, rate=rate, rounds=rounds
+    )
+    for objective in ("binary", "lambdarank")
+    for leaves, rate, rounds in ((31, 0.05, 300), (63, 0.05, 300), (63, 0.025, 600), (127, 0.05, 300))
+}
+
+
+def counted(rows: Rows, name: str) -> Frame:
+    """A count of the samples as the score of both tasks, squeezed into (0, 1)."""
+    value = rows.values[:, rows.names.index(name)]
+    score = (value / (1 + value)).astype(np.float32)
+    return dict.fromkeys(("ctr_frozen", "ctcvr_frozen", "ctr_live", "ctcvr_live"), score)
+
+
+def learned(train: Rows, test: Rows, boosting: Boosting, seed: int) -> tuple[Frame, dict[str, float], float]:
+    """Scores of the test rows, what gained most for conversion, and seconds of training."""
+    start = time.monotonic()
+    boosters = {task: fit(JOURNEY, train, task, boosting, seed) for task in ("ctr", "ctcvr")}
+    seconds = time.monotonic() - start
+    return scores_of(test, boosters), gains(boosters["ctcvr"]), seconds
+
+
+def choose(samples: SamplesTable) -> dict[str, Any]:
+    """Each of `TRIED` on the last weeks before the test weeks, learned on those before them."""
+    train = rows_of(samples, TRAIN_DAYS[:-CHOICE_DAYS])
+    test = rows_of(samples, TRAIN_DAYS[-CHOICE_DAYS:])
+    made = {}
+    for name, boosting in TRIED.items():
+        scores, _, seconds = learned(train, test, boosting, 1)
+        metrics = measured(test.frame, scores)
+        made[name] = {"ctcvr_gauc_request": metrics["ctcvr_gauc_request"], "seconds": round(seconds, 1)}
+        logger.info("%s: %s", name, made[name])
+    return made
+
+
+def floors(samples: SamplesTable, out: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """All floors on the test days; scores go below `out`, what they are worth into the result."""
+    train, test = rows_of(samples, TRAIN_DAYS), rows_of(samples, TEST_DAYS)
+    save_frame(out, test.frame)
+    made: dict[str, Any] = {name: measured(test.frame, counted(test, name)) for name in COUNTS}
+    live: dict[str, list[Any]] = {}
+    learnt: dict[str, Any] = {}
+    for name, boosting in CHOSEN.items():
+        for seed in seeds:
+            scores, most, seconds = learned(train, test, boosting, seed)
+            (out / name).mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(out / name / f"{seed}.npz", **scores)  # type: ignore[arg-type]
+            metrics = measured(test.frame, scores)
+            logger.info("%s seed %d: %.4f", name, seed, metrics["ctcvr_gauc_request"])
+            live.setdefault(name, []).append(scores["ctcvr_live"])
+            one = {"seed": seed, "train_seconds": round(seconds, 1), "gains": most, "metrics": metrics}
+            learnt.setdefault(name, {"settings": asdict(boosting), "seeds": []})["seeds"].append(one)
+    pair = [gain(test.frame, *scores) for scores in zip(*reversed(live.values()), strict=True)]
+    return {
+        "summary": _summary(made, learnt),
+        "test_days": [TEST_DAYS[0], TEST_DAYS[-1]],
+        "train_days": [TRAIN_DAYS[0], TRAIN_DAYS[-1]],
+        "candidates": len(test.frame["user_id"]),
+        "bought": int(test.frame["label_conversion"].sum()),
+        "features": len(test.names),
+        "counts": made,
+        "learned": learnt,
+        "lambdarank_minus_binary": [asdict(one) for one in pair],
+    }
+
+
+def _summary(made: Mapping[str, Any], learnt: Mapping[str, Any]) -> dict[str, float]:
+    summary = {f"journey_{name}_ctcvr_gauc_request": of["ctcvr_gauc_request"] for name, of in made.items()}
+    for name, one in learnt.items():
+        for metric in ("ctcvr_gauc_request", "ctr_gauc_request", "ctcvr_auc"):
+            values = [seed["metrics"][metric] for seed in one["seeds"]]
+            summary[f"journey_{name}_{metric}"] = float(np.mean(values))
+            summary[f"journey_{name}_{metric}_spread"] = float(np.ptp(values))
+    return {name: round(value, 5) for name, value in summary.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures the floors; see `command.run` for the exit codes."""
+    parser = command.parser("benchmarks.evidence.journey_floors", __doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the scores")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--choose", action="store_true", help="try settings on weeks before the test weeks")
+
+    def body(arguments: argparse.Namespace) -> Mapping[str, Any]:
+        samples = SamplesTable(JOURNEY)
+        samples.require_days([*TRAIN_DAYS, *(() if arguments.choose else TEST_DAYS)])
+        held = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+        if arguments.choose:
+            held["choice"] = choose(samples)
+        else:
+            held |= floors(samples, arguments.out, arguments.seeds)
+        held |= _about()
+        write_text(RESULT, json.dumps(held, indent=1, sort_keys=True) + "\n")
+        return held.get("summary", held.get("choice", {}))
+
+    return command.run(parser, body, argv)
+
+
+def _about() -> dict[str, Any]:
+    names = ("lightgbm", "numpy", "duckdb")
+    return {
+        "commit": git_sha("model", "spark_jobs", "benchmarks"),
+        "machine": {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()},
+        "versions": {name: version(name) for name in names},
+        "of": "conversion GAUC by trip: AUC within a trip that bought some of its candidates and not all,"
+        " weighted by its candidates",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
