@@ -1,0 +1,147 @@
+"""Joins what models have scored of journey: `python -m benchmarks.evidence.journey_table --out var/journey`.
+
+Reads the scores below `--out` (`journey.py`, `journey_floors.py`), of several machines and interrupted runs,
+and writes `benchmarks/results/journey.json`: by model the mean and spread over seeds, and for `--mtgr` how
+much higher its conversion GAUC by trip is than LightGBM's and than that of each other model. A trip's AUC is
+the mean over a model's seeds; intervals are 95 % of a paired bootstrap over households. Which MTGR is
+compared is said on the command line and chosen on earlier weeks; the best of the others is taken after the
+fact, in its favour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evidence.scored import by_trip, load_frame, measured
+from model.config.presets import config_of
+from model.judging.metrics import GroupAuc, group_ids, paired_gain
+from model.rankers.mtgr import MtgrConfig
+from model.runs.files import write_text
+from spark_jobs.contract import command
+from spark_jobs.contract.command import CommandError
+
+RESULT = Path(__file__).resolve().parents[1] / "results" / "journey.json"
+LAMBDARANK = "lightgbm_lambdarank"
+_SHOWN = ("ctr_auc", "ctcvr_auc", "ctr_gauc_request", "ctcvr_gauc_request", "ctcvr_gauc_request_mean",
+          "ctcvr_gauc", "ctcvr_log_loss", "ctcvr_copc")  # fmt: skip
+
+
+def joined(out: Path, mtgr: str) -> dict[str, Any]:
+    """The result of all models below a folder.
+
+    Raises:
+        CommandError: The MTGR that is to be compared has no scores.
+    """
+    frame = load_frame(out)
+    user = group_ids(frame["user_id"])
+    models: dict[str, Any] = {}
+    trips: dict[str, GroupAuc] = {}
+    for name in sorted({path.parent.name for path in out.glob("*/*.npz")}):
+        seeds, aucs = [], []
+        for path in sorted((out / name).glob("*.npz")):
+            with np.load(path) as held:
+                scores = {key: held[key] for key in held.files}
+            about = path.with_suffix(".json")
+            made = json.loads(about.read_text()) if about.exists() else {}
+            seeds.append({"seed": int(path.stem), **_of_run(made), "metrics": measured(frame, scores)})
+            aucs.append(by_trip(frame, scores["ctcvr_live"]))
+        trips[name] = replace(aucs[0], auc=np.mean([one.auc for one in aucs], axis=0))
+        models[name] = {"seeds": seeds, "pooled": _pooled([seed["metrics"] for seed in seeds])}
+    if mtgr not in models:
+        raise CommandError(f"{out} has no scores of {mtgr!r}; it has {', '.join(models)}")
+    gains = {name: asdict(paired_gain(trips[mtgr], trips[name], user)) for name in models if name != mtgr}
+    return {
+        "summary": _summary(mtgr, models, gains),
+        "mtgr": mtgr,
+        "models": models,
+        "mtgr_minus": gains,
+        "candidates": len(user),
+        "trips": len(trips[mtgr].auc),
+        "households": len(np.unique(user[trips[mtgr].row])),
+    }
+
+
+def _of_run(made: Mapping[str, Any]) -> dict[str, Any]:
+    kept = ("config", "days", "tokens", "steps", "train_seconds", "device", "versions", "commit")
+    return {key: made[key] for key in kept if key in made}
+
+
+def _pooled(metrics: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {
+        key: {
+            "mean": float(np.mean([one[key] for one in metrics])),
+            "spread": float(np.ptp([one[key] for one in metrics])),
+        }
+        for key in _SHOWN
+    }
+
+
+def _is_dlrm(name: str) -> bool:
+    if name.startswith("lightgbm"):
+        return False
+    return not isinstance(config_of(name).model, MtgrConfig) and "hstu" not in name
+
+
+def _summary(mtgr: str, models: Mapping[str, Any], gains: Mapping[str, Any]) -> dict[str, float]:
+    def gauc(name: str) -> float:
+        return float(models[name]["pooled"]["ctcvr_gauc_request"]["mean"])
+
+    summary = {"journey_mtgr_ctcvr_gauc_request": gauc(mtgr)}
+    if LAMBDARANK in gains:
+        summary["journey_mtgr_minus_lambdarank"] = gains[LAMBDARANK]["gain"]
+        summary["journey_mtgr_minus_lambdarank_low"] = gains[LAMBDARANK]["low"]
+    if dlrms := [name for name in gains if _is_dlrm(name)]:
+        best = max(dlrms, key=gauc)
+        summary["journey_best_dlrm_ctcvr_gauc_request"] = gauc(best)
+        summary["journey_mtgr_minus_best_dlrm"] = gains[best]["gain"]
+        summary["journey_mtgr_minus_best_dlrm_low"] = gains[best]["low"]
+    return {name: round(value, 5) for name, value in summary.items()}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as a Markdown table, best first; +- is the greatest less the least of the seeds."""
+    lines = [
+        "| | seeds | conversion GAUC by trip | click GAUC by trip | conversion AUC | log loss | "
+        f"`{result['mtgr']}` less this, 95 % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    models = result["models"]
+    for name in sorted(models, key=lambda one: -models[one]["pooled"]["ctcvr_gauc_request"]["mean"]):
+        pooled, gain = models[name]["pooled"], result["mtgr_minus"].get(name)
+        cells = [
+            f"{pooled[key]['mean']:.4f} +-{pooled[key]['spread']:.4f}"
+            for key in ("ctcvr_gauc_request", "ctr_gauc_request", "ctcvr_auc", "ctcvr_log_loss")
+        ]
+        less = "" if gain is None else f"{gain['gain']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
+        lines.append(f"| `{name}` | {len(models[name]['seeds'])} | {' | '.join(cells)} | {less} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Joins scores; see `command.run` for the exit codes."""
+    parser = command.parser("benchmarks.evidence.journey_table", __doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the scores")
+    parser.add_argument("--mtgr", default="tiny", help="the model that the others are compared with")
+    parser.add_argument(
+        "--result", type=Path, default=RESULT, help="default: benchmarks/results/journey.json"
+    )
+
+    def body(arguments: argparse.Namespace) -> Mapping[str, Any]:
+        result = joined(arguments.out, arguments.mtgr)
+        write_text(arguments.result, json.dumps(result, indent=1, sort_keys=True) + "\n")
+        sys.stdout.write(table(result))
+        return dict(result["summary"])
+
+    return command.run(parser, body, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
