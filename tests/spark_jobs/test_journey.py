@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import samples_duckdb
+from benchmarks.evidence import gradient_boosting, journey_floors, journey_samples, journey_table
 from benchmarks.evidence import journey as trained
-from benchmarks.evidence import journey_samples
+from benchmarks.evidence.scored import by_trip
 from benchmarks.samples import compare
+from model.data.reader import SamplesTable
 from spark_jobs import ingest
 from spark_jobs import journey as command
 from spark_jobs.build_samples import inputs_of, samples_of
@@ -113,12 +115,12 @@ def log(tables: Path, sure: int, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def events(log: Path, name: str = "events") -> list[Row]:
     with duckdb.connect() as connection:
-        found = connection.execute(
+        relation = connection.execute(
             f"SELECT * FROM read_parquet('{log}/{name}/*/*.parquet', hive_partitioning=true, "
             "hive_types={'ds': VARCHAR}) ORDER BY ds, time_ms, event_id"
         )
-        names = [column[0] for column in found.description]
-        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+        names = [column[0] for column in relation.description]
+        return [dict(zip(names, row, strict=True)) for row in relation.fetchall()]
 
 
 def test_candidates_clicks_conversions_and_purchases_follow_the_rules(
@@ -269,7 +271,7 @@ def test_spark_and_duckdb_make_the_same_samples_of_a_day_that_is_cut(
     rows = pq.read_table(tmp_path / "duckdb.parquet").to_pylist()
     of_first = [row for row in rows if row["user_id"] == 1]
     assert same["rows"] == len(rows) > len({row["user_id"] for row in rows})
-    # The first trip's 130 lines are of one millisecond: their window keeps the last 100, and the next moves them.
+    # The first trip's 130 lines are of one millisecond: their window keeps the last 100, the next moves them.
     assert [len(row["realtime_time_ms"]) for row in of_first] == [0, 100, 88]
     known = [len(row["static_time_ms"]) for row in of_first]
     assert known == [known[0], known[0], known[0] + 130]
@@ -291,9 +293,31 @@ def test_models_train_on_days_in_order_and_results_are_kept_whole(
     assert report["days"] == [days[0], days[-4], len(days) - 3]
     with np.load(out / small / "1.npz") as scores, np.load(out / "frame.npz") as frame:
         assert len(scores["ctcvr_live"]) == len(frame["user_id"]) > 50
+        live = scores["ctcvr_live"]
+        rows = gradient_boosting.rows_of(SamplesTable(JOURNEY), days[-3:])
+        assert rows.values.shape == (len(live), len(rows.names))
+        assert np.array_equal(rows.frame["label_conversion"], frame["label_conversion"])
+        counts = journey_floors.counted(rows, "user_item_buy_365d")
+        (out / "lightgbm_lambdarank").mkdir()
+        np.savez(out / "lightgbm_lambdarank" / "1.npz", **counts)
+        result = journey_table.joined(out, small)
+        ours, theirs = (by_trip(dict(frame), score).gauc for score in (live, counts["ctcvr_live"]))
+    assert result["mtgr_minus"]["lightgbm_lambdarank"]["gain"] == pytest.approx(ours - theirs)
+    assert result["summary"]["journey_mtgr_ctcvr_gauc_request"] == pytest.approx(ours, abs=1e-5)
+    assert small in journey_table.table(result)
     before = (out / small / "1.json").stat().st_mtime_ns
     assert trained.main(given) == 0
     assert (out / small / "1.json").stat().st_mtime_ns == before
+
+
+def test_the_place_of_a_value_is_the_share_of_its_group_below_it() -> None:
+    rng = np.random.default_rng(1)
+    group, value = rng.integers(0, 9, 200), rng.integers(0, 5, 200).astype(np.float32)
+    place = gradient_boosting.place_in(group, value)
+    for row in range(200):
+        own = value[group == group[row]]
+        less, ties = (own < value[row]).sum(), (own == value[row]).sum()
+        assert place[row] == pytest.approx((less + ties / 2) / len(own))
 
 
 def test_weights_are_refused_by_the_statements_that_leave_them_out() -> None:
