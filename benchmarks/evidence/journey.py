@@ -104,7 +104,8 @@ def side_by_side(jobs: Sequence[tuple[str, int]], arguments: argparse.Namespace)
     Returns:
         Models and seeds that failed.
     """
-    waiting, running, failed = list(jobs), {}, []
+    waiting, failed = list(jobs), []
+    running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
     while waiting or running:
         while waiting and len(running) < arguments.together:
             model, seed = waiting.pop(0)

@@ -140,14 +140,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body(arguments: argparse.Namespace) -> Mapping[str, Any]:
         samples = SamplesTable(JOURNEY)
         samples.require_days([*TRAIN_DAYS, *TEST_DAYS])
-        held = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+        held: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
         if arguments.choose is not None:
             held["choice"] = held.get("choice", {}) | choose(samples, arguments.choose or list(TRIED))
         else:
             held |= floors(samples, arguments.out, arguments.seeds)
         held |= _about()
         write_text(RESULT, json.dumps(held, indent=1, sort_keys=True) + "\n")
-        return held["choice"] if arguments.choose is not None else held["summary"]
+        return dict(held["choice"] if arguments.choose is not None else held["summary"])
 
     return command.run(parser, body, argv)
 
