@@ -1,0 +1,16 @@
+"""What the documents say of serving's speed is what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks import serve_gpu
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_documents_table_is_the_result_files() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "serve_h100.json").read_text())
+    assert "\n".join(serve_gpu.table(result)) in (ROOT / "docs" / "serving.md").read_text()
+    assert result["summary"] == serve_gpu.summary(result)
