@@ -210,6 +210,8 @@ def preset_named(name: str) -> Config:
 def config_of(model: str) -> Config:
     """The config of a preset with changed fields: `tiny,train.warmup_steps=50`.
 
+    A field that holds several names takes them as `model.without=cross+item_statistic`.
+
     Raises:
         ValueError: The preset or a field is unknown, or a value is wrong.
     """
@@ -222,7 +224,18 @@ def config_of(model: str) -> Config:
         if name not in fields:
             raise ValueError(f"{model!r}: {place!r} is no field; write model.<field>= or train.<field>=")
         try:
-            fields[name] = type(fields[name])(value)
+            fields[name] = _read(value, type(fields[name]))
         except ValueError as error:
             raise ValueError(f"{model!r}: {place}: {error}") from error
     return Config.from_dict(values)
+
+
+def _read(text: str, kind: type) -> Any:
+    """A field's value as it is written."""
+    if kind is tuple:
+        return tuple(text.split("+")) if text else ()
+    if kind is bool:
+        if text not in ("True", "False"):
+            raise ValueError(f"{text!r} is neither True nor False")
+        return text == "True"
+    return kind(text)

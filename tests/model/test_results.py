@@ -21,6 +21,10 @@ def test_a_model_is_a_preset_with_changed_fields() -> None:
     changed = results.config_of("tiny,train.warmup_steps=50,model.max_static=30")
     assert (changed.train.warmup_steps, changed.model.max_static) == (50, 30)
     assert results.config_of("user_tower") == preset_named("user_tower")
+    changed = results.config_of("tiny,model.without=cross+item_statistic,model.shares_items=True").model
+    assert (changed.without, changed.shares_items) == (("cross", "item_statistic"), True)
+    unchanged = results.config_of("hstu,model.without=,train.cuda_graphs=False")
+    assert (unchanged.model.without, unchanged.train.cuda_graphs) == ((), False)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,7 @@ def test_a_model_is_a_preset_with_changed_fields() -> None:
         ("tiny,train.warmup=5", r"'train.warmup' is no field"),
         ("tiny,train.passes=two", "train.passes: invalid literal"),
         ("tiny,train.frozen_share=2", "frozen_share is 2.0"),
+        ("tiny,model.shares_items=1", "'1' is neither True nor False"),
     ],
 )
 def test_a_model_that_cannot_be_is_refused_by_name(model: str, message: str) -> None:
