@@ -12,23 +12,28 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from model.config.environment import device
+from model.data.synthetic import random_samples
 from model.judging.scoring import Scorer
+from model.rankers.protocol import Ranker
 from model.registry import tracking
 from model.registry import versions as registry
 from model.registry.versions import RegistryError, Version
-from model.runs.files import sync_folder, write_text
+from model.runs.files import sync_folder, write_file, write_text
 from model.runs.store import CONFIG, WEIGHTS, exclusively, partial_path
 from model.serving.golden import golden, golden_windows
+from model.serving.graph import built_for, compile_graph
 from model.serving.package import (
     FORMAT,
+    GRAPH,
     PARITY,
     Package,
     PackageError,
@@ -46,16 +51,20 @@ from spark_jobs.contract.phases import reach
 logger = logging.getLogger(__name__)
 
 
-def export(dataset: Dataset, number: int | None = None, out: Path | None = None) -> dict[str, Any]:
+def export(
+    dataset: Dataset, number: int | None = None, out: Path | None = None, *, graph: bool = False
+) -> dict[str, Any]:
     """Makes the serving package of a registered version, or finds it made.
 
     Args:
         dataset: Whose version.
         number: Version; default: the champion.
         out: The package's folder; default: see the module.
+        graph: Whether to compile the dense part for the device of this machine.
 
     Returns:
-        `version`, `digest`, `path`, `new`, `bytes`, and of parity `parity_max`, `metrics_max`, `requests`.
+        `version`, `digest`, `path`, `new`, `bytes`, `graph`, and of parity `parity_max`, `metrics_max`,
+        `requests`.
 
     Raises:
         RefusedError: It does not score as evaluation does.
@@ -68,15 +77,18 @@ def export(dataset: Dataset, number: int | None = None, out: Path | None = None)
     with exclusively(path.parent, "exporting"):
         is_new = not path.exists()
         if is_new:
-            _make(dataset, version, path)
+            _make(dataset, version, path, graph=graph)
         package = Package.load(path)
     if package.digest != version.digest:
         raise PackageError(
             f"{path} is a package of the digest {package.digest}, {version} has {version.digest}: delete it, "
             "or give another folder by --out"
         )
-    report = package.parity()
-    _link(dataset.name, version, package, report)
+    if graph and package.record["graph"] is None:
+        raise PackageError(f"{path} was exported without --graph: delete it, or give another folder by --out")
+    reports = package.parity()
+    result = {"parity_max": _greatest(reports, "max"), "metrics_max": _greatest(reports, "metrics_max")}
+    _link(dataset.name, version, package, reports)
     return {
         "dataset": dataset.name,
         "version": version.version,
@@ -85,11 +97,15 @@ def export(dataset: Dataset, number: int | None = None, out: Path | None = None)
         "path": str(path),
         "new": is_new,
         "bytes": sum(file["bytes"] for file in package.record["files"].values()),
-        "requests": report["requests"],
+        "graph": package.record["graph"],
+        "requests": package.golden.rows.num_rows,
         "golden": package.golden.source,
-        "parity_max": report["max"],
-        "metrics_max": report["metrics_max"],
+        **result,
     }
+
+
+def _greatest(reports: Mapping[str, Any], figure: str) -> float:
+    return max(float(report[figure]) for report in reports.values())
 
 
 def _version(dataset: str, number: int | None) -> Version:
@@ -104,12 +120,12 @@ def _version(dataset: str, number: int | None) -> Version:
     return version
 
 
-def _make(dataset: Dataset, version: Version, path: Path) -> None:
+def _make(dataset: Dataset, version: Version, path: Path, *, graph: bool) -> None:
     """Writes the package beside its place, checks its scores, and renames it."""
     partial = partial_path(path)
     shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
     try:
-        record = _written(dataset, version, partial)
+        record = _written(dataset, version, partial, graph=graph)
         reach("export:written")
         _check(partial, record)
         record["files"] = files_of(partial)
@@ -122,14 +138,21 @@ def _make(dataset: Dataset, version: Version, path: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _written(dataset: Dataset, version: Version, partial: Path) -> dict[str, Any]:
+def _written(dataset: Dataset, version: Version, partial: Path, *, graph: bool) -> dict[str, Any]:
     """Writes all parts of a package but for its record and its parity; returns the record."""
     source = registry.fetch(version)
     scorer = Scorer.load(source, device())
+    if graph and not scorer.config.model.takes_padded:
+        raise PackageError(
+            f"the architecture {scorer.config.model.architecture} of {version} is no graph of fixed tensors: "
+            "export it without --graph"
+        )
     windows, where = golden_windows(dataset, scorer.dataset)
     requests = golden(scorer, windows, where)
     reach("export:scored")
     tables = write_parts(partial, load_file(source / WEIGHTS), source / CONFIG, requests)
+    if graph:
+        _compile(scorer, partial / GRAPH)
     return {
         "format": FORMAT,
         "dataset": version.model.removeprefix("mtgr-"),
@@ -140,44 +163,60 @@ def _written(dataset: Dataset, version: Version, partial: Path) -> dict[str, Any
         "precision": scorer.config.train.precision,
         "tables": tables,
         "golden": where,
-        "torch": torch.__version__,
+        "graph": built_for(scorer.device) if graph else None,
         "files": files_of(partial),
     }
 
 
+def _compile(scorer: Scorer, path: Path) -> None:
+    """Compiles the dense part of what a scorer scores with."""
+    rows = random_samples(scorer.dataset, 8)
+    batch = scorer.encoder.encode(rows).laid_out().to(scorer.device)
+    assert isinstance(scorer.ranker, Ranker)
+    graph = compile_graph(scorer.ranker, batch, scorer.config.train.precision)
+    write_file(path, lambda neighbour: neighbour.write_bytes(graph))
+    reach("export:compiled")
+
+
 def _check(partial: Path, record: Mapping[str, Any]) -> None:
-    """Scores with what was written, as it will be loaded, and writes the report.
+    """Scores with what was written, as it will be loaded, and writes the reports.
 
     Raises:
         RefusedError: Scores are not evaluation's.
     """
     package = Package.checked(partial, record)
-    where = device()
-    scorer = Scorer(package.dataset, package.config, package.ranker(where), where)
-    report = parity(package.golden, scorer, str(record["precision"]))
-    if not report["passed"]:
-        facts = {key: record[key] for key in ("dataset", "version", "preset", "digest")}
-        raise RefusedError(f"version {record['version']} is not exported: {told(report)}",
-                           {**facts, "parity_max": report["max"], "metrics_max": report["metrics_max"],
-                            "worst": report["worst"]})  # fmt: skip
-    write_text(partial / PARITY, as_json(report))
+    where, reports = device(), {}
+    rankers: dict[str, Callable[[torch.device], nn.Module]] = {"ranker": package.ranker}
+    if record["graph"] is not None:
+        rankers["graph"] = package.compiled
+    for name, ranker in rankers.items():
+        scorer = Scorer(package.dataset, package.config, ranker(where), where)
+        report = reports[name] = parity(package.golden, scorer, str(record["precision"]))
+        if not report["passed"]:
+            facts = {key: record[key] for key in ("dataset", "version", "preset", "digest")}
+            figures = {"parity_max": report["max"], "metrics_max": report["metrics_max"]}
+            raise RefusedError(
+                f"version {record['version']} is not exported: of its {name}, {told(report)}",
+                {**facts, **figures, "of": name, "worst": report["worst"]},
+            )
+    write_text(partial / PARITY, as_json(reports))
 
 
-def _link(dataset: str, version: Version, package: Package, report: Mapping[str, Any]) -> None:
+def _link(dataset: str, version: Version, package: Package, reports: Mapping[str, Any]) -> None:
     """Lets the version and its run in MLflow tell of the package."""
     tags = {
         registry.PACKAGE: str(package.path),
         registry.PACKAGE_DIGEST: package.sha256,
-        registry.PARITY: f"{report['max']:.3g}",
+        registry.PARITY: f"{_greatest(reports, 'max'):.3g}",
     }
     with registry.exclusive(dataset, "export"):
         registry.annotate(version, tags)
-    tracking.log_json(version.run_id, "parity", report)
+    tracking.log_json(version.run_id, "parity", reports)
     reach("export:linked")
 
 
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
-    result = export(arguments.dataset, arguments.version, arguments.out)
+    result = export(arguments.dataset, arguments.version, arguments.out, graph=arguments.graph)
     logger.info("version %d of %s is at %s", result["version"], result["dataset"], result["path"])
     return result
 
@@ -188,6 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_dataset(parser)
     parser.add_argument("--version", type=int, help="version to export (default: the champion)")
     parser.add_argument("--out", type=Path, help="the package's folder (default: in $MTGR_VAR/serving)")
+    parser.add_argument(
+        "--graph", action="store_true", help="compile the dense part for this machine's device"
+    )
     return command.run(parser, _run, argv)
 
 

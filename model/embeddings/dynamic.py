@@ -205,17 +205,27 @@ class DynamicEmbeddingCollection(nn.Module):
     def _sorted_lookup(self, ids: Tensor, ends: Sequence[int], tables: Sequence[int]) -> Tensor:
         parts = []
         starts = self.starts.tolist()
-        for begin, end, table in zip([0, *ends[:-1]], ends, tables, strict=True):
-            asked = ids[begin:end]
-            fresh = initial_vectors(asked, table, self.width, self.seed, self.dtype)
-            keys = self.ids[starts[table] : starts[table + 1]]
-            if not len(keys):
-                parts.append(fresh)
-                continue
-            place = torch.searchsorted(keys, asked).clamp(max=len(keys) - 1)
-            held = self.vectors[starts[table] + place]
-            parts.append(torch.where((keys[place] == asked).unsqueeze(1), held, fresh))
+        begin = 0
+        for place, (end, table) in enumerate(zip(ends, tables, strict=True)):
+            if place + 1 < len(tables) and tables[place + 1] == table:
+                continue  # slices of one table that lie side by side are one search
+            asked, begin = ids[begin:end], end
+            parts.append(self._of_table(asked, table, starts[table], starts[table + 1]))
         return torch.cat(parts) if parts else self.vectors.new_empty(0, self.width)
+
+    def _of_table(self, asked: Tensor, table: int, start: int, end: int) -> Tensor:
+        keys = self.ids[start:end]
+        if not len(keys):
+            return initial_vectors(asked, table, self.width, self.seed, self.dtype)
+        place = torch.searchsorted(keys, asked).clamp_(max=len(keys) - 1)
+        held = self.vectors[place + start]
+        is_new = keys[place] != asked
+        if asked.device.type == "cpu":  # elsewhere, to know which are new is to wait for the device
+            if len(new := is_new.nonzero().squeeze(1)):
+                held[new] = initial_vectors(asked[new], table, self.width, self.seed, self.dtype)
+            return held
+        fresh = initial_vectors(asked, table, self.width, self.seed, self.dtype)
+        return torch.where(is_new.unsqueeze(1), fresh, held)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name, tensor in self.published().items():

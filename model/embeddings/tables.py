@@ -155,6 +155,8 @@ class FeatureEmbeddings(nn.Module):
         }
 
     def _of_fixed(self, batch: JaggedBatch, dispatched: Dispatched | None) -> dict[str, Tensor]:
+        if all(isinstance(tables, EmbeddingCollection) for tables in self.tables.values()):
+            return self._of_whole(batch)
         embedded: dict[str, Tensor] = {}
         if dispatched is None:
             vectors = {name: self.tables[name](ids) for name, ids in self._fixed_ids(batch).items()}
@@ -165,6 +167,18 @@ class FeatureEmbeddings(nn.Module):
             }
         for of_width in vectors.values():
             embedded |= {key: jagged.values() for key, jagged in of_width.items()}
+        return embedded
+
+    def _of_whole(self, batch: JaggedBatch) -> dict[str, Tensor]:
+        """Of tables that are not sharded, row by row: for one request TorchRec's way costs ten times that."""
+        rows = {group: self._rows(batch.ids[group], group) for group in Group}
+        embedded: dict[str, Tensor] = {}
+        for tables in self.tables.values():
+            for config in tables.embedding_configs():  # type: ignore[operator]
+                weight = tables.embeddings[config.name].weight  # type: ignore[union-attr,index]
+                for key in config.feature_names:
+                    group, index = self.place[key]
+                    embedded[key] = nn.functional.embedding(rows[group][index], weight)
         return embedded
 
     def _fixed_ids(self, batch: JaggedBatch) -> dict[str, KeyedJaggedTensor]:

@@ -9,6 +9,7 @@
 | `config.json` | the run's: its declaration and config |
 | `dense.safetensors` | the weights but for id tables |
 | `tables/<width>.safetensors` | the dynamic tables of a width: ids, sorted within each table, and vectors |
+| `dense.pt2` | where it was asked for, the dense part compiled by AOTInductor: see `model.serving.graph` |
 | `golden.arrow` | requests with the scores that evaluation gives them |
 | `parity.json` | how far what is exported is from evaluation on these; see `model.serving.parity` |
 
@@ -35,16 +36,12 @@ from model.rankers.protocol import Ranker, build_ranker
 from model.runs.files import RunError, sha256, sync_folder, write_file, write_text
 from model.runs.store import CONFIG, read_config
 from model.serving.golden import Golden
+from model.serving.graph import CompiledRanker, built_for
 from spark_jobs.contract.features import Dataset
 
 FORMAT = 1
-RECORD, DENSE, GOLDEN, PARITY, TABLES = (
-    "package.json",
-    "dense.safetensors",
-    "golden.arrow",
-    "parity.json",
-    "tables",
-)
+RECORD, PARITY, GOLDEN = "package.json", "parity.json", "golden.arrow"
+DENSE, TABLES, GRAPH = "dense.safetensors", "tables", "dense.pt2"
 _DYNAMIC = "inputs.embeddings.dynamic."
 
 
@@ -114,9 +111,9 @@ class Package:
         return sha256(self.path / RECORD)
 
     def parity(self) -> dict[str, Any]:
-        """The report of `model.serving.parity` with which it was exported."""
-        report: dict[str, Any] = json.loads((self.path / PARITY).read_text(encoding="utf-8"))
-        return report
+        """The reports of `model.serving.parity` with which it was exported: of `ranker`, and of `graph`."""
+        reports: dict[str, Any] = json.loads((self.path / PARITY).read_text(encoding="utf-8"))
+        return reports
 
     @property
     def version(self) -> int:
@@ -144,6 +141,22 @@ class Package:
         except RuntimeError as error:
             raise PackageError(f"{self.path}: its weights do not load into its config: {error}") from error
         return ranker.to(torch.device(device)).eval().requires_grad_(False)
+
+    def compiled(self, device: torch.device | str = "cpu") -> CompiledRanker:
+        """The model with its compiled graph.
+
+        Raises:
+            PackageError: It has none, or one for another kind of machine.
+        """
+        graph, here = self.record["graph"], built_for(device)
+        if graph is None:
+            raise PackageError(f"{self.path} has no compiled graph: export it with --graph, or use `ranker`")
+        if graph != here:
+            raise PackageError(
+                f"{self.path / GRAPH} was compiled for {graph}, here is {here}: export it here with --graph, "
+                "or use `ranker`"
+            )
+        return CompiledRanker(self.ranker(device), self.path / GRAPH)
 
 
 def write_parts(folder: Path, weights: Mapping[str, Tensor], config: Path, golden: Golden) -> list[str]:

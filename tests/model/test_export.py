@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 import re
@@ -22,14 +24,16 @@ from torch import Tensor
 
 from model import export
 from model.config.presets import preset_named
-from model.data.synthetic import random_samples
+from model.data.synthetic import random_batch, random_samples
 from model.judging.scoring import SCORES, Scorer
 from model.rankers.protocol import build_ranker
 from model.registry import versions as registry
 from model.registry.store import client
+from model.serving import graph
 from model.serving.golden import requests_of
 from model.serving.package import Package, PackageError
 from spark_jobs.contract import locations
+from spark_jobs.contract.command import RefusedError
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.lake import verdicts
 
@@ -89,6 +93,10 @@ def test_a_package_scores_as_evaluation_from_mapped_tables(
     for name, tensor in ranker.named_buffers():
         if name.endswith((".ids", ".vectors")) and ".dynamic." in name:
             assert any(low <= tensor.data_ptr() < high for low, high in ranges), f"{name} is not mapped"
+    with pytest.raises(PackageError, match="has no compiled graph: export it with --graph"):
+        package.compiled()
+    with pytest.raises(PackageError, match="was exported without --graph: delete it"):
+        export.export(FOODLOG, graph=True)
     tags = registry.numbered("foodlog", 1).tags
     assert tags["package"] == str(path)
     assert tags["package_digest"] == package.sha256
@@ -133,7 +141,7 @@ def test_no_file_that_differs_is_loaded(champion: Any, var: Path) -> None:
         Package.load(path)
 
 
-@pytest.mark.parametrize("part", ["dynamic.width_32.vectors", "blocks.1.out.weight", "profile.bias_FD"])
+@pytest.mark.parametrize("part", ["dynamic.width_32.vectors", "blocks.1.out.weight"])
 def test_what_does_not_score_as_evaluation_is_not_exported(
     champion: Any, var: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: str
 ) -> None:
@@ -147,7 +155,9 @@ def test_what_does_not_score_as_evaluation_is_not_exported(
     monkeypatch.setattr(export, "load_file", damaged)
     assert export.main(["--dataset", "foodlog"]) == 1
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert re.search(r"scores differ .* worst is \w+ of request '\d+-\d+' of user \d+", result["refused"])
+    assert re.search(
+        r"of its ranker, scores differ .* worst is \w+ of request '\d+-\d+' of user \d+", result["refused"]
+    )
     assert result["parity_max"] > 1e-5
     assert os.listdir(var / "serving" / "foodlog") == [".lock"]  # nor a half-written one
     assert "package" not in registry.numbered("foodlog", 1).tags
@@ -198,6 +208,60 @@ def test_requests_are_rows_with_what_they_have_seen() -> None:
     assert [len(row["realtime_time_ms"]) for row in requests] == [0, 1, 2, 0, 0]
     assert all(row["static_time_ms"] == window["static_time_ms"] for row in requests[:3])
     assert rows.schema.equals(table.schema)
+
+
+@pytest.mark.slow
+def test_a_compiled_graph_is_exported_if_it_scores_as_evaluation(
+    champion: Any, var: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any number of rows, behaviours and candidates; not the graph of other weights, nor elsewhere."""
+    compile_graph = export.compile_graph
+
+    def of_other_weights(ranker: Any, batch: Any, precision: str) -> bytes:
+        other = copy.deepcopy(ranker)
+        other.load_state_dict(weights_of("tiny", seed=2))
+        return compile_graph(other, batch, precision)
+
+    monkeypatch.setattr(export, "compile_graph", of_other_weights)
+    with pytest.raises(RefusedError, match="of its graph, scores differ from evaluation's"):
+        export.export(FOODLOG, graph=True)
+    assert os.listdir(var / "serving" / "foodlog") == [".lock"]
+    monkeypatch.setattr(export, "compile_graph", compile_graph)
+    result = export.export(FOODLOG, graph=True)
+    package = Package.load(result["path"])
+    assert package.parity()["graph"]["max"] <= 1e-5
+    assert result["graph"] == package.record["graph"] == graph.built_for("cpu")
+    compiled = Scorer(package.dataset, package.config, package.compiled())
+    theirs = Scorer.load(registry.fetch(champion))
+    for limits in ((0, 0, 1), (0, 0, 30), (60, 0, 1), (0, 9, 3), (200, 40, 60)):
+        sizes = dict(zip(("max_static", "max_realtime", "max_candidates"), limits, strict=True))
+        for num_rows in (1, 2, 7):
+            rows = random_samples(FOODLOG, num_rows, seed=num_rows, **sizes)
+            ours, expected = compiled.score(rows), theirs.score(rows)
+            for name in SCORES:
+                np.testing.assert_allclose(ours[name], expected[name], atol=1e-5, rtol=0)
+    record = {**package.record, "graph": {**result["graph"], "machine": "other"}}
+    with pytest.raises(PackageError, match=r"dense.pt2 was compiled for .*'other'.*, here is"):
+        dataclasses.replace(package, record=record).compiled()
+
+
+def test_an_architecture_that_is_no_graph_is_told(make_version: Callable[..., Any], var: Path) -> None:
+    make_version("2026-03-03", ["2026-03-01"], "user_tower", weights=save(weights_of("user_tower")))
+    with pytest.raises(PackageError, match=r"user_tower of .* is no graph of fixed tensors"):
+        export.export(FOODLOG, 1, graph=True)
+    assert export.export(FOODLOG, 1)["graph"] is None
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_graph_is_the_ranker_of_flat_tensors(precision: str) -> None:
+    ranker = build_ranker(FOODLOG, preset_named("tiny").model, 1).eval()
+    ranker.load_state_dict(weights_of("tiny"))
+    batch = random_batch(FOODLOG, 5).laid_out()
+    dense = graph.DenseGraph(ranker, precision)
+    with torch.inference_mode():
+        logits = dense(*graph.flat_inputs(batch, ranker.inputs.embeddings(batch)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            assert torch.equal(logits, ranker(batch))
 
 
 PHASES = ("scored", "written", "before_rename", "renamed", "linked")
