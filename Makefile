@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 export DATASET DATA CHALLENGERS PRESET FROM TO DAYS USERS IMPRESSIONS SIMULATE REPROCESS PLAN
 export AIRFLOW_PORT MLFLOW_PORT SPARK_PORT DOCS_PORT
-export GPU PYTHON
+export GPU PYTHON TENSORRT
 # The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 

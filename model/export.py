@@ -29,6 +29,7 @@ from model.registry import versions as registry
 from model.registry.versions import RegistryError, Version
 from model.runs.files import sync_folder, write_file, write_text
 from model.runs.store import CONFIG, WEIGHTS, exclusively, partial_path
+from model.serving import tensorrt
 from model.serving.golden import golden, golden_windows
 from model.serving.graph import built_for, compile_graph
 from model.serving.package import (
@@ -217,6 +218,10 @@ def _link(dataset: str, version: Version, package: Package, reports: Mapping[str
 
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     result = export(arguments.dataset, arguments.version, arguments.out, graph=arguments.graph)
+    if arguments.engines:
+        package = Package.load(result["path"])
+        paths = {capability: tensorrt.engine(package, capability) for capability in arguments.engines}
+        result["engines"] = {capability: path and str(path) for capability, path in paths.items()}
     logger.info("version %d of %s is at %s", result["version"], result["dataset"], result["path"])
     return result
 
@@ -229,6 +234,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the package's folder (default: in $MTGR_VAR/serving)")
     parser.add_argument(
         "--graph", action="store_true", help="compile the dense part for this machine's device"
+    )
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        metavar="CAPABILITY",
+        help="build TensorRT's engines for such cards: 8.0 8.9 12.0",
     )
     return command.run(parser, _run, argv)
 

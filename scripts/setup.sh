@@ -4,6 +4,7 @@
 #
 #   scripts/setup.sh           CPU: requirements.txt
 #   GPU=1 scripts/setup.sh     NVIDIA GPU: requirements-gpu.txt, CUTLASS kernels where there is a CUDA toolkit
+#   TENSORRT=1 scripts/setup.sh  TensorRT for RTX beside it, which builds engines for cards that are not here
 #   PYTHON=/path/to/python3.12 scripts/setup.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -93,8 +94,22 @@ bring_journey() {
   say "installing $journey"
   "$(find_uv .venv/bin/python)" pip install -q --no-deps --python .venv/bin/python "$journey" >&2
 }
+# TensorRT for RTX builds engines on any machine; its libraries are NVIDIA's and proprietary, hence on demand.
+bring_tensorrt() {
+  case "${TENSORRT:-0}" in
+    0) return 0 ;;
+    1) ;;
+    *) fail "TENSORRT=$TENSORRT is neither 0 nor 1" ;;
+  esac
+  .venv/bin/python -c 'import importlib.metadata as m, sys; sys.exit(m.version("tensorrt-rtx-cu13-bindings") != sys.argv[1])' \
+    "$tensorrt" 2>/dev/null && return 0
+  say "installing TensorRT for RTX $tensorrt"
+  "$(find_uv .venv/bin/python)" pip install -q --no-deps --python .venv/bin/python \
+    "tensorrt-rtx-cu13-libs==$tensorrt" "tensorrt-rtx-cu13-bindings==$tensorrt" >&2
+}
+tensorrt=1.7.1.116
 if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
-  find_java .venv/bin/python >/dev/null 2>&1 && { bring_journey; exit 0; }
+  find_java .venv/bin/python >/dev/null 2>&1 && { bring_journey; bring_tensorrt; exit 0; }
 fi
 
 interpreter=$(find_python)
@@ -131,4 +146,5 @@ wait "$jars" || fail "Delta's jars were not fetched: see the message above"
 wait "$databases" || fail "the empty databases of Airflow and MLflow were not made: see the message above"
 printf '%s\n' "$wanted" >"$stamp"
 bring_journey
+bring_tensorrt
 say "done in $SECONDS s: .venv/bin/python is $(.venv/bin/python --version)"

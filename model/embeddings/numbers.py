@@ -10,7 +10,7 @@ from model.data.batch import JaggedBatch
 from model.data.encoder import number_names
 from spark_jobs.contract.features import Dataset, Group
 
-_CLIP = 6.0  # a standardised number beyond this is an outlier, or drift that the gates report
+CLIP = 6.0  # a standardised number beyond this is an outlier, or drift that the gates report
 
 _LEAST_STD = 1e-3
 
@@ -47,7 +47,7 @@ class NumberScaler(nn.Module):
         """Standardised numbers of a group's tokens, float32 `[tokens, F of the group]`."""
         columns = self.get_buffer(f"columns_{group}")
         x_TF = batch.numbers[group].t()
-        z_TF = ((x_TF - self.mean_F[columns]) / self.std_F[columns]).clamp(-_CLIP, _CLIP)
+        z_TF = ((x_TF - self.mean_F[columns]) / self.std_F[columns]).clamp(-CLIP, CLIP)
         return torch.nan_to_num(z_TF, nan=0.0) * self.fitted_F[columns]
 
     @torch.no_grad()
