@@ -9,7 +9,7 @@ export GPU PYTHON TENSORRT
 # The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup run backfill status report new-dataset ui doctor test test-slow test-gpu check format kill-points drill bench-attention bench-attention-gpu bench-tables bench-samples bench-train lock clean
+.PHONY: help setup run backfill status report new-dataset ui doctor test test-slow test-gpu check format kill-points drill serve bench-attention bench-attention-gpu bench-tables bench-samples bench-train lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ kill-points: setup  ## kill every stage at every phase, run it again, compare; J
 
 drill: setup  ## kill one step at random, run it again and show that nothing was lost (SEED=N for the same again)
 	@$(PY) -m tests.end_to_end.kill_points --drill $(SEED) --options users=300 impressions-a-day=6000
+
+serve: setup  ## the champion answers requests on loopback until Ctrl-C; prints a request to try (DATASET, PORT)
+	@$(PY) -m model.publish --dataset $(or $(DATASET),foodlog) >/dev/null
+	@exec $(PY) -m model.serve --dataset $(or $(DATASET),foodlog) --port $(or $(PORT),8080)
 
 bench-attention: setup  ## benchmark of the operators on the CPU; JSON in var/bench
 	@$(PY) -m benchmarks.attention --device cpu --out var/bench/attention_cpu.json

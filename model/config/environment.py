@@ -45,10 +45,15 @@ def rank() -> int:
     return environment.whole("RANK", 0)
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def reader_threads() -> int:
     """Threads that make tensors of rows beside the one that computes: its share of the cores, up to 4."""
-    cores = len(os.sched_getaffinity(0)) // environment.whole("LOCAL_WORLD_SIZE", 1, low=1)
-    return max(1, min(4, cores - 1))
+    own = cores() // environment.whole("LOCAL_WORLD_SIZE", 1, low=1)
+    return max(1, min(4, own - 1))
 
 
 def is_launched() -> bool:

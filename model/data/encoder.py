@@ -178,7 +178,7 @@ class SampleEncoder:
         self._right: pa.Schema | None = None  # the schema that was checked last
         self._columns = Columns.of(dataset)
         self._plans = [_GroupPlan(dataset, group) for group in Group]
-        self._limits = {**_LIMITS, Group.STATIC: max(MAX_STATIC, max_static)}
+        self.limits = {**_LIMITS, Group.STATIC: max(MAX_STATIC, max_static)}
         self._frozen = self._frozen_numbers()
 
     def encode(
@@ -199,7 +199,7 @@ class SampleEncoder:
                 names the column, the value and the row.
         """
         if isinstance(rows, StoredRows):
-            check_lengths(rows.lengths, self._limits, rows.name)
+            check_lengths(rows.lengths, self.limits, rows.name)
             stored = rows.latest(self.max_static)
         else:
             stored = self.stored(rows, numbers).latest(self.max_static)
@@ -229,7 +229,7 @@ class SampleEncoder:
         if self._right is None or not table.schema.equals(self._right):
             self._check_schema(table.schema)
             self._right = table.schema
-        return TableReader(table, self._limits, numbers).read(self._columns, self.dataset.has_weights)
+        return TableReader(table, self.limits, numbers).read(self._columns, self.dataset.has_weights)
 
     def empty(self) -> JaggedBatch:
         """A batch without rows."""
@@ -306,12 +306,27 @@ class SampleEncoder:
         return torch.tensor(values, dtype=torch.float32)
 
     def _table(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
-        schema = arrow_schema(self.dataset)
-        try:
-            present = [field for field in schema if rows and field.name in rows[0]]
-            return pa.Table.from_pylist(list(rows), schema=pa.schema(present))
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"rows do not fit the samples of {self.dataset.name}: {error}") from error
+        fields = [field for field in arrow_schema(self.dataset) if rows and field.name in rows[0]]
+        return pa.table([_column(field, rows) for field in fields], schema=pa.schema(fields))
+
+
+def _column(field: pa.Field, rows: Sequence[dict[str, Any]]) -> pa.Array:
+    """A column of rows that are dictionaries.
+
+    Raises:
+        ValueError: A row's value is of another type; the message names column and row.
+    """
+    try:
+        return pa.array([row.get(field.name) for row in rows], field.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        if len(rows) == 1:
+            raise ValueError(f"column {field.name} is not {field.type}: {error}") from error
+        for place, row in enumerate(rows):
+            try:
+                _column(field, [row])
+            except ValueError as of_row:
+                raise ValueError(f"row {place}: {of_row}") from error
+        raise
 
 
 def _reads_as(given: pa.DataType, declared: pa.DataType) -> bool:
@@ -319,7 +334,7 @@ def _reads_as(given: pa.DataType, declared: pa.DataType) -> bool:
     if _is_list(declared) or _is_list(given):
         return _is_list(declared) and _is_list(given) and _reads_as(given.value_type, declared.value_type)
     if pa.types.is_integer(declared):
-        return bool(pa.types.is_integer(given))
+        return bool(pa.types.is_integer(given) and not pa.types.is_uint64(given))
     if pa.types.is_floating(declared):
         return bool(pa.types.is_integer(given) or pa.types.is_floating(given))
     return bool(given == declared or pa.types.is_large_string(given))

@@ -154,6 +154,12 @@ class Columns:
         return self.times[group] if group in self.times else self.visible[group]
 
 
+def as_counts(values: Array) -> Array:
+    """Visibility counts as int32; what is far out of range stays so."""
+    counts: Array = values.clip(-1, 2**31 - 1).astype(np.int32)
+    return counts
+
+
 def check_lengths(
     lengths: Mapping[Group, Array], limits: Mapping[Group, int], name: Callable[[int], str]
 ) -> None:
@@ -231,7 +237,7 @@ class TableReader:
             times={group: vector(name, group, np.int64) for group, name in columns.times.items()},
             ids={group: matrix(names, group, np.int64) for group, names in columns.ids.items()},
             numbers={group: matrix(names, group, np.float32) for group, names in columns.numbers.items()},
-            visible={group: vector(name, group, np.int32) for group, name in columns.visible.items()},
+            visible={g: as_counts(vector(name, g, np.int64)) for g, name in columns.visible.items()},
             labels=labels,
             weights=vector(WEIGHT, Group.CANDIDATE, np.float32)
             if has_weights and WEIGHT in self._places

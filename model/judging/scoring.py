@@ -114,11 +114,20 @@ class Scorer:
             parts.append(both.sigmoid().cpu())
             first = end
         scores = torch.cat(parts, dim=1).numpy() if parts else np.zeros((4, 0), np.float32)
-        if not np.isfinite(scores).all():
-            raise ValueError(
-                f"{int((~np.isfinite(scores)).sum())} scores are not finite; the weights are broken"
-            )
+        _check_finite(scores)
         return dict(zip(SCORES, scores, strict=True))
+
+    @torch.inference_mode()
+    def live(self, batch: JaggedBatch) -> npt.NDArray[np.float32]:
+        """Probabilities of click and conversion as a request is served, float32 `[2, C]`, computed at once.
+
+        Raises:
+            ValueError: A score is not finite.
+        """
+        logits = self._logits(batch if self.reads_realtime else batch.frozen())
+        scores: npt.NDArray[np.float32] = logits.sigmoid().cpu().numpy()
+        _check_finite(scores)
+        return scores
 
     def _logits(self, batch: JaggedBatch) -> Tensor:
         """Logits in the precision that the model was trained in."""
@@ -126,6 +135,11 @@ class Scorer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=is_bfloat16):
             logits: Tensor = self.ranker(batch.laid_out().to(self.device))
         return logits
+
+
+def _check_finite(scores: npt.NDArray[np.float32]) -> None:
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{int((~np.isfinite(scores)).sum())} scores are not finite; the weights are broken")
 
 
 def candidate_frame(table: pa.Table) -> dict[str, npt.NDArray[Any]]:

@@ -1,0 +1,83 @@
+"""Serves what is published: `python -m model.serve --dataset foodlog [--port 8080]`, until Ctrl-C.
+
+NVIDIA's Triton Inference Server behind a small front, see `model/serving/front.py` for the protocol. A newly
+published package (`python -m model.publish`) is taken up without a dropped request. Once it is ready it
+prints a request to try.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.config.environment import cores
+from model.serving import roles, server
+from model.serving.front import Limits
+from model.serving.package import Package
+from model.serving.server import ServerOptions
+from spark_jobs.contract import command
+
+logger = logging.getLogger(__name__)
+
+_UNREAD = ("ds", "window_end_ms", "candidate_time_ms", "candidate_request_id", "candidate_impression_id")
+
+
+def example(package: Package) -> dict[str, Any]:
+    """A request to try: a golden one, without what is not read."""
+    rows = package.golden.rows
+    unread = [
+        n for n in rows.column_names if n in _UNREAD or n.startswith("label_") or n == "candidate_weight"
+    ]
+    row: dict[str, Any] = rows.drop_columns(unread).slice(0, 1).to_pylist()[0]
+    return row
+
+
+def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    dataset = arguments.dataset
+    package = Package.load(roles.link(dataset.name, roles.CURRENT))
+    folder = server.folder_of(dataset.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    body = folder / "request.json"
+    body.write_text(json.dumps(example(package)) + "\n", encoding="utf-8")
+    options = ServerOptions(
+        host=arguments.host,
+        port=arguments.port,
+        instances=arguments.instances or cores(),
+        limits=Limits(max_waiting=arguments.max_waiting, deadline_ms=arguments.deadline_ms),
+        is_logged=not arguments.no_log,
+    )
+
+    def ready(url: str) -> None:
+        logger.info("version %d of %s answers at %s; a request to try:", package.version, dataset.name, url)
+        logger.info("    %s", _curl(url, body))
+
+    asyncio.run(server.serve(dataset, options, ready))
+    return {"dataset": dataset.name, "served": True}
+
+
+def _curl(url: str, body: Path) -> str:
+    return f"curl -s {url}/score -H 'Content-Type: application/json' -d @{shlex.quote(str(body))}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves; see `command.run` for the exit codes."""
+    parser = command.parser("model.serve", __doc__)
+    command.add_dataset(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: loopback)")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--instances", type=int, help="processes that score (default: one a core)")
+    parser.add_argument("--max-waiting", type=int, default=256, help="requests under way; more get 429")
+    parser.add_argument("--deadline-ms", type=int, default=1000, help="greatest time to an answer")
+    parser.add_argument("--no-log", action="store_true", help="do not log scores")
+    return command.run(parser, _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""What stands before Triton: requests in JSON, limits, deadlines, and an answer of 4xx to what is not right.
+
+| path | takes | answers |
+|---|---|---|
+| `POST /score`, `/score/shadow` | a row as JSON | `{"ctr": [...], "ctcvr": [...], "version": 4}` |
+| `POST /v2/models/<model>/infer` | the three tensors, binary | `scores` float32 `[1, 2, C]` and `version`, binary |
+| `GET /v2/health/live`, `/v2/health/ready` | | 200, or 503 |
+| `GET /metrics` | | Triton's metrics and these, for Prometheus |
+
+Triton alone cannot do it: a body of 300 MB of zeros ends its process, JSON that does not parse is answered 500,
+and it has no JSON for people. A request that waits too long is answered 504; while `max_waiting` are under way
+more are answered 429. `Deadline-Ms` says how long the caller waits.
+"""  # noqa: E501 - a table
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from model.data.stored import Array
+from model.serving import kserve
+from model.serving.request import RequestError, RequestForm
+
+logger = logging.getLogger(__name__)
+
+DEADLINE_HEADER = "Deadline-Ms"
+_BOUNDS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_CODES = {400: web.HTTPBadRequest, 404: web.HTTPNotFound, 503: web.HTTPServiceUnavailable}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a front lets pass.
+
+    Args:
+        max_body: Bytes of a body.
+        max_waiting: Requests under way.
+        deadline_ms: How long a request may take, unless it says less.
+    """
+
+    max_body: int = 4 << 20
+    max_waiting: int = 256
+    deadline_ms: int = 1000
+
+
+class Front:
+    """The HTTP server before Triton.
+
+    Args:
+        form: What requests look like.
+        triton: Triton's URL.
+        metrics: URL of its metrics.
+        models: By path behind `/score`, the name of the model.
+        limits: What passes.
+    """
+
+    def __init__(
+        self, form: RequestForm, triton: str, metrics: str, models: dict[str, str], limits: Limits
+    ) -> None:
+        self._form, self._triton, self._metrics = form, triton, metrics
+        self._models, self._limits = models, limits
+        self._session: aiohttp.ClientSession | None = None
+        self._waiting = 0
+        self._answers: Counter[tuple[str, int]] = Counter()
+        self._within: Counter[tuple[str, float]] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def app(self) -> web.Application:
+        """The application."""
+        app = web.Application(client_max_size=self._limits.max_body, middlewares=[self._guarded])
+        app.router.add_post("/score", self._score)
+        app.router.add_post("/score/{role}", self._score)
+        app.router.add_post("/v2/models/{model}/infer", self._infer)
+        app.router.add_get("/v2/health/live", self._live)
+        app.router.add_get("/v2/health/ready", self._ready)
+        app.router.add_get("/metrics", self._show_metrics)
+        app.cleanup_ctx.append(self._connected)
+        return app
+
+    async def _connected(self, app: web.Application) -> Any:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+        async with aiohttp.ClientSession(connector=connector) as self._session:
+            yield
+
+    @web.middleware
+    async def _guarded(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Counts, bounds and times what is asked, and turns errors into answers."""
+        if request.method != "POST":
+            return await handler(request)
+        name, start = request.path, time.perf_counter()
+        try:
+            if self._waiting >= self._limits.max_waiting:
+                raise web.HTTPTooManyRequests(
+                    text=f"{self._waiting} requests are under way; try again", headers={"Retry-After": "1"}
+                )
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(self._deadline_ms(request) / 1000):
+                    response = await handler(request)
+            finally:
+                self._waiting -= 1
+        except (RequestError, kserve.ProtocolError) as error:
+            response = _told(400, str(error))
+        except TimeoutError:
+            response = _told(504, f"no answer within {DEADLINE_HEADER} {self._deadline_ms(request)}")
+        except aiohttp.ClientError as error:
+            logger.warning("Triton does not answer: %s", error)
+            response = _told(503, "the model is not ready; try again")
+        except web.HTTPException as error:
+            response = _told(error.status, error.text or error.reason, dict(error.headers))
+        name = name if response.status != 404 else "other"
+        self._answers[name, response.status] += 1
+        self._time(name, time.perf_counter() - start)
+        return response
+
+    def _deadline_ms(self, request: web.Request) -> int:
+        text = request.headers.get(DEADLINE_HEADER, str(self._limits.deadline_ms))
+        if not text.isdecimal() or not 0 < int(text[:10]) <= 60_000:
+            raise RequestError(f"header {DEADLINE_HEADER} is {text[:40]!r}; it is milliseconds, 1 to 60000")
+        return min(int(text), self._limits.deadline_ms)
+
+    def _time(self, name: str, seconds: float) -> None:
+        self._seconds[name] += seconds
+        for bound in _BOUNDS_S:
+            if seconds <= bound:
+                self._within[name, bound] += 1
+
+    async def _score(self, request: web.Request) -> web.Response:
+        role = request.match_info.get("role", "")
+        if role not in self._models:
+            raise web.HTTPNotFound(text=f"there is no model {role!r}; ask {', '.join(self._paths())}")
+        rows = self._form.of_json(await request.read())
+        tensors, _ = await self._asked(self._models[role], self._form.tensors_of(rows), request)
+        scores = tensors["scores"][0]
+        answer = {
+            "ctr": scores[0].tolist(),
+            "ctcvr": scores[1].tolist(),
+            "version": int(tensors["version"][0, 0]),
+        }
+        return web.json_response(answer)
+
+    def _paths(self) -> list[str]:
+        return ["/score" + (f"/{role}" if role else "") for role in self._models]
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        name = request.match_info["model"]
+        if name not in self._models.values():
+            raise web.HTTPNotFound(text=f"there is no model {name!r}; use {', '.join(self._models.values())}")
+        tensors, _ = kserve.decode(await request.read(), request.headers.get(kserve.LENGTH_HEADER))
+        self._form.of_tensors(tensors)  # sizes before it takes a place in a batch
+        _, (body, length) = await self._asked(name, tensors, request)
+        return web.Response(
+            body=body,
+            content_type="application/octet-stream",
+            headers={kserve.LENGTH_HEADER: length} if length else {},
+        )
+
+    async def _asked(
+        self, model: str, tensors: dict[str, Array], request: web.Request
+    ) -> tuple[dict[str, Array], tuple[bytes, str]]:
+        """Triton's answer: its tensors, and its body with the length of its header."""
+        assert self._session is not None
+        body, length = kserve.encode(tensors, parameters={"timeout": self._deadline_ms(request) * 1000})
+        async with self._session.post(
+            f"{self._triton}/v2/models/{model}/infer",
+            data=body,
+            headers={kserve.LENGTH_HEADER: str(length)},
+        ) as response:
+            answer = await response.read()
+            if response.status != 200:
+                raise _refused(response.status, answer)
+            length_header = response.headers.get(kserve.LENGTH_HEADER, "")
+        return kserve.decode(answer, length_header, "outputs")[0], (answer, length_header)
+
+    async def _live(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        assert self._session is not None
+        try:
+            url = f"{self._triton}/v2/models/{self._models['']}/ready"
+            async with self._session.get(url, timeout=aiohttp.ClientTimeout(2)) as response:
+                return web.Response(status=200 if response.status == 200 else 503)
+        except (aiohttp.ClientError, TimeoutError):
+            return web.Response(status=503)
+
+    async def _show_metrics(self, request: web.Request) -> web.Response:
+        assert self._session is not None
+        lines = ["# TYPE mtgr_answers_total counter"]
+        lines += [f'mtgr_answers_total{{path="{p}",code="{c}"}} {n}' for (p, c), n in self._answers.items()]
+        lines += [
+            "# TYPE mtgr_waiting gauge",
+            f"mtgr_waiting {self._waiting}",
+            "# TYPE mtgr_seconds histogram",
+        ]
+        for path in {path for path, _ in self._answers}:
+            total = sum(n for (of, _), n in self._answers.items() if of == path)
+            lines += [
+                f'mtgr_seconds_bucket{{path="{path}",le="{bound}"}} {self._within[path, bound]}'
+                for bound in _BOUNDS_S
+            ]
+            lines += [
+                f'mtgr_seconds_bucket{{path="{path}",le="+Inf"}} {total}',
+                f'mtgr_seconds_sum{{path="{path}"}} {self._seconds[path]}',
+                f'mtgr_seconds_count{{path="{path}"}} {total}',
+            ]
+        try:
+            async with self._session.get(self._metrics, timeout=aiohttp.ClientTimeout(2)) as response:
+                of_triton = await response.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            of_triton = f"# Triton's metrics are not there: {error}\n"
+        return web.Response(text=of_triton + "\n".join(lines) + "\n")
+
+
+def _told(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    kept = {name: value for name, value in (headers or {}).items() if name in ("Retry-After", "Allow")}
+    return web.json_response({"error": message}, status=status, headers=kept)
+
+
+def _refused(status: int, answer: bytes) -> web.HTTPException:
+    """What Triton said, as the error to answer with."""
+    try:
+        message = str(json.loads(answer)["error"])
+    except (ValueError, KeyError, TypeError):
+        message = answer[:200].decode(errors="replace")
+    if "timeout" in message.lower() or "expired" in message.lower():
+        return web.HTTPGatewayTimeout(text=message)
+    return _CODES.get(status, web.HTTPInternalServerError)(text=message)

@@ -1,0 +1,212 @@
+"""The real server: `python -m model.serve` with Triton behind its front, under load, swaps and kills."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as pa_dataset
+import pytest
+
+from benchmarks.load import Call, Load, at_rate
+from model.judging.scoring import Scorer
+from model.serving import kserve, roles
+from model.serving.request import RequestForm
+from spark_jobs.contract.foodlog import FOODLOG
+from tests.model.malformed import malformed_rows, malformed_tensors
+from tests.model.packages import folder_of, make_package
+from tests.model.test_serving import request_rows
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("pytriton") is None, reason="nvidia-pytriton is not installed"
+    ),
+]
+
+
+class Serving:
+    """A server in a process of its own."""
+
+    def __init__(self, log: Path, *more: str) -> None:
+        self.log = log
+        command = [sys.executable, "-m", "model.serve", "--dataset", "foodlog", "--port", "0", *more]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        end = time.monotonic() + 120
+        while (answer := re.search(r"answers at (\S+);", log.read_text())) is None:
+            assert time.monotonic() < end, log.read_text()
+            assert self.process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        self.url = answer.group(1)
+
+    def children(self) -> list[int]:
+        """Triton, and the processes that score."""
+        done = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
+        )
+        (triton,) = map(int, done.stdout.split())
+        done = subprocess.run(["pgrep", "-P", str(triton)], capture_output=True, text=True, check=False)
+        return [triton, *map(int, done.stdout.split())]
+
+    def ask(self, body: Any, path: str = "/score", headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers or {})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"null")
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path / "var"))
+    made = {version: make_package(FOODLOG, version, seed=version) for version in (1, 2)}
+    roles.point("foodlog", roles.CURRENT, 1)
+    return made
+
+
+@pytest.fixture
+def serving(packages: dict[int, Any], tmp_path: Path) -> Iterator[Serving]:
+    server = Serving(tmp_path / "serve.log", "--instances", "2")
+    yield server
+    if server.process.poll() is None:
+        server.stop()
+
+
+def calls(rows: list[dict[str, Any]]) -> list[Call]:
+    headers = {"Content-Type": "application/json"}
+    return [Call(path="/score", body=json.dumps(row).encode(), headers=headers) for row in rows]
+
+
+def under_load(server: Serving, seconds: float, rate: float = 40) -> tuple[threading.Thread, list[Load]]:
+    loads: list[Load] = []
+
+    def run() -> None:
+        loads.append(asyncio.run(at_rate(server.url, calls(request_rows(20)), rate, seconds, keep=True)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, loads
+
+
+def test_swaps_and_a_rollback_under_load_drop_no_request(
+    serving: Serving, packages: Any, tmp_path: Path
+) -> None:
+    row = request_rows(1)[0]
+    thread, loads = under_load(serving, 15)
+    for version in (2, 1, 2):
+        time.sleep(3)
+        roles.point("foodlog", roles.CURRENT, version)
+    time.sleep(3)
+    status, scores = serving.ask(row)
+    thread.join()
+    (load,) = loads
+    assert set(load.statuses) == {200}, load.statuses
+    assert len(load.bodies) > 400
+    assert {json.loads(body)["version"] for body in load.bodies} == {1, 2}
+    package = packages[2]
+    expected = Scorer(package.dataset, package.config, package.ranker()).score([row])
+    assert (status, scores["version"]) == (200, 2)
+    np.testing.assert_allclose(scores["ctcvr"], expected["ctcvr_live"], atol=1e-5)
+    assert serving.stop() == 0
+    logged = pa_dataset.dataset(
+        tmp_path / "var" / "serving" / "foodlog" / "server" / "scores", format="parquet"
+    )
+    assert logged.count_rows() == len(load.bodies) + 1
+    assert json.loads(serving.log.read_text().splitlines()[-1])["served"]
+
+
+def test_a_thousand_malformed_requests_are_each_answered_4xx(serving: Serving) -> None:
+    rng = np.random.default_rng(11)
+    rows = [row for row in request_rows(20) if row["static_time_ms"] and row["realtime_time_ms"]]
+    form = RequestForm(FOODLOG)
+    tensors = form.tensors_of(form.of_row(rows[0]))
+
+    def memory() -> int:
+        return sum(int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()).group(1))  # type: ignore[union-attr]
+                   for pid in (serving.process.pid, *serving.children()))  # fmt: skip
+
+    processes, before = serving.children(), 0
+    for number, case in enumerate(malformed_rows(FOODLOG, rows, rng, 700)):
+        status, answer = serving.ask(case.body.encode() if isinstance(case.body, str) else case.body)
+        assert status == 400, (case, answer)
+        assert case.field in answer["error"], (case, answer)
+        if number == 200:
+            before = memory()
+    for case in malformed_tensors(tensors, rng, 300):
+        headers = {} if case.length is None else {kserve.LENGTH_HEADER: case.length}
+        status, answer = serving.ask(case.body, "/v2/models/foodlog/infer", headers)
+        assert status == 400, (case, answer)
+        assert case.field in answer["error"], (case, answer)
+    assert serving.ask(b"0" * (5 << 20))[0] == 413
+    assert memory() - before < 50_000  # kB
+    assert serving.children() == processes
+    assert serving.ask(rows[0])[0] == 200
+
+
+def test_killed_processes_come_back_with_the_same_package(serving: Serving, tmp_path: Path) -> None:
+    row = request_rows(1)[0]
+    before = serving.ask(row)
+    thread, loads = under_load(serving, 25, rate=20)
+    time.sleep(2)
+    os.kill(serving.children()[0], signal.SIGKILL)  # Triton itself
+    half = folder_of(FOODLOG, 9)  # what a killed export leaves: no package.json
+    half.mkdir()
+    roles._replace(roles.link("foodlog", roles.SHADOW), 9)
+    thread.join()
+    assert serving.ask(row) == before
+    assert set(loads[0].statuses) <= {200, 503, 504}
+    assert loads[0].statuses[200] > 100
+    processes = serving.children()
+    os.kill(serving.process.pid, signal.SIGKILL)  # the front
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in processes):
+        assert time.monotonic() < end, "what it started goes on without it"
+        time.sleep(0.2)
+    roles.clear("foodlog", roles.SHADOW)
+    again = Serving(tmp_path / "again.log")
+    assert again.ask(row) == before
+    again.stop()
+
+
+def test_the_shadow_is_asked_beside_the_champion(packages: Any, tmp_path: Path) -> None:
+    roles.point("foodlog", roles.SHADOW, 2)
+    server = Serving(tmp_path / "serve.log", "--instances", "1", "--no-log")
+    row = request_rows(1)[0]
+    versions = [server.ask(row, path)[1]["version"] for path in ("/score", "/score/shadow")]
+    assert versions == [1, 2]
+    server.stop()
+
+
+def test_what_cannot_be_served_is_not_started(packages: Any, tmp_path: Path) -> None:
+    (folder_of(FOODLOG, 1) / "config.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-m", "model.serve", "--dataset", "foodlog", "--port", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    assert done.returncode == 1
+    assert "it is not loaded" in done.stderr
