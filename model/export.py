@@ -24,7 +24,7 @@ from model.config.environment import device
 from model.data.synthetic import random_samples
 from model.judging.scoring import Scorer
 from model.rankers.protocol import Ranker
-from model.registry import tracking
+from model.registry import pages, tracking
 from model.registry import versions as registry
 from model.registry.versions import RegistryError, Version
 from model.runs.files import sync_folder, write_file, write_text
@@ -74,7 +74,7 @@ def export(
         TrackingError: MLflow is not reachable or refuses.
     """
     version = _version(dataset.name, number)
-    path = out or locations.serving() / dataset.name / str(version.version)
+    path = out or locations.package(dataset.name, version.version)
     with exclusively(path.parent, "exporting"):
         is_new = not path.exists()
         if is_new:
@@ -210,9 +210,10 @@ def _link(dataset: str, version: Version, package: Package, reports: Mapping[str
         registry.PACKAGE_DIGEST: package.sha256,
         registry.PARITY: f"{_greatest(reports, 'max'):.3g}",
     }
+    tracking.log_json(version.run_id, registry.PARITY_REPORT.removesuffix(".json"), reports)
     with registry.exclusive(dataset, "export"):
         registry.annotate(version, tags)
-    tracking.log_json(version.run_id, "parity", reports)
+        pages.refresh(dataset)
     reach("export:linked")
 
 

@@ -3,9 +3,9 @@
     python -m model.prune --dataset foodlog --keep 30 [--budget BYTES] [--dry-run]
 
 The newest `--keep` versions stay, and every version that an alias names or that a rollback would restore.
-With the others go their MLflow runs and logged models, and then, by `mlflow gc`, the files. `mlflow gc` works
-on the database itself, so where MLFLOW_TRACKING_URI is a server, run this where its database is reachable and
-give that as MLFLOW_TRACKING_URI.
+With the others go their serving packages, MLflow runs and logged models, and then, by `mlflow gc`, the files.
+`mlflow gc` works on the database itself, so where MLFLOW_TRACKING_URI is a server, run this where its
+database is reachable and give that as MLFLOW_TRACKING_URI.
 
 Of `$MTGR_RUNS` stay, for each preset, the newest `--keep` runs, the one that the next training continues
 from, those that became a version that stays, and those which these were continued from.
@@ -90,11 +90,12 @@ def size_of_all(dataset: str) -> int:
     return sum(map(locations.size_of, {*folders, locations.runs() / dataset}))
 
 
-def _folders(dataset: str, version: Version) -> tuple[Path, Path, Path]:
-    """Where a version's files lie when no server keeps them: run, logged model, and the copy that serves."""
+def _folders(dataset: str, version: Version) -> tuple[Path, ...]:
+    """Where a version's files lie when no server keeps them: run, logged model, copy, package, engines."""
     artifacts = artifacts_root() / experiment_name(dataset)
     copy = locations.var() / "models" / version.digest
-    return artifacts / version.run_id, artifacts / "models" / version.model_id, copy
+    exported = locations.package(dataset, version.version), locations.engines(version.digest)
+    return artifacts / version.run_id, artifacts / "models" / version.model_id, copy, *exported
 
 
 def fitting(dataset: str, keep: int, budget: int) -> int:

@@ -77,7 +77,7 @@ def version_link(version: Version) -> str:
     return f"#/models/{version.model}/versions/{version.version}"
 
 
-def model_page(dataset: str, champion: Version | None, why: str, since: str) -> str:
+def model_page(dataset: str, champion: Version | None, why: str, since: str, experiment: str) -> str:
     """The registered model's description: what serves, since when, why, what it replaced, how to load it.
 
     Args:
@@ -85,6 +85,7 @@ def model_page(dataset: str, champion: Version | None, why: str, since: str) -> 
         champion: Who serves; None where nobody does.
         why: The decision in words, from its version.
         since: When its alias was set, UTC.
+        experiment: Id of the experiment.
     """
     first = f"Ranks {dataset}: CTR and CTCVR of a user's candidates."
     if champion is None:
@@ -105,6 +106,7 @@ def model_page(dataset: str, champion: Version | None, why: str, since: str) -> 
             f"Why: restored by a rollback, {restored}." if restored else f"Why: {why}",
             "",
             f"It replaced {replaced}.",
+            *_exported(champion, experiment),
             "",
             "```python",
             "import mlflow",
@@ -113,6 +115,16 @@ def model_page(dataset: str, champion: Version | None, why: str, since: str) -> 
             "```",
         ]
     )
+
+
+def _exported(version: Version, experiment: str) -> list[str]:
+    """Where the package of a version is, if it was exported, and the report of its scores."""
+    place = version.tags.get(registry.PACKAGE)
+    if place is None:
+        return []
+    report = f"#/experiments/{experiment}/runs/{version.run_id}/artifacts/{registry.PARITY_REPORT}"
+    within = f"[within {version.tags[registry.PARITY]} of evaluation's]({report})"
+    return ["", f"Its package, `{place}`, gives scores {within}."]
 
 
 def experiment_page(dataset: str, experiment: str, champion: Version | None, ds: str) -> str:
@@ -156,7 +168,7 @@ def refresh(dataset: str) -> None:
     champion = registry.aliased(dataset, registry.CHAMPION)
     newest = registry.aliased(dataset, registry.CANDIDATE)
     why, since = ("", "") if champion is None else (registry.why(champion), registry.since(champion))
-    registry.describe_model(dataset, model_page(dataset, champion, why, since))
     experiment = tracking.experiment_id(dataset)
+    registry.describe_model(dataset, model_page(dataset, champion, why, since, experiment))
     text = experiment_page(dataset, experiment, champion, "" if newest is None else newest.ds)
     tracking.describe_experiment(dataset, text, view())

@@ -13,7 +13,7 @@ from spark_jobs.contract import locations
 
 @with_named_errors
 def delete_whole(version: versions.Version) -> None:
-    """Deletes a version with its run and logged model.
+    """Deletes a version with its run, its logged model and its serving package.
 
     Files before names: the version goes last, so that a rerun finds what is left of it.
     """
@@ -28,6 +28,9 @@ def delete_whole(version: versions.Version) -> None:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
+    package = locations.package(version.model.removeprefix("mtgr-"), version.version)
+    for folder in (package, locations.engines(version.digest)):
+        shutil.rmtree(folder, ignore_errors=True)
     versions.delete(version, "superfluous")
     shutil.rmtree(locations.var() / "models" / version.digest, ignore_errors=True)
 

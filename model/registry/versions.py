@@ -41,6 +41,7 @@ DIGEST = "digest"
 DECISION, EVALUATION, PREVIOUS = "decision", "evaluation_digest", "previous_champion"
 ROLLED_BACK, RESTORED = "rolled_back", "restored"
 PACKAGE, PACKAGE_DIGEST, PARITY = "package", "package_digest", "parity_max"  # of its export for serving
+PARITY_REPORT = "parity.json"  # artifact of its run
 _SINCE = "champion_since"  # tag of the registered model: version, and when the alias came to it
 _WAIT_S = 120
 _LONGEST_REASON = 1500

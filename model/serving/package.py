@@ -1,6 +1,6 @@
 """A serving package: all that scores one registered version, in a folder that is whole or not there.
 
-    package = Package.load(locations.serving() / "foodlog" / "4")     # checks every digest first
+    package = Package.load(locations.package("foodlog", 4))     # checks every digest first
     scorer = Scorer(package.dataset, package.config, package.ranker("cpu"))
 
 | file | what |
@@ -125,19 +125,29 @@ class Package:
         """SHA-256 of the registered version's config and weights."""
         return str(self.record["digest"])
 
-    def ranker(self, device: torch.device | str = "cpu") -> Ranker:
-        """The model to score with; on a CPU its id tables are the mapped files.
+    def weights(self) -> dict[str, Tensor]:
+        """The weights as a state dict has them; on the CPU, id tables are the mapped files."""
+        weights: dict[str, Tensor] = load_file(self.path / DENSE)
+        for name in self.record["tables"]:
+            tables = load_file(self.path / TABLES / f"{name}.safetensors")
+            weights |= {f"{_DYNAMIC}{name}.{part}": tensor for part, tensor in tables.items()}
+        return weights
+
+    def ranker(
+        self, device: torch.device | str = "cpu", weights: Mapping[str, Tensor] | None = None
+    ) -> Ranker:
+        """The model to score with.
+
+        Args:
+            device: Where to score.
+            weights: Of a later run of the same config, see `model.serving.changed`; by default the package's.
 
         Raises:
             PackageError: The weights are of another config.
         """
         ranker = build_ranker(self.dataset, self.config.model, self.config.train.seed)
-        weights = load_file(self.path / DENSE)
-        for name in self.record["tables"]:
-            tables = load_file(self.path / TABLES / f"{name}.safetensors")
-            weights |= {f"{_DYNAMIC}{name}.{part}": tensor for part, tensor in tables.items()}
         try:
-            ranker.load_state_dict(weights)
+            ranker.load_state_dict(self.weights() if weights is None else weights)
         except RuntimeError as error:
             raise PackageError(f"{self.path}: its weights do not load into its config: {error}") from error
         return ranker.to(torch.device(device)).eval().requires_grad_(False)

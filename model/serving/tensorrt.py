@@ -47,7 +47,7 @@ def engine(package: Package, capability: str) -> Path | None:
         return None
     half = "bfloat16" if package.config.train.precision == "bfloat16" else "float16"
     name = f"{library(capability).__version__}-sm{capability}-{half}.engine"
-    path = locations.serving() / "engines" / package.digest / name
+    path = locations.engines(package.digest) / name
     facts = path.with_suffix(".json")
     if facts.exists() and json.loads(facts.read_text(encoding="utf-8"))["sha256"] == sha256(path):
         return path

@@ -51,8 +51,18 @@ def runs() -> Path:
 
 
 def serving() -> Path:
-    """Folder of serving packages: `$MTGR_VAR/serving/<dataset>/<version>`."""
+    """Folder of all that serves: packages, engines."""
     return var() / "serving"
+
+
+def package(dataset: str, version: int) -> Path:
+    """Folder of a version's serving package."""
+    return serving() / dataset / str(version)
+
+
+def engines(digest: str) -> Path:
+    """Folder of what TensorRT built of a version, by its digest."""
+    return serving() / "engines" / digest
 
 
 def tracking_uri() -> str:

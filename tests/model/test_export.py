@@ -19,17 +19,19 @@ import pyarrow as pa
 import pytest
 import torch
 from deltalake import write_deltalake
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from model import export
 from model.config.presets import preset_named
 from model.data.synthetic import random_batch, random_samples
+from model.embeddings.changes import changes
 from model.judging.scoring import SCORES, Scorer
 from model.rankers.protocol import build_ranker
 from model.registry import versions as registry
 from model.registry.store import client
 from model.serving import graph
+from model.serving.changed import later_weights
 from model.serving.golden import requests_of
 from model.serving.package import Package, PackageError
 from spark_jobs.contract import locations
@@ -102,6 +104,10 @@ def test_a_package_scores_as_evaluation_from_mapped_tables(
     assert tags["package_digest"] == package.sha256
     assert float(tags["parity_max"]) == pytest.approx(result["parity_max"], rel=0.01)
     assert "parity.json" in {file.path for file in client().list_artifacts(champion.run_id)}
+    page = client().get_registered_model("mtgr-foodlog").description
+    assert re.search(
+        rf"package, `{path}`, gives scores \[within .*/runs/{champion.run_id}/artifacts/parity.json", page
+    )
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
     assert not export.export(FOODLOG)["new"]
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
@@ -294,3 +300,39 @@ def test_the_phases_are_all_that_an_export_reaches(
     export.export(FOODLOG)
     reached = (tmp_path / "phases").read_text().split()
     assert reached == [f"export:{phase}" for phase in PHASES]
+
+
+def test_the_changed_rows_of_a_day_make_a_package_score_as_the_later_version(
+    champion: Any, make_version: Any, var: Path, tmp_path: Path
+) -> None:
+    package = Package.load(export.export(FOODLOG)["path"])
+    older, newer = weights_of("tiny"), weights_of("tiny")
+    name = "inputs.embeddings.dynamic.width_16."
+    newer[f"{name}ids"] = torch.arange(7, 307)  # seven have gone, 57 have come
+    newer[f"{name}starts"] = torch.tensor([0, 300])
+    newer[f"{name}vectors"] = torch.cat([older[f"{name}vectors"][7:], torch.ones(57, 16)])
+    newer["inputs.embeddings.dynamic.width_32.vectors"][5] += 1
+    newer["heads.norm.bias"] += 0.1
+    run, later = make_version("2026-03-04", ["2026-03-01"], weights=save(newer))
+    path, versions = tmp_path / "changes.safetensors", {"from": package.digest, "to": run.digest}
+    save_file(changes(older, newer), path, metadata=versions)
+    rows = random_samples(FOODLOG, 20, seed=3)
+    scorer = Scorer(package.dataset, package.config, package.ranker("cpu", later_weights(package, path)))
+    theirs, before = Scorer.load(registry.fetch(later)).score(rows), package.ranker()
+    for score in SCORES:
+        np.testing.assert_array_equal(scorer.score(rows)[score], theirs[score])
+    unchanged = Scorer.load(registry.fetch(champion)).score(rows)
+    np.testing.assert_array_equal(
+        Scorer(package.dataset, package.config, before).score(rows)["ctr_live"], unchanged["ctr_live"]
+    )
+    assert (theirs["ctr_live"] != unchanged["ctr_live"]).any()
+    whole = path.read_bytes()
+    path.write_bytes(bytes([*whole[:-1], whole[-1] ^ 1]))
+    with pytest.raises(PackageError, match=f"leads to the digest [0-9a-f]+, expected is {run.digest}"):
+        later_weights(package, path)
+    save_file(changes(older, newer), path, metadata={**versions, "from": run.digest})
+    with pytest.raises(PackageError, match=f"starts from the digest {run.digest}"):
+        later_weights(package, path)
+    path.write_bytes(whole[:100])
+    with pytest.raises(PackageError, match="cannot be read"):
+        later_weights(package, path)

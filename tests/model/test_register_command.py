@@ -17,6 +17,7 @@ from model.registry.versions import RegistryError, Version
 from model.runs import store
 from model.runs.files import RunError
 from model.runs.store import CONFIG, WEIGHTS, Run
+from spark_jobs.contract import locations
 from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.lake.verdicts import NotPassedError
@@ -186,6 +187,10 @@ def test_pruning_frees_the_bytes_of_old_versions_and_spares_those_in_use(
         registry.set_champion("foodlog", made[0][1])
     artifacts = var / "mlflow" / "artifacts"
     gone = made[1][1]
+    packages = [locations.package("foodlog", version.version) for _, version in made]
+    for package in packages:
+        package.mkdir(parents=True)
+        (package / "dense.safetensors").write_bytes(b"weights")
     size = _bytes(_files_of(gone))
     assert size > 0
     before = _bytes(artifacts)
@@ -193,6 +198,7 @@ def test_pruning_frees_the_bytes_of_old_versions_and_spares_those_in_use(
     assert prune.prune("foodlog", 2) == ([gone.version], [])
     assert _bytes(artifacts) <= before - size
     assert [v.version for v in registry.versions("foodlog")] == [1, 3, 4]
+    assert [package for package in packages if not package.exists()] == [packages[gone.version - 1]]
     assert prune.superfluous("foodlog", 2) == []
     champion = registry.champion("foodlog")
     assert champion is not None
