@@ -1,11 +1,10 @@
 """LightGBM on the samples of any dataset: what a practitioner tries first and a model has to beat.
 
 Its features are those of the candidate and of the user as the samples hold them, point in time, one flat row
-a candidate: every number and category, and of ids none, whose past the statistics tell. Beside them stand
-what a practitioner adds: how long the history is, how many candidates are shown at once, and the place of
-each number among those. Objectives: `binary`, and `lambdarank` within requests (within windows, where a
-request has one candidate). Click and conversion are learned apart. Scores are live and, with the statistics
-of the day so far at zero, frozen, as those of rankers are.
+a candidate: every number and category, and of ids none, whose past the statistics tell; beside them how long
+the history is and how many candidates are shown at once. Objectives: `binary`, and `lambdarank` within
+requests (within windows, where a request has one candidate). Click and conversion are learned apart. Scores
+are live and, with the statistics of the day so far at zero, frozen, as those of rankers are.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Owne
 Array = npt.NDArray[Any]
 Frame = dict[str, Array]
 OBJECTIVES = ("binary", "lambdarank")
-_PLACED = (Owner.ITEM, Owner.ITEM_STATISTIC, Owner.CROSS, Owner.CONTEXT)  # of whom numbers get a place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +72,12 @@ class Boosting:
             raise ValueError(f"objective is {self.objective!r}; use one of {', '.join(OBJECTIVES)}")
 
 
-def rows_of(samples: SamplesTable, days: Sequence[str], *, places: bool = True) -> Rows:
+def rows_of(samples: SamplesTable, days: Sequence[str]) -> Rows:
     """The candidates of days, day after day and there by user and window, as `score_day` has them.
 
     Args:
         samples: One version of a table.
         days: In order.
-        places: Whether numbers get their place among the candidates that are shown at once, too.
     """
     dataset = samples.dataset
     profile, candidate = _features(dataset, Group.PROFILE), _features(dataset, Group.CANDIDATE)
@@ -91,18 +88,14 @@ def rows_of(samples: SamplesTable, days: Sequence[str], *, places: bool = True) 
             table = chunk.sort_by([("user_id", "ascending"), ("window_start_ms", "ascending")])
             frame = candidate_frame(table)
             frames.append(frame)
-            parts.append(_values(dataset, table, frame, places))
+            parts.append(_values(dataset, table, frame))
     names = [f.name for f in (*profile, *candidate)] + ["static_length", "candidates_shown"]
-    placed = [f"{f.name}_place" for f in candidate if _has_place(f)] if places else []
     return Rows(
         frame={name: np.concatenate([frame[name] for frame in frames]) for name in frames[0]},
         values=np.concatenate(parts),
-        names=(*names, *placed),
+        names=tuple(names),
         categories=tuple(f.name for f in (*profile, *candidate) if f.kind is Kind.CATEGORY),
-        live=np.array(
-            [f.owner is Owner.REALTIME_STATISTIC for f in (*profile, *candidate)]
-            + [False] * (2 + len(placed))
-        ),
+        live=np.array([f.owner is Owner.REALTIME_STATISTIC for f in (*profile, *candidate)] + [False, False]),
     )
 
 
@@ -110,46 +103,24 @@ def _features(dataset: Dataset, group: Group) -> list[FeatureSpec]:
     return [f for f in dataset.in_group(group) if f.kind is not Kind.ID]
 
 
-def _has_place(feature: FeatureSpec) -> bool:
-    return feature.kind is Kind.NUMBER and feature.owner in _PLACED
-
-
 def shown_together(dataset: Dataset, frame: Frame) -> Array:
     """An integer of each row's request, or of its window where a request has one candidate."""
     return group_ids(frame["user_id"], frame["request_id" if dataset.has_requests else "window_start_ms"])
 
 
-def _values(dataset: Dataset, table: pa.Table, frame: Frame, places: bool) -> Array:
+def _values(dataset: Dataset, table: pa.Table, frame: Frame) -> Array:
     counts = np.diff(table.column("candidate_time_ms").combine_chunks().offsets.to_numpy())
     columns = [
         np.repeat(table.column(f"profile_{f.name}").to_numpy().astype(np.float32), counts)
         for f in _features(dataset, Group.PROFILE)
     ]
-    placed = []
     group = shown_together(dataset, frame)
     for feature in _features(dataset, Group.CANDIDATE):
         flat = table.column(f"candidate_{feature.name}").combine_chunks().flatten()
         columns.append(flat.to_numpy().astype(np.float32))
-        if places and _has_place(feature):
-            placed.append(columns[-1])
     lengths = np.diff(table.column("static_time_ms").combine_chunks().offsets.to_numpy())
     columns += [np.repeat(lengths, counts).astype(np.float32), np.bincount(group)[group].astype(np.float32)]
-    return np.stack([*columns, *(place_in(group, values) for values in placed)], axis=1)
-
-
-def place_in(group: Array, values: Array) -> Array:
-    """The share of its group whose value is less, ties at their middle: float32 in (0, 1)."""
-    order = np.lexsort((values, group))
-    of_group, value = group[order], values[order]
-    first = np.flatnonzero(np.r_[True, of_group[1:] != of_group[:-1]])
-    size = np.diff(np.r_[first, len(order)])
-    index = np.repeat(np.arange(len(first)), size)
-    tie = np.flatnonzero(np.r_[True, (value[1:] != value[:-1]) | (of_group[1:] != of_group[:-1])])
-    ties = np.diff(np.r_[tie, len(order)])
-    middle = np.repeat(tie + (ties - 1) / 2, ties) - first[index]
-    place = np.empty(len(order), np.float32)
-    place[order] = (middle + 0.5) / size[index]
-    return place
+    return np.stack(columns, axis=1)
 
 
 def fit(dataset: Dataset, rows: Rows, task: str, boosting: Boosting, seed: int) -> Any:

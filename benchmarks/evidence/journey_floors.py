@@ -16,7 +16,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence.gradient_boosting import Boosting, Frame, Rows, fit, gains, rows_of, scores_of
-from benchmarks.evidence.scored import TEST_DAYS, by_trip, gain, measured, save_frame
+from benchmarks.evidence.scored import TEST_DAYS, by_trip, measured, save_frame
 from model.data.reader import SamplesTable
 from model.runs.files import write_text
-from spark_jobs.contract import command
+from spark_jobs.contract import command, locations
 from spark_jobs.contract.clock import days_between
 from spark_jobs.contract.journey import JOURNEY
 from spark_jobs.lake.log import git_sha
@@ -39,14 +39,14 @@ RESULT = Path(__file__).resolve().parents[1] / "results" / "journey_floors.json"
 TRAIN_DAYS = days_between("2017-10-02", "2017-11-26")
 CHOICE_DAYS = 14  # at the end of the days of training
 COUNTS = ("item_buy_90d", "user_type_buy_365d", "user_item_buy_365d")
-CHOSEN = {
-    "lightgbm_binary": Boosting(objective="binary"),
-    "lightgbm_lambdarank": Boosting(objective="lambdarank"),
-}
 TRIED = {
     f"{objective}-{leaves}-{rounds}": Boosting(objective=objective, leaves=leaves, rounds=rounds)
     for objective in ("binary", "lambdarank")
-    for leaves, rounds in ((15, 300), (31, 300), (63, 150), (63, 300))
+    for leaves, rounds in ((15, 300), (31, 300), (63, 150))
+}
+CHOSEN = {
+    "lightgbm_binary": TRIED["binary-15-300"],
+    "lightgbm_lambdarank": TRIED["lambdarank-15-300"],
 }
 
 
@@ -65,53 +65,41 @@ def learned(train: Rows, test: Rows, boosting: Boosting, seed: int) -> tuple[Fra
     return scores_of(test, boosters), gains(boosters["ctcvr"]), seconds
 
 
-def choose(samples: SamplesTable, names: Sequence[str]) -> dict[str, Any]:
+def choose(samples: SamplesTable, names: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
     """Some of `TRIED` for conversion on the last weeks before the test weeks, learned on those before."""
     train = rows_of(samples, TRAIN_DAYS[:-CHOICE_DAYS])
     test = rows_of(samples, TRAIN_DAYS[-CHOICE_DAYS:])
-    made = {}
     for name in names:
         start = time.monotonic()
         booster = fit(JOURNEY, train, "ctcvr", TRIED[name], 1)
+        seconds = round(time.monotonic() - start, 1)
         trips = by_trip(test.frame, booster.predict(test.values, raw_score=True))
-        made[name] = {
-            "ctcvr_gauc_request": trips.gauc,
-            "mean": trips.mean,
-            "seconds": time.monotonic() - start,
-        }
-        logger.info("%s: %s", name, made[name])
-    return made
+        yield name, {"ctcvr_gauc_request": trips.gauc, "mean": trips.mean, "seconds": seconds}
 
 
-def floors(samples: SamplesTable, out: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """All floors on the test days; scores go below `out`, what they are worth into the result."""
+def floors(samples: SamplesTable, out: Path, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The result after each of the floors on the test days; scores go below `out`."""
     train, test = rows_of(samples, TRAIN_DAYS), rows_of(samples, TEST_DAYS)
     save_frame(out, test.frame)
-    made: dict[str, Any] = {name: measured(test.frame, counted(test, name)) for name in COUNTS}
-    live: dict[str, list[Any]] = {}
-    learnt: dict[str, Any] = {}
-    for name, boosting in CHOSEN.items():
-        for seed in seeds:
-            scores, most, seconds = learned(train, test, boosting, seed)
-            (out / name).mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(out / name / f"{seed}.npz", **scores)  # type: ignore[arg-type]
-            metrics = measured(test.frame, scores)
-            logger.info("%s seed %d: %.4f", name, seed, metrics["ctcvr_gauc_request"])
-            live.setdefault(name, []).append(scores["ctcvr_live"])
-            one = {"seed": seed, "train_seconds": round(seconds, 1), "gains": most, "metrics": metrics}
-            learnt.setdefault(name, {"settings": asdict(boosting), "seeds": []})["seeds"].append(one)
-    pair = [gain(test.frame, *scores) for scores in zip(*reversed(live.values()), strict=True)]
-    return {
-        "summary": _summary(made, learnt),
+    made = {
         "test_days": [TEST_DAYS[0], TEST_DAYS[-1]],
         "train_days": [TRAIN_DAYS[0], TRAIN_DAYS[-1]],
         "candidates": len(test.frame["user_id"]),
         "bought": int(test.frame["label_conversion"].sum()),
         "features": len(test.names),
-        "counts": made,
-        "learned": learnt,
-        "lambdarank_minus_binary": [asdict(one) for one in pair],
+        "counts": {name: measured(test.frame, counted(test, name)) for name in COUNTS},
+        "learned": {},
     }
+    for seed in seeds:
+        for name, boosting in CHOSEN.items():
+            path = out / name / f"{seed}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scores, most, seconds = learned(train, test, boosting, seed)
+            np.savez_compressed(path, **scores)  # type: ignore[arg-type]
+            metrics = measured(test.frame, scores)
+            one = {"seed": seed, "train_seconds": round(seconds, 1), "gains": most, "metrics": metrics}
+            made["learned"].setdefault(name, {"settings": asdict(boosting), "seeds": []})["seeds"].append(one)
+            yield {**made, "summary": _summary(made["counts"], made["learned"])}
 
 
 def _summary(made: Mapping[str, Any], learnt: Mapping[str, Any]) -> dict[str, float]:
@@ -124,10 +112,30 @@ def _summary(made: Mapping[str, Any], learnt: Mapping[str, Any]) -> dict[str, fl
     return {name: round(value, 5) for name, value in summary.items()}
 
 
+def table(result: Mapping[str, Any]) -> str:
+    """The result as a Markdown table; +- is the greatest less the least of the seeds."""
+    metrics = ("ctcvr_gauc_request", "ctr_gauc_request", "ctcvr_gauc", "ctcvr_auc")
+    lines = ["| | conversion GAUC by trip, 95 % | click GAUC by trip | conversion GAUC by day | AUC |"]
+    lines.append("|---|---|---|---|---|")
+    rows = {name: [of] for name, of in result["counts"].items()}
+    rows |= {name: [seed["metrics"] for seed in of["seeds"]] for name, of in result["learned"].items()}
+    for name, seeds in rows.items():
+        cells = []
+        for metric in metrics:
+            values = [of[metric] for of in seeds]
+            spread = f" +-{np.ptp(values):.4f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.4f}{spread}")
+        low, high = (seeds[0][f"ctcvr_gauc_request_{end}"] for end in ("low", "high"))
+        cells[0] += f" ({low:.4f} to {high:.4f})"
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures the floors; see `command.run` for the exit codes."""
     parser = command.parser("benchmarks.evidence.journey_floors", __doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the scores")
+    parser.add_argument("--out", type=Path, default=locations.var() / "journey", help="folder of the scores")
+    parser.add_argument("--table", action="store_true", help="print the table of docs/journey.md")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
         "--choose",
@@ -137,19 +145,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="try settings on weeks before the test weeks: these, or all",
     )
 
-    def body(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    def body(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+        if arguments.table:
+            sys.stdout.write(table(_held()))
+            return None
         samples = SamplesTable(JOURNEY)
         samples.require_days([*TRAIN_DAYS, *TEST_DAYS])
-        held: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-        if arguments.choose is not None:
-            held["choice"] = held.get("choice", {}) | choose(samples, arguments.choose or list(TRIED))
-        else:
-            held |= floors(samples, arguments.out, arguments.seeds)
-        held |= _about()
-        write_text(RESULT, json.dumps(held, indent=1, sort_keys=True) + "\n")
-        return dict(held["choice"] if arguments.choose is not None else held["summary"])
+        if arguments.choose is None:
+            for part in floors(samples, arguments.out, arguments.seeds):
+                held = _keep(part)
+            return dict(held["summary"])
+        choice: dict[str, Any] = _held().get("choice", {})
+        for name, made in choose(samples, arguments.choose or list(TRIED)):
+            logger.info("%s: %s", name, made)
+            choice[name] = made
+            _keep({"choice": choice})
+        return choice
 
     return command.run(parser, body, argv)
+
+
+def _held() -> dict[str, Any]:
+    return dict(json.loads(RESULT.read_text())) if RESULT.exists() else {}
+
+
+def _keep(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the result with a part replaced: what stops loses one model at most."""
+    held = {**_held(), **part, **_about()}
+    write_text(RESULT, json.dumps(held, indent=1, sort_keys=True) + "\n")
+    return held
 
 
 def _about() -> dict[str, Any]:

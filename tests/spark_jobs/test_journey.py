@@ -310,16 +310,6 @@ def test_models_train_on_days_in_order_and_results_are_kept_whole(
     assert (out / small / "1.json").stat().st_mtime_ns == before
 
 
-def test_the_place_of_a_value_is_the_share_of_its_group_below_it() -> None:
-    rng = np.random.default_rng(1)
-    group, value = rng.integers(0, 9, 200), rng.integers(0, 5, 200).astype(np.float32)
-    place = gradient_boosting.place_in(group, value)
-    for row in range(200):
-        own = value[group == group[row]]
-        less, ties = (own < value[row]).sum(), (own == value[row]).sum()
-        assert place[row] == pytest.approx((less + ties / 2) / len(own))
-
-
 def test_weights_are_refused_by_the_statements_that_leave_them_out() -> None:
     weighed = dataclasses.replace(JOURNEY, has_weights=True)
     with pytest.raises(ValueError, match="has weights"):
