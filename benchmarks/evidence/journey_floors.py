@@ -78,7 +78,7 @@ def choose(samples: SamplesTable, names: Sequence[str]) -> Iterator[tuple[str, d
 
 
 def floors(samples: SamplesTable, out: Path, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The result after each of the floors on the test days; scores go below `out`."""
+    """The result after each of the floors on the test days, those that are there left as they are."""
     train, test = rows_of(samples, TRAIN_DAYS), rows_of(samples, TEST_DAYS)
     save_frame(out, test.frame)
     made = {
@@ -88,17 +88,20 @@ def floors(samples: SamplesTable, out: Path, seeds: Sequence[int]) -> Iterator[d
         "bought": int(test.frame["label_conversion"].sum()),
         "features": len(test.names),
         "counts": {name: measured(test.frame, counted(test, name)) for name in COUNTS},
-        "learned": {},
+        "learned": _held().get("learned", {}),
     }
     for seed in seeds:
         for name, boosting in CHOSEN.items():
+            of_name = made["learned"].setdefault(name, {"settings": asdict(boosting), "seeds": []})
             path = out / name / f"{seed}.npz"
+            if path.exists() and seed in [one["seed"] for one in of_name["seeds"]]:
+                continue
             path.parent.mkdir(parents=True, exist_ok=True)
             scores, most, seconds = learned(train, test, boosting, seed)
             np.savez_compressed(path, **scores)  # type: ignore[arg-type]
             metrics = measured(test.frame, scores)
             one = {"seed": seed, "train_seconds": round(seconds, 1), "gains": most, "metrics": metrics}
-            made["learned"].setdefault(name, {"settings": asdict(boosting), "seeds": []})["seeds"].append(one)
+            of_name["seeds"].append(one)
             yield {**made, "summary": _summary(made["counts"], made["learned"])}
 
 
@@ -153,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         samples.require_days([*TRAIN_DAYS, *TEST_DAYS])
         if arguments.choose is None:
             for part in floors(samples, arguments.out, arguments.seeds):
-                held = _keep(part)
-            return dict(held["summary"])
+                _keep(part)
+            return dict(_held()["summary"])
         choice: dict[str, Any] = _held().get("choice", {})
         for name, made in choose(samples, arguments.choose or list(TRIED)):
             logger.info("%s: %s", name, made)
