@@ -165,6 +165,21 @@ def test_candidates_clicks_conversions_and_purchases_follow_the_rules(
     assert len(candidates) > 300
 
 
+def test_which_products_are_drawn_is_the_same_everywhere() -> None:
+    def mix(x: int) -> int:
+        x = (x + 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        return x ^ (x >> 31)
+
+    trips, products = np.arange(31_198_570_044, 31_198_570_144), np.arange(25_671, 25_871)
+    drawn = unit_hash(trips[:, None], products[None, :])
+    wanted = [[(mix((mix(int(t)) + int(p)) % 2**64) >> 11) * 2.0**-53 for p in products] for t in trips]
+    assert np.array_equal(drawn, wanted)
+    assert abs(drawn.mean() - 0.5) < 0.01
+    assert abs(np.corrcoef(drawn[:-1].ravel(), drawn[1:].ravel())[0, 1]) < 0.03
+
+
 def test_what_a_trip_did_is_known_after_it_and_on_its_day(log: Path, tables: Path) -> None:
     began = {
         row["basket_id"]: int(row["transaction_timestamp"].replace(tzinfo=datetime.UTC).timestamp() * 1000)
