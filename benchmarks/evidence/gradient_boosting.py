@@ -2,9 +2,10 @@
 
 Its features are those of the candidate and of the user as the samples hold them, point in time, one flat row
 a candidate: every number and category, and of ids none, whose past the statistics tell; beside them how long
-the history is and how many candidates are shown at once. Objectives: `binary`, and `lambdarank` within
-requests (within windows, where a request has one candidate). Click and conversion are learned apart. Scores
-are live and, with the statistics of the day so far at zero, frozen, as those of rankers are.
+the history is. How many candidates are shown at once is none: where the bought ones are always among them, it
+tells of the outcome. Objectives: `binary`, and `lambdarank` within requests (within windows, where a request
+has one candidate). Click and conversion are learned apart. Scores are live and, with the statistics of the
+day so far at zero, frozen, as those of rankers are.
 """
 
 from __future__ import annotations
@@ -88,14 +89,14 @@ def rows_of(samples: SamplesTable, days: Sequence[str]) -> Rows:
             table = chunk.sort_by([("user_id", "ascending"), ("window_start_ms", "ascending")])
             frame = candidate_frame(table)
             frames.append(frame)
-            parts.append(_values(dataset, table, frame))
-    names = [f.name for f in (*profile, *candidate)] + ["static_length", "candidates_shown"]
+            parts.append(_values(dataset, table))
+    names = [f.name for f in (*profile, *candidate)] + ["static_length"]
     return Rows(
         frame={name: np.concatenate([frame[name] for frame in frames]) for name in frames[0]},
         values=np.concatenate(parts),
         names=tuple(names),
         categories=tuple(f.name for f in (*profile, *candidate) if f.kind is Kind.CATEGORY),
-        live=np.array([f.owner is Owner.REALTIME_STATISTIC for f in (*profile, *candidate)] + [False, False]),
+        live=np.array([f.owner is Owner.REALTIME_STATISTIC for f in (*profile, *candidate)] + [False]),
     )
 
 
@@ -108,18 +109,17 @@ def shown_together(dataset: Dataset, frame: Frame) -> Array:
     return group_ids(frame["user_id"], frame["request_id" if dataset.has_requests else "window_start_ms"])
 
 
-def _values(dataset: Dataset, table: pa.Table, frame: Frame) -> Array:
+def _values(dataset: Dataset, table: pa.Table) -> Array:
     counts = np.diff(table.column("candidate_time_ms").combine_chunks().offsets.to_numpy())
     columns = [
         np.repeat(table.column(f"profile_{f.name}").to_numpy().astype(np.float32), counts)
         for f in _features(dataset, Group.PROFILE)
     ]
-    group = shown_together(dataset, frame)
     for feature in _features(dataset, Group.CANDIDATE):
         flat = table.column(f"candidate_{feature.name}").combine_chunks().flatten()
         columns.append(flat.to_numpy().astype(np.float32))
     lengths = np.diff(table.column("static_time_ms").combine_chunks().offsets.to_numpy())
-    columns += [np.repeat(lengths, counts).astype(np.float32), np.bincount(group)[group].astype(np.float32)]
+    columns.append(np.repeat(lengths, counts).astype(np.float32))
     return np.stack(columns, axis=1)
 
 
