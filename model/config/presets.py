@@ -22,6 +22,8 @@ from model.rankers.wukong import WukongConfig
 from spark_jobs.contract.features import Owner
 
 TTL_DAYS = 90  # of data, after which an id that was not seen loses its row
+# Five steps of 48,000: what a daily job of a few steps has time for.
+WARMUP_TOKENS = 240_000
 
 
 def tiny() -> Config:
@@ -63,7 +65,11 @@ def _paper(preset: str, num_blocks: int, d_model: int, low_cardinality_width: in
             id_tables="dynamic",
         ),
         train=TrainConfig(
-            batch_tokens=48_000, dense_lr=lr, warmup_steps=500, precision="bfloat16", ttl_days=TTL_DAYS
+            batch_tokens=48_000,
+            dense_lr=lr,
+            warmup_tokens=WARMUP_TOKENS,
+            precision="bfloat16",
+            ttl_days=TTL_DAYS,
         ),
     )
 
@@ -175,7 +181,7 @@ def wide(name: str, d_model: int) -> Config:
         batch_tokens=48_000,
         passes=1,
         warmup_steps=0,
-        warmup_tokens=500_000,
+        warmup_tokens=WARMUP_TOKENS,
         dense_lr=3e-4,
         precision="bfloat16",
     )

@@ -9,6 +9,7 @@ from model.config.presets import PRESETS, large, medium, preset_named, small, ti
 from model.config.run import Config
 from model.embeddings.rules import Keeping
 from model.rankers.known import ranker_config
+from model.training.schedule import rate_share
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,15 @@ def test_sizes_are_the_papers(preset, num_blocks, d_model, dense_lr, gflops):
     assert found.model.flops(500) / 1e9 == pytest.approx(gflops, abs=0.006)
     assert (found.train.dense_lr, found.train.precision) == (dense_lr, "bfloat16")
     assert (found.model.architecture, found.model.max_static) == ("mtgr", 1000)
+
+
+@pytest.mark.parametrize("preset", [small, medium, large, xl])
+def test_the_papers_presets_learn_within_a_daily_job_of_eight_steps(preset):
+    train = preset().train
+    shares = [rate_share(train, step, (step + 1) * train.batch_tokens) for step in range(8)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.5
+    assert shares[4:] == [1.0] * 4
 
 
 @pytest.mark.parametrize("name", PRESETS)
