@@ -9,7 +9,7 @@ export GPU PYTHON TENSORRT
 # The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup run backfill status report new-dataset ui doctor test test-slow test-gpu check format kill-points drill serve bench-attention bench-attention-gpu bench-tables bench-samples bench-train lock clean
+.PHONY: help setup run backfill status report new-dataset ui doctor test test-slow test-gpu check format kill-points drill serve bench-attention bench-attention-gpu bench-tables bench-samples bench-train evidence lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,13 @@ bench-samples: setup  ## benchmark of the sample builder against DuckDB; JSON in
 
 bench-train: setup  ## benchmark of the whole training step on an NVIDIA GPU (RANKS=N); JSON in var/bench
 	@$(PY) -m torch.distributed.run --standalone --nproc-per-node $(or $(RANKS),1) -m benchmarks.train --out var/bench/train.json
+
+evidence: setup  ## MTGR beside DLRMs, HSTU, LightGBM and its own ablations on foodlog, tuned alike; tables and docs/evidence.html
+	@$(PY) -m uv pip install -q --no-deps --python $(PY) optuna==5.0.0 lightgbm==4.7.0
+	@export MTGR_VAR=$(CURDIR)/var/evidence && $(PY) -m benchmarks.evidence.world && \
+	$(PY) -m benchmarks.evidence.compare --dataset foodlog --learn 2026-03-17 2026-03-21 \
+	  --choose 2026-03-22 2026-03-24 --test 2026-03-25 2026-03-26 --budget 3 && \
+	$(PY) -m benchmarks.evidence.page
 
 lock:  ## compile requirements.in to the locks for Python 3.11 and 3.12
 	@$(PY) -m uv pip compile -q requirements.in --universal --python-version 3.11 -o requirements.txt

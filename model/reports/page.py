@@ -20,7 +20,7 @@ from spark_jobs.contract import locations
 from spark_jobs.lake import verdicts
 
 REPORT = "report.html"
-_STYLE = """
+STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#24292f;margin:0 auto;max-width:1040px;padding:16px 24px 60px}
 h1{font-size:24px;margin:8px 0 2px}h2{font-size:18px;margin:34px 0 8px;border-bottom:1px solid #d9dde3}
 h3{font-size:15px;margin:18px 0 4px}.lead{font-size:17px;margin:0 0 6px}
@@ -90,7 +90,7 @@ def page(day: Day) -> str:
     )
     return (
         "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
 
 
