@@ -2,7 +2,8 @@
 
     python -m model.prune --dataset foodlog --keep 30 [--budget BYTES] [--dry-run]
 
-The newest `--keep` versions stay, and every version that an alias names or that a rollback would restore.
+The newest `--keep` versions stay, and every version that an alias names, that a rollback would restore, or
+whose package is published (`model.publish`).
 With the others go their serving packages, MLflow runs and logged models, and then, by `mlflow gc`, the files.
 `mlflow gc` works on the database itself, so where MLFLOW_TRACKING_URI is a server, run this where its
 database is reachable and give that as MLFLOW_TRACKING_URI.
@@ -31,6 +32,7 @@ from model.registry.tracking import experiment_name
 from model.registry.versions import Version
 from model.runs import store
 from model.runs.store import Run
+from model.serving import roles
 from spark_jobs.contract import command, locations
 from spark_jobs.contract.command import RefusedError, UsageError
 
@@ -38,13 +40,14 @@ logger = logging.getLogger(__name__)
 
 
 def superfluous(dataset: str, keep: int) -> list[Version]:
-    """Versions beyond the newest `keep` that neither an alias nor a rollback needs, oldest first."""
+    """Versions beyond the newest `keep` that no alias, rollback or server needs, oldest first."""
     versions = registry.versions(dataset)
     champion = registry.aliased(dataset, registry.CHAMPION)
     candidate = registry.aliased(dataset, registry.CANDIDATE)
     needed = {version.version for version in (champion, candidate) if version is not None}
     if champion is not None and champion.tags.get(registry.PREVIOUS):
         needed.add(int(champion.tags[registry.PREVIOUS]))
+    needed |= set(roles.versions(dataset))
     return [v for v in versions[: max(0, len(versions) - keep)] if v.version not in needed]
 
 

@@ -33,6 +33,12 @@ def version_in(dataset: str, role: str) -> int | None:
     return int(os.readlink(path)) if path.is_symlink() else None
 
 
+def versions(dataset: str) -> list[int]:
+    """The versions that are in some role, `previous` included: what a server needs, or may go back to."""
+    named = (version_in(dataset, role) for role in (*ROLES, PREVIOUS))
+    return [version for version in named if version is not None]
+
+
 def point(dataset: str, role: str, version: int) -> int | None:
     """Lets a role name the package of a version, after its digests were checked.
 

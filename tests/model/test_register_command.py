@@ -195,6 +195,10 @@ def test_pruning_frees_the_bytes_of_old_versions_and_spares_those_in_use(
     assert size > 0
     before = _bytes(artifacts)
     assert [v.version for v in prune.superfluous("foodlog", 2)] == [gone.version]
+    link = locations.serving() / "foodlog" / "previous"
+    link.symlink_to(str(gone.version))  # a server may go back to it
+    assert prune.superfluous("foodlog", 2) == []
+    link.unlink()
     assert prune.prune("foodlog", 2) == ([gone.version], [])
     assert _bytes(artifacts) <= before - size
     assert [v.version for v in registry.versions("foodlog")] == [1, 3, 4]
