@@ -23,7 +23,7 @@ from torch import nn
 from model.config.environment import device
 from model.data.synthetic import random_samples
 from model.judging.scoring import Scorer
-from model.rankers.protocol import Ranker
+from model.rankers.mtgr import MtgrRanker
 from model.registry import pages, tracking
 from model.registry import versions as registry
 from model.registry.versions import RegistryError, Version
@@ -143,10 +143,10 @@ def _written(dataset: Dataset, version: Version, partial: Path, *, graph: bool) 
     """Writes all parts of a package but for its record and its parity; returns the record."""
     source = registry.fetch(version)
     scorer = Scorer.load(source, device())
-    if graph and not scorer.config.model.takes_padded:
+    if graph and not isinstance(scorer.ranker, MtgrRanker):
         raise PackageError(
-            f"the architecture {scorer.config.model.architecture} of {version} is no graph of fixed tensors: "
-            "export it without --graph"
+            f"the architecture {scorer.config.model.architecture} of {version} has no compiled graph, MTGR "
+            "has: export it without --graph"
         )
     windows, where = golden_windows(dataset, scorer.dataset)
     requests = golden(scorer, windows, where)
@@ -173,7 +173,7 @@ def _compile(scorer: Scorer, path: Path) -> None:
     """Compiles the dense part of what a scorer scores with."""
     rows = random_samples(scorer.dataset, 8)
     batch = scorer.encoder.encode(rows).laid_out().to(scorer.device)
-    assert isinstance(scorer.ranker, Ranker)
+    assert isinstance(scorer.ranker, MtgrRanker)
     graph = compile_graph(scorer.ranker, batch, scorer.config.train.precision)
     write_file(path, lambda neighbour: neighbour.write_bytes(graph))
     reach("export:compiled")

@@ -98,7 +98,7 @@ class HstuBlock(nn.Module):
         """Transforms `[B, L, D]`."""
         uvqk = nn.functional.silu(self.uvqk(self.norm_in(x_BLD)))
         u_BLD, *vqk = uvqk.chunk(4, dim=-1)
-        in_heads = (*u_BLD.shape[:2], self.num_heads, -1)
+        in_heads = (*u_BLD.shape[:2], self.num_heads, u_BLD.shape[2] // self.num_heads)
         v_BNLD, q_BNLD, k_BNLD = (x.reshape(in_heads).transpose(1, 2) for x in vqk)
         bias_BLL = self.place_bias[pairs.place] + self.time_bias[pairs.time]
         scores_BNLL = self.alpha * q_BNLD @ k_BNLD.transpose(2, 3) + bias_BLL.unsqueeze(1)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim
 
 from model.data.batch import JaggedBatch
@@ -60,7 +61,7 @@ class DenseGraph(nn.Module):
     """A ranker as a function of flat tensors.
 
     Args:
-        ranker: One that reads no more of a batch than `flat_inputs` takes of it (`takes_padded`).
+        ranker: One that reads no more of a batch than `flat_inputs` takes of it, as MTGR does.
         precision: `float32`, or `bfloat16` for autocast, as it was trained.
     """
 
@@ -115,16 +116,16 @@ class CompiledRanker(nn.Module):
         return logits
 
 
-def compile_graph(ranker: Ranker, batch: JaggedBatch, precision: str) -> bytes:
-    """Exports a ranker's dense part and compiles it for the device that it is on.
+def traced(ranker: Ranker, batch: JaggedBatch, precision: str) -> torch.export.ExportedProgram:
+    """A ranker's dense part as a graph of any number of rows, tokens and candidates.
 
     Args:
         ranker: In eval mode.
-        batch: Some rows with at least two tokens of every group, laid out, on that device.
+        batch: Some rows with at least two tokens of every group, laid out, on the ranker's device.
         precision: As for `DenseGraph`.
 
-    Returns:
-        The content of a `.pt2` file.
+    Raises:
+        RunError: The ranker is no graph of such tensors; has what torch says.
     """
     rows, tokens = Dim("rows"), Dim("tokens", max=_MOST_TOKENS)
     groups = {Group.PROFILE: rows, **{group: Dim(str(group)) for group in GROUPS[1:]}}
@@ -134,11 +135,34 @@ def compile_graph(ranker: Ranker, batch: JaggedBatch, precision: str) -> bytes:
         *({1: groups[group]} for group in GROUPS),
         *({0: layout.get(name, tokens)} for name in _LAYOUT),
     ]
-    buffer = io.BytesIO()
     with torch.no_grad():
         inputs = flat_inputs(batch, ranker.inputs.embeddings(batch))
-        program = torch.export.export(DenseGraph(ranker, precision), inputs, dynamic_shapes=(tuple(shapes),))
+        try:
+            return torch.export.export(DenseGraph(ranker, precision), inputs, dynamic_shapes=(tuple(shapes),))
+        except (RuntimeError, UserError) as error:
+            raise RunError(f"{type(ranker).__name__} is no graph of flat tensors: {error}") from error
+
+
+def compile_graph(ranker: Ranker, batch: JaggedBatch, precision: str) -> bytes:
+    """Compiles a ranker's dense part by AOTInductor for the device that it is on.
+
+    Args:
+        ranker: As for `traced`.
+        batch: As for `traced`.
+        precision: As for `DenseGraph`.
+
+    Returns:
+        The content of a `.pt2` file.
+
+    Raises:
+        RunError: As `traced`; or what is traced does not compile here.
+    """
+    program = traced(ranker, batch, precision)
+    buffer = io.BytesIO()
+    try:
         torch._inductor.aoti_compile_and_package(program, package_path=buffer, inductor_configs=_CONFIG)
+    except (RuntimeError, OSError) as error:
+        raise RunError(f"{type(ranker).__name__} does not compile here: {error}") from error
     return buffer.getvalue()
 
 

@@ -251,9 +251,9 @@ def test_a_compiled_graph_is_exported_if_it_scores_as_evaluation(
         dataclasses.replace(package, record=record).compiled()
 
 
-def test_an_architecture_that_is_no_graph_is_told(make_version: Callable[..., Any], var: Path) -> None:
+def test_an_architecture_that_has_no_graph_is_told(make_version: Callable[..., Any], var: Path) -> None:
     make_version("2026-03-03", ["2026-03-01"], "user_tower", weights=save(weights_of("user_tower")))
-    with pytest.raises(PackageError, match=r"user_tower of .* is no graph of fixed tensors"):
+    with pytest.raises(PackageError, match=r"user_tower of .* has no compiled graph, MTGR has"):
         export.export(FOODLOG, 1, graph=True)
     assert export.export(FOODLOG, 1)["graph"] is None
 

@@ -110,13 +110,14 @@ def test_the_run_holds_all_that_explains_it(evaluated: Run) -> None:
 CARRIED = """
 hstu_ops: attention backends checks gated libraries linear norm reference schemas triton_ops
 hstu_ops.triton_ops: attention_backward attention_forward column_sums configs
-hstu_ops.triton_ops: group_layer_norm repair silu tiles
+hstu_ops.triton_ops: group_layer_norm inference repair silu tiles
 model: config data embeddings judging rankers runs
 model.config: run
 model.data: batch encoder layout stored
 model.embeddings: dynamic exchange hash_table key_count memory mixing numbers rules sizes table_state tables
 model.judging: scoring
-model.rankers: heads inputs known mtgr protocol user_tower
+model.rankers: dcn din dlrm dnn heads hstu inputs known moe mtgr multi_embed padding pepnet ple protocol
+model.rankers: user_tower wukong
 model.runs: files store
 spark_jobs: contract
 spark_jobs.contract: checks clock command declaration environment features limits locations tables
