@@ -45,7 +45,7 @@ class Served:
         package = Package.load(folder)
         self.version = package.version
         self.form = RequestForm(package.dataset, package.config.model.max_static)
-        self._scorer = Scorer(package.dataset, package.config, package.ranker(device), device)
+        self._scorer = Scorer(package.dataset, package.config, package.fastest(device), device)
         self._batch_tokens = batch_tokens
         rows = package.golden.rows.slice(0, _GOLDEN)
         scores = self.score(self._scorer.encoder.encode(rows))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config.run import Config
 from model.rankers.protocol import Ranker, build_ranker
@@ -38,6 +39,8 @@ from model.runs.store import CONFIG, read_config
 from model.serving.golden import Golden
 from model.serving.graph import CompiledRanker, built_for
 from spark_jobs.contract.features import Dataset
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 RECORD, PARITY, GOLDEN = "package.json", "parity.json", "golden.arrow"
@@ -167,6 +170,16 @@ class Package:
                 "or use `ranker`"
             )
         return CompiledRanker(self.ranker(device), self.path / GRAPH)
+
+    def fastest(self, device: torch.device | str = "cpu") -> nn.Module:
+        """`compiled` where the package has a graph for such a device, else `ranker`; the log says which."""
+        graph, here = self.record["graph"], built_for(device)
+        if graph == here:
+            logger.info("%s scores by its compiled graph", self.path)
+            return self.compiled(device)
+        if graph is not None:
+            logger.warning("%s has a graph for %s, here is %s: it scores without it", self.path, graph, here)
+        return self.ranker(device)
 
 
 def write_parts(folder: Path, weights: Mapping[str, Tensor], config: Path, golden: Golden) -> list[str]:

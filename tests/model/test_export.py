@@ -249,6 +249,8 @@ def test_a_compiled_graph_is_exported_if_it_scores_as_evaluation(
     record = {**package.record, "graph": {**result["graph"], "machine": "other"}}
     with pytest.raises(PackageError, match=r"dense.pt2 was compiled for .*'other'.*, here is"):
         dataclasses.replace(package, record=record).compiled()
+    assert isinstance(package.fastest(), graph.CompiledRanker)
+    assert not isinstance(dataclasses.replace(package, record=record).fastest(), graph.CompiledRanker)
 
 
 def test_an_architecture_that_has_no_graph_is_told(make_version: Callable[..., Any], var: Path) -> None:
