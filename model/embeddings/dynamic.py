@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import hstu_ops
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from model.embeddings.hash_table import Evicted, HashTable
 from model.embeddings.mixing import initial_vectors
 from model.embeddings.rules import Keeping, RowOptimizer
 from model.embeddings.table_state import joined
+
+_NO_MEMORY = torch.empty(8, 0, dtype=torch.int64)  # of a hash table without rows
 
 
 class DynamicEmbeddingCollection(nn.Module):
@@ -216,16 +219,26 @@ class DynamicEmbeddingCollection(nn.Module):
     def _of_table(self, asked: Tensor, table: int, start: int, end: int) -> Tensor:
         keys = self.ids[start:end]
         if not len(keys):
-            return initial_vectors(asked, table, self.width, self.seed, self.dtype)
+            return self._fresh(asked, table)
         place = torch.searchsorted(keys, asked).clamp_(max=len(keys) - 1)
         held = self.vectors[place + start]
         is_new = keys[place] != asked
         if asked.device.type == "cpu":  # elsewhere, to know which are new is to wait for the device
             if len(new := is_new.nonzero().squeeze(1)):
-                held[new] = initial_vectors(asked[new], table, self.width, self.seed, self.dtype)
+                held[new] = self._fresh(asked[new], table)
             return held
-        fresh = initial_vectors(asked, table, self.width, self.seed, self.dtype)
-        return torch.where(is_new.unsqueeze(1), fresh, held)
+        return torch.where(is_new.unsqueeze(1), self._fresh(asked, table), held)
+
+    def _fresh(self, ids: Tensor, table: int) -> Tensor:
+        """The vectors that ids begin with: by one call where the kernel is compiled, to the same bits."""
+        if ids.device.type != "cpu" or not hstu_ops.libraries.loaded("cpu"):
+            return initial_vectors(ids, table, self.width, self.seed, self.dtype)
+        none = torch.full((len(ids),), -1, dtype=torch.int32)
+        half = self.dtype == torch.bfloat16
+        vectors: Tensor = torch.ops.hstu_ops.table_gather(
+            _NO_MEMORY, none, ids, [len(ids)], [table], self.seed, self.width, half
+        )
+        return vectors
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name, tensor in self.published().items():

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hstu_ops
 import pytest
 import torch
 import torch.distributed as dist
@@ -88,6 +89,23 @@ def test_the_sorted_form_scores_the_same_through_safetensors():
     assert known == len(scoring.ids)
     assert scoring.starts.tolist()[-1] == known
     assert not list(scoring.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_an_unknown_id_has_the_vector_that_it_begins_with(monkeypatch, is_compiled, dtype):
+    """By the compiled kernel and without it, beside ids that are known, and in a table without any."""
+    monkeypatch.setattr(hstu_ops.libraries, "loaded", lambda part: is_compiled)
+    tables = collection(dtype=dtype)
+    tables.ids, tables.starts = torch.tensor([-5, 7, 2**62]), torch.tensor([0, 0, 3])
+    tables.vectors = torch.arange(12, dtype=dtype).view(3, WIDTH)
+    asked = torch.tensor([7, 8, -(2**63), 7, -5, 9, 2**63 - 1, 2**62])
+    vectors = tables.lookup(asked, [3, 5], [0, 1])
+    expected = torch.cat(
+        [initial_vectors(part, k, WIDTH, 3, dtype) for k, part in enumerate((asked[:3], asked[3:]))]
+    )
+    expected[[3, 4, 7]] = tables.vectors[[1, 0, 2]]
+    assert torch.equal(vectors, expected)
 
 
 def test_only_training_adds_ids():
