@@ -74,7 +74,7 @@ def worth(
     contender: Contender | Booster, settings: dict[str, Any], samples: SamplesTable, days: Days
 ) -> float:
     """Mean frozen GAUC of both tasks on the days to choose by."""
-    parts = list(contender.scored_days(samples, settings, 1, days.learn, days.choose))
+    parts = list(contender.scored_days(samples, settings, 1, days.learn, days.choose, daily=False))
     frame, _ = frame_of(samples, days.choose)
     metrics = metrics_of(samples.dataset, frame, joined([scores for _, scores, _ in parts]))
     return (metrics["ctr_gauc"] + metrics["ctcvr_gauc"]) / 2

@@ -62,8 +62,9 @@ class Contender:
         seed: int,
         train: Sequence[str],
         test: Sequence[str],
+        daily: bool = True,
     ) -> Iterator[tuple[str, Frame, float]]:
-        """Learns, and scores days; see `trial.scored_days`."""
+        """Learns, and scores days; see `trial.scored_days`. A ranker goes on daily, whatever is asked."""
         return scored_days(samples, self.config(settings, seed), train, test, torch.device("cpu"))
 
     def config(self, chosen: Mapping[str, Any], seed: int) -> Config:
@@ -105,9 +106,11 @@ class Booster:
         seed: int,
         train: Sequence[str],
         test: Sequence[str],
+        daily: bool = True,
     ) -> Iterator[tuple[str, Frame, float]]:
         """Learns, and scores days; see `trial.boosted_days`."""
-        return boosted_days(samples, Boosting(objective=self.objective, **settings), train, test, seed)
+        boosting = Boosting(objective=self.objective, **settings)
+        return boosted_days(samples, boosting, train, test, seed, daily)
 
 
 def _ablation(model: Mapping[str, Any], **train: Any) -> Contender:

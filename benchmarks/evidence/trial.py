@@ -96,14 +96,21 @@ def frame_of(samples: SamplesTable, days: Sequence[str]) -> tuple[Frame, dict[st
 
 
 def boosted_days(
-    samples: SamplesTable, boosting: Boosting, train: Sequence[str], test: Sequence[str], seed: int
+    samples: SamplesTable,
+    boosting: Boosting,
+    train: Sequence[str],
+    test: Sequence[str],
+    seed: int,
+    daily: bool,
 ) -> Iterator[tuple[str, Frame, float]]:
-    """As `scored_days`, of LightGBM, which learns all days before a day anew."""
+    """As `scored_days`, of LightGBM, which begins anew to learn a day more: daily, or not at all."""
     seen = list(train)
+    boosters: dict[str, Any] = {}
     for day in test:
         start = time.monotonic()
-        rows = rows_of(samples, seen)
-        boosters = {task: fit(samples.dataset, rows, task, boosting, seed) for task in LABELS}
+        if daily or not boosters:
+            rows = rows_of(samples, seen)
+            boosters = {task: fit(samples.dataset, rows, task, boosting, seed) for task in LABELS}
         seconds = time.monotonic() - start
         yield day, scores_of(rows_of(samples, [day]), boosters), seconds
         seen.append(day)

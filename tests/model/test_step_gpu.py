@@ -37,7 +37,11 @@ def a_step(seed: int, num_parts: int, capacities: Capacities | None = None) -> S
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("preset", "accumulate"), [("tiny", 1), ("small", 1), ("small", 2), ("user_tower", 1)]
+    ("preset", "accumulate"),
+    [
+        *[("tiny", 1), ("small", 1), ("small", 2), ("user_tower", 1)],
+        *[(f"{name}_256", 1) for name in ("dnn", "moe", "multi_embed", "wukong", "dcn", "ple", "pepnet")],
+    ],
 )
 def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, preset: str, accumulate: int) -> None:
     monkeypatch.delenv("RANK", raising=False)
