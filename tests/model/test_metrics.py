@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
+from torchrec.metrics.gauc import compute_gauc_3d
 
 from model.judging.metrics import (
     auc,
@@ -61,6 +63,21 @@ def test_groups_of_one_class_do_not_count():
     assert np.isnan(none.gauc)
     assert np.isnan(none.interval(np.array([1, 2]))[0])
     assert np.isnan(group_auc(np.zeros(0, int), np.zeros(0), np.zeros(0)).gauc)
+
+
+def test_the_mean_over_groups_is_torchrecs_gauc():
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(1, 9, 40)
+    group = np.repeat(np.arange(40), sizes)
+    label = rng.integers(0, 2, len(group))
+    score = rng.permutation(len(group)) / len(group) + 0.001  # without ties, which TorchRec counts as losses
+    dense = np.zeros((3, 1, 40, 8))
+    place = np.arange(len(group)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    dense[:, 0, group, place] = score, label, np.ones(len(group))
+    of_torchrec = compute_gauc_3d(*torch.from_numpy(dense))
+    ours = group_auc(group, label, score)
+    assert int(of_torchrec["num_samples"]) == len(ours.auc) < 40
+    assert float(of_torchrec["auc_sum"] / of_torchrec["num_samples"]) == pytest.approx(ours.mean)
 
 
 def test_scores_that_are_not_finite_are_refused():
