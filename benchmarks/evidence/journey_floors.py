@@ -81,28 +81,32 @@ def floors(samples: SamplesTable, out: Path, seeds: Sequence[int]) -> Iterator[d
     """The result after each of the floors on the test days, those that are there left as they are."""
     train, test = rows_of(samples, TRAIN_DAYS), rows_of(samples, TEST_DAYS)
     save_frame(out, test.frame)
-    made = {
+    made: dict[str, Any] = {
         "test_days": [TEST_DAYS[0], TEST_DAYS[-1]],
         "train_days": [TRAIN_DAYS[0], TRAIN_DAYS[-1]],
         "candidates": len(test.frame["user_id"]),
         "bought": int(test.frame["label_conversion"].sum()),
         "features": len(test.names),
         "counts": {name: measured(test.frame, counted(test, name)) for name in COUNTS},
-        "learned": _held().get("learned", {}),
     }
     for seed in seeds:
         for name, boosting in CHOSEN.items():
-            of_name = made["learned"].setdefault(name, {"settings": asdict(boosting), "seeds": []})
             path = out / name / f"{seed}.npz"
-            if path.exists() and seed in [one["seed"] for one in of_name["seeds"]]:
+            if path.exists() and seed in _seeds_of(_held().get("learned", {}), name):
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             scores, most, seconds = learned(train, test, boosting, seed)
             np.savez_compressed(path, **scores)  # type: ignore[arg-type]
             metrics = measured(test.frame, scores)
             one = {"seed": seed, "train_seconds": round(seconds, 1), "gains": most, "metrics": metrics}
-            of_name["seeds"].append(one)
-            yield {**made, "summary": _summary(made["counts"], made["learned"])}
+            held = _held().get("learned", {})  # another process may have learned another seed meanwhile
+            of_name = held.setdefault(name, {"settings": asdict(boosting), "seeds": []})
+            of_name["seeds"] = [*(other for other in of_name["seeds"] if other["seed"] != seed), one]
+            yield {**made, "learned": held, "summary": _summary(made["counts"], held)}
+
+
+def _seeds_of(held: Mapping[str, Any], name: str) -> list[int]:
+    return [one["seed"] for one in held[name]["seeds"]] if name in held else []
 
 
 def _summary(made: Mapping[str, Any], learnt: Mapping[str, Any]) -> dict[str, float]:
