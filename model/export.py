@@ -74,7 +74,7 @@ def export(
         TrackingError: MLflow is not reachable or refuses.
     """
     version = _version(dataset.name, number)
-    path = out or locations.package(dataset.name, version.version)
+    path = (out or locations.package(dataset.name, version.version)).absolute()
     with exclusively(path.parent, "exporting"):
         is_new = not path.exists()
         if is_new:

@@ -1,7 +1,7 @@
 """TensorRT: MTGR's dense part as an engine, built by the network API for a card that need not be here.
 
-    path = engine(package, capability="8.9")            # built once, then found
-    ranker = EngineRanker(package.ranker("cuda"), path)  # on such a card
+    path = engine(package, capability="8.9")       # built once, then found
+    scorer = engine_scorer(package, path, "cuda")   # on such a card, at parity or not at all
 
 *TensorRT for RTX* (`TENSORRT=1 make setup`) builds on any machine for compute capability 8.0, 8.6, 8.9 and
 12.x and runs there alone: for Hopper, 9.0, NVIDIA's own TensorRT is needed, which has the same API; where it
@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from model.data.batch import JaggedBatch
+from model.judging.scoring import Scorer
 from model.rankers.mtgr import MtgrRanker
 from model.rankers.protocol import Ranker
 from model.runs.files import sha256, write_file, write_text
 from model.serving.network import network_inputs
 from model.serving.package import Package
+from model.serving.parity import parity, told
 from model.serving.tensorrt_build import ROOM, TensorRtError, build, library, log_of, why_not
 from spark_jobs.contract import locations
 
@@ -103,3 +105,18 @@ class EngineRanker(nn.Module):
             shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
             raise TensorRtError(f"TensorRT refuses the shapes {shapes}: the engine's room is {ROOM}")
         return logits
+
+
+def engine_scorer(package: Package, path: Path, device: torch.device | str) -> Scorer:
+    """What scores by an engine, once golden requests have scored by it as in evaluation.
+
+    Raises:
+        TensorRtError: They do not; names the worst. Or as `EngineRanker`.
+    """
+    ranker = EngineRanker(package.ranker(device), path)
+    scorer = Scorer(package.dataset, package.config, ranker, device)
+    precision = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["precision"]
+    report = parity(package.golden, scorer, precision)
+    if not report["passed"]:
+        raise TensorRtError(f"{path} is not used: {told(report)}")
+    return scorer

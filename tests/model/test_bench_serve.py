@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import serve_gpu
+from benchmarks import graph, serve_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -14,3 +14,9 @@ def test_the_documents_table_is_the_result_files() -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "serve_h100.json").read_text())
     assert "\n".join(serve_gpu.table(result)) in (ROOT / "docs" / "serving.md").read_text()
     assert result["summary"] == serve_gpu.summary(result)
+
+
+def test_the_documents_table_of_the_compiled_graph_is_the_result_files() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "graph_cpu.json").read_text())
+    assert "\n".join(graph.table(result)) in (ROOT / "docs" / "serving.md").read_text()
+    assert result["summary"] == graph.summary(result)

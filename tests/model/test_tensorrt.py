@@ -188,6 +188,37 @@ def test_on_hopper_the_log_says_what_serves_instead(
         tensorrt_build.library("9.0")
 
 
+class Computed(torch.nn.Module):
+    """In place of an engine on its card: the network as PyTorch computes it, in float16."""
+
+    def __init__(self, ranker: MtgrRanker, path: Path) -> None:
+        super().__init__()
+        self.ranker = ranker
+        if path.stem == "broken":
+            with torch.no_grad():
+                ranker.blocks[0].uvqk.weight.mul_(1.5)  # type: ignore[union-attr,operator]
+
+    def forward(self, batch: JaggedBatch) -> Tensor:
+        inputs = network_inputs(batch, self.ranker.inputs.embeddings(batch))
+        logits: Tensor = mtgr_network(Torch(inputs), self.ranker, torch.float16)
+        return logits
+
+
+def test_an_engine_that_does_not_score_as_evaluation_is_not_used(
+    make_version: Any, var: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_version("2026-03-03", ["2026-03-01"], weights=save(weights_of("tiny")))
+    package = Package.load(export.export(FOODLOG, 1)["path"])
+    monkeypatch.setattr(tensorrt, "EngineRanker", Computed)
+    for name in ("whole", "broken"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"precision": "float16"}))
+    scorer = tensorrt.engine_scorer(package, tmp_path / "whole.engine", "cpu")
+    scores = scorer.score(package.golden.rows)["ctr_live"]
+    assert 0 < abs(scores - package.golden.scores["ctr_live"]).max() <= 6e-3
+    with pytest.raises(tensorrt_build.TensorRtError, match=r"broken.engine is not used: scores differ"):
+        tensorrt.engine_scorer(package, tmp_path / "broken.engine", "cpu")
+
+
 @installed
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
