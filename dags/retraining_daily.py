@@ -1,12 +1,14 @@
 """`retraining_daily`: models learn the days before a day; the best is promoted if it ranks that day better.
 
-    has_history -> train -> evaluate -> gate_evaluation -> register -> promote
+    has_history -> train -> evaluate -> gate_evaluation -> register -> promote -> publish
 
 Started by the asset `samples`, whose partition key is the day; a backlog is worked off first in, first out.
 The first day of all has nothing before it to train on: `has_history` skips the rest. One run at a time,
 training and scoring in the pool `training`; a day that was trained before, or comes twice, changes nothing.
 Every step takes all presets of the day: those of `MTGR_CHALLENGERS` and the champion's own, which `train`
-finds out and hands on. A failed `gate_evaluation` fails the run before anything is registered.
+finds out and hands on. A failed `gate_evaluation` fails the run before anything is registered. `publish`
+hands a new champion to what serves; one whose package does not score as evaluation did is refused, and the
+old one goes on serving.
 """
 
 import logging
@@ -91,4 +93,9 @@ with DAG(
         arguments=OF_DAY,
         execution_timeout=timedelta(hours=1),
     )
-    has_history() >> train >> evaluate >> gate_evaluation >> register >> promote
+    publish = StepOperator(
+        task_id="publish",
+        module="model.publish",
+        execution_timeout=timedelta(hours=1),
+    )
+    has_history() >> train >> evaluate >> gate_evaluation >> register >> promote >> publish

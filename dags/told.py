@@ -136,6 +136,15 @@ def _promote(result: Mapping[str, Any]) -> str:
     return f"{_by_preset(result, one)}. Champion: version {result['champion']}"
 
 
+def _publish(result: Mapping[str, Any]) -> str:
+    if not result["changed"]:
+        return (
+            "no champion to serve yet" if result["version"] is None else f"version {result['version']} serves"
+        )
+    instead = f" instead of version {result['before']}" if result["before"] else ""
+    return f"version {result['version']} serves{instead}"
+
+
 def _maintain(result: Mapping[str, Any]) -> str:
     tables = ", ".join(
         f"{name} {of['before']} files, now {of['after']}" for name, of in result["tables"].items()
@@ -162,6 +171,7 @@ _LINES = {
     "model.evaluate": _evaluate,
     "model.register": _register,
     "model.promote": _promote,
+    "model.publish": _publish,
 }
 
 

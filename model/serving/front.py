@@ -2,7 +2,7 @@
 
 | path | takes | answers |
 |---|---|---|
-| `POST /score`, `/score/shadow` | a row as JSON | `{"ctr": [...], "ctcvr": [...], "version": 4}` |
+| `POST /score`, `/score/shadow` | a row as JSON; with `time_ms`, what lookups do not have | `{"ctr": [...], "ctcvr": [...], "version": 4}` |
 | `POST /v2/models/<model>/infer` | the three tensors, binary | `scores` float32 `[1, 2, C]` and `version`, binary |
 | `GET /v2/health/live`, `/v2/health/ready` | | 200, or 503 |
 | `GET /metrics` | | Triton's metrics and these, for Prometheus |
@@ -21,14 +21,17 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
 from model.data.stored import Array
+from model.runs.files import RunError
 from model.serving import kserve
-from model.serving.request import RequestError, RequestForm
+from model.serving.lookups import Lookups
+from model.serving.request import RequestError, RequestForm, json_object
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +64,22 @@ class Front:
         metrics: URL of its metrics.
         models: By path behind `/score`, the name of the model.
         limits: What passes.
+        lookups: Link to the store of what requests need not carry.
     """
 
     def __init__(
-        self, form: RequestForm, triton: str, metrics: str, models: dict[str, str], limits: Limits
+        self,
+        form: RequestForm,
+        triton: str,
+        metrics: str,
+        models: dict[str, str],
+        limits: Limits,
+        lookups: Path,
     ) -> None:
         self._form, self._triton, self._metrics = form, triton, metrics
         self._models, self._limits = models, limits
+        self._lookups_link, self._lookups_file = lookups, lookups
+        self._lookups: Lookups | None = None
         self._session: aiohttp.ClientSession | None = None
         self._waiting = 0
         self._answers: Counter[tuple[str, int]] = Counter()
@@ -117,6 +129,9 @@ class Front:
         except aiohttp.ClientError as error:
             logger.warning("Triton does not answer: %s", error)
             response = _told(503, "the model is not ready; try again")
+        except RunError as error:
+            logger.error("%s", error)
+            response = _told(503, "the lookups cannot be read; try again")
         except web.HTTPException as error:
             response = _told(error.status, error.text or error.reason, dict(error.headers))
         name = name if response.status != 404 else "other"
@@ -140,7 +155,10 @@ class Front:
         role = request.match_info.get("role", "")
         if role not in self._models:
             raise web.HTTPNotFound(text=f"there is no model {role!r}; ask {', '.join(self._paths())}")
-        rows = self._form.of_json(await request.read())
+        row = json_object(await request.read())
+        if "time_ms" in row:
+            row = self._completed(row)
+        rows = self._form.of_row(row)
         tensors, _ = await self._asked(self._models[role], self._form.tensors_of(rows), request)
         scores = tensors["scores"][0]
         answer = {
@@ -149,6 +167,20 @@ class Front:
             "version": int(tensors["version"][0, 0]),
         }
         return web.json_response(answer)
+
+    def _completed(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of a request that leaves to the lookups what they have."""
+        file = self._lookups_link.resolve()
+        if self._lookups is None or file != self._lookups_file:
+            if not self._lookups_link.is_symlink():
+                raise web.HTTPServiceUnavailable(
+                    text="no lookups are published: send a whole row, no time_ms"
+                )
+            before, self._lookups = self._lookups, Lookups(self._form.dataset, file)
+            self._lookups_file = file
+            if before is not None:
+                before.close()
+        return self._lookups.complete(row)
 
     def _paths(self) -> list[str]:
         return ["/score" + (f"/{role}" if role else "") for role in self._models]

@@ -21,7 +21,6 @@ from model.judging.scoring import Scorer
 from model.serving.package import Package, PackageError
 from model.serving.parity import TOLERANCE
 from model.serving.request import RequestForm
-from spark_jobs.contract.command import CommandError
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +111,8 @@ class Holder:
         while not self._ended.wait(_PAUSE_S):
             try:
                 self._look()
-            except (CommandError, ValueError, OSError, RuntimeError) as error:
-                logger.error("version %d goes on serving: %s", self.served.version, error)
+            except Exception as error:  # whatever is wrong with a package, the next one has to be seen
+                logger.exception("version %d goes on serving: %s", self.served.version, error)
                 self._swapped(None)
 
     def _look(self) -> None:

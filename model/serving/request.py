@@ -38,6 +38,21 @@ class RequestError(ValueError):
     """A request is not right; the message names the field and the rule."""
 
 
+def json_object(body: bytes | str) -> dict[str, Any]:
+    """The object that a body is.
+
+    Raises:
+        RequestError: It is something else.
+    """
+    try:
+        row = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is no JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise RequestError(f"the body is a {type(row).__name__}, not an object: send a row of samples")
+    return row
+
+
 class RequestForm:
     """What requests of a dataset look like.
 
@@ -60,15 +75,7 @@ class RequestForm:
         Raises:
             RequestError: It is no object, lacks a column, has one that there is not, or a value does not fit.
         """
-        try:
-            row = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"the body is no JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise RequestError(
-                f"the body is a {type(row).__name__}; send an object: a row of the samples table"
-            )
-        return self.of_row(row)
+        return self.of_row(json_object(body))
 
     def of_row(self, row: Mapping[str, Any]) -> StoredRows:
         """The row that a dictionary holds; see `of_json`."""

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from model.serving import roles, triton
 from model.serving.front import Front, Limits
+from model.serving.lookups import LINK
 from model.serving.package import Package
 from model.serving.repository import ModelOptions, write_repository
 from model.serving.request import RequestForm
@@ -91,7 +92,12 @@ async def serve(dataset: Dataset, options: ServerOptions, ready: Callable[[str],
     form = RequestForm(package.dataset, package.config.model.max_static)
     port = _free_ports()
     front = Front(
-        form, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}/metrics", models, options.limits
+        form,
+        f"http://127.0.0.1:{port}",
+        f"http://127.0.0.1:{port + 1}/metrics",
+        models,
+        options.limits,
+        roles.link(dataset.name, LINK),
     )
     runner = web.AppRunner(front.app(), access_log=None, handler_cancellation=True)
     await runner.setup()

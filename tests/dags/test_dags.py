@@ -24,6 +24,7 @@ EDGES = {
         ("evaluate", "gate_evaluation"),
         ("gate_evaluation", "register"),
         ("register", "promote"),
+        ("promote", "publish"),
     ],
 }
 GATES = {"gate_events", "gate_samples", "gate_evaluation"}
@@ -160,6 +161,9 @@ def test_every_step_of_a_day_takes_the_presets_that_were_trained(dags):
         t.task_id: t.bash_command for t in dags["retraining_daily"].tasks if t.task_id != "has_history"
     }
     assert commands.pop("train").endswith("--preset tiny user_tower champion")
+    assert commands.pop("publish").endswith(
+        "-m model.publish --dataset foodlog --ds {{ day(partition_key) }}"
+    )
     trained = "--preset {{ ti.xcom_pull(task_ids='train')['presets'] | join(' ') }}"
     assert {name for name, command in commands.items() if command.endswith(trained)} == set(commands)
 

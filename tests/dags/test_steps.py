@@ -53,6 +53,7 @@ RESULTS = {
             "user_tower": {"promoted": True, "version": 4, "reasons": ["ctcvr_gauc 0.73", "ctr_gauc 0.65"]},
         },
     },
+    "model.publish": {"version": 4, "before": 2, "changed": True},
 }  # fmt: skip
 LINES = {
     "spark_jobs.ingest": (
@@ -80,6 +81,7 @@ LINES = {
         "version 3 (tiny) not promoted: ctcvr_gauc 0.71 against 0.73. "
         "version 4 (user_tower) promoted: ctcvr_gauc 0.73; ctr_gauc 0.65. Champion: version 4"
     ),
+    "model.publish": "version 4 serves instead of version 2",
 }
 
 pytestmark = pytest.mark.usefixtures("airflow_home")

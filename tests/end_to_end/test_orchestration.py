@@ -52,7 +52,7 @@ print(json.dumps({{
     **of_preset, "dataset": "foodlog", "ds": ds, "rebuilt": [], "stale": [], "empty": empty, "rows": 1,
     "unchanged": False, "samples_version": 1, "candidates": 1, "events": 1, "records": 1, "duplicates": 0,
     "quarantined": 0, "late_days": [], "suite": suite, "verdicts": {{ds: True}}, "allowed": {{}},
-    "rules": [1, 1], "page": "index.html", "model": "mtgr-foodlog", "champion": 1,
+    "rules": [1, 1], "page": "index.html", "model": "mtgr-foodlog", "champion": 1, "before": None,
     "presets": {{"tiny": of_preset}},
 }}))
 """
@@ -111,7 +111,7 @@ def _training_of(ds):
     return [
         *(f"{name}.{ds}" for name in ("train", "evaluate")),
         f"gate.evaluation.{ds}",
-        *(f"{name}.{ds}" for name in ("register", "promote")),
+        *(f"{name}.{ds}" for name in ("register", "promote", "publish")),
     ]
 
 

@@ -54,6 +54,7 @@ def make_package(dataset: Any, version: int, *, seed: int = 1, windows: Any = No
         "precision": config.train.precision,
         "tables": tables,
         "golden": "synthetic rows",
+        "graph": None,
         "files": files_of(folder),
     }
     seal(folder, record)

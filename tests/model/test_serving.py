@@ -9,7 +9,7 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +21,7 @@ from model import publish
 from model.data.stored import StoredRows
 from model.data.synthetic import random_samples
 from model.judging.scoring import Scorer
-from model.serving import kserve, roles
+from model.serving import front, kserve, roles
 from model.serving.front import Front, Limits
 from model.serving.holder import Holder, Served
 from model.serving.package import PackageError
@@ -217,7 +217,7 @@ async def _triton(request: web.Request) -> web.Response:
     return web.Response(body=answer, headers={kserve.LENGTH_HEADER: str(length)})
 
 
-def with_front(use: Callable[[Any], Any], **limits: Any) -> None:
+def with_front(use: Callable[[Any], Any], lookups: Path = Path("/none"), **limits: Any) -> None:
     """Calls `use` with a client of a front before `_triton`."""
 
     async def run() -> None:
@@ -226,8 +226,9 @@ def with_front(use: Callable[[Any], Any], **limits: Any) -> None:
         async with TestServer(app) as server:
             url = str(server.make_url("")).rstrip("/")
             models = {"": "foodlog", "shadow": "foodlog-shadow"}
-            front = Front(RequestForm(FOODLOG), url, url + "/metrics", models, Limits(**limits))
-            async with TestClient(TestServer(front.app(), handler_cancellation=True)) as client:
+            form = RequestForm(FOODLOG)
+            made = Front(form, url, url + "/metrics", models, Limits(**limits), lookups)
+            async with TestClient(TestServer(made.app(), handler_cancellation=True)) as client:
                 await use(client)
 
     asyncio.run(run())
@@ -306,12 +307,47 @@ def test_malformed_requests_are_answered_4xx_with_field_and_rule() -> None:
     with_front(use)
 
 
+def test_requests_are_completed_from_the_lookups_that_are_published_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Store:
+        opened: ClassVar[list[str]] = []
+
+        def __init__(self, dataset: Any, path: Path) -> None:
+            self.opened.append(path.name)
+            self.city = int(path.read_text())
+
+        def complete(self, request: dict[str, Any]) -> dict[str, Any]:
+            return {"profile_city": self.city, **{k: v for k, v in request.items() if k != "time_ms"}}
+
+        def close(self) -> None:
+            self.opened.append("closed")
+
+    monkeypatch.setattr(front, "Lookups", Store)
+    link = tmp_path / "lookups"
+    for name, city in (("one", "1"), ("two", "99")):
+        (tmp_path / name).write_text(city)
+    row = {**request_rows(1)[0], "time_ms": 5}
+    del row["profile_city"]
+
+    async def use(client: Any) -> None:
+        assert (await client.post("/score", json=row)).status == 503  # nothing is published
+        link.symlink_to("one")
+        for _ in range(2):
+            assert (await client.post("/score", json=row)).status == 200
+        link.unlink()
+        link.symlink_to("two")
+        assert (await client.post("/score", json=row)).status == 200
+        assert Store.opened == ["one", "two", "closed"]
+
+    with_front(use, lookups=link)
+
+
 def test_without_triton_the_front_is_not_ready_and_says_so() -> None:
     async def run() -> None:
-        front = Front(
-            RequestForm(FOODLOG), "http://127.0.0.1:9", "http://127.0.0.1:9", {"": "foodlog"}, Limits()
-        )
-        async with TestClient(TestServer(front.app())) as client:
+        form, nowhere = RequestForm(FOODLOG), "http://127.0.0.1:9"
+        made = Front(form, nowhere, nowhere, {"": "foodlog"}, Limits(), Path("/none"))
+        async with TestClient(TestServer(made.app())) as client:
             assert (await client.get("/v2/health/live")).status == 200
             assert (await client.get("/v2/health/ready")).status == 503
             answer = await client.post("/score", json=request_rows(1)[0])
