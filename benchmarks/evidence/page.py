@@ -141,15 +141,24 @@ def _dataset(report: Mapping[str, Any]) -> str:
     days = report["days"]["test"]
     parts = [f"<h2>{escape(report['dataset'])}, {days[0]} to {days[-1]}</h2>"]
     for task in TASKS:
-        parts.append(charts.bars([
+        rows = [
             _bar(name, model, model["mean"][f"{task}_gauc"], *model["interval"][task])
-            for name, model in models if model["family"] in _MAIN
-        ], f"{NAMES[task]} GAUC, frozen, 95 % over users", "GAUC"))  # fmt: skip
-    for task in TASKS:
-        parts.append(charts.bars([
-            _bar(name, model, *(model["minus"]["tiny"][task][end] for end in ("gain", "low", "high")))
-            for name, model in models if "tiny" in model["minus"]
-        ], f"{NAMES[task]} GAUC minus that of tiny, paired, 95 % over users", "difference", 0.0))  # fmt: skip
+            for name, model in models
+            if model["family"] in _MAIN
+        ]
+        if "oracle" in report["baselines"]:
+            best = report["baselines"]["oracle"][f"{task}_gauc"]
+            rows.append(charts.Bar(name="oracle", value=best, colour=charts.COLOURS["oracle"]))
+        parts.append(charts.bars(rows, f"{NAMES[task]} GAUC, frozen, 95 % over users", "GAUC"))
+    for told, is_main in (("others", True), ("with a part left out", False)):
+        for task in TASKS:
+            rows = [
+                _bar(name, model, *(model["minus"]["tiny"][task][end] for end in ("gain", "low", "high")))
+                for name, model in models
+                if "tiny" in model["minus"] and (model["family"] in _MAIN) == is_main
+            ]
+            title = f"{NAMES[task]} GAUC minus that of tiny: {told}; paired, 95 % over users"
+            parts.append(charts.bars(rows, title, "difference", 0.0))
     kinds = list(models[0][1]["segments"])
     for kind in kinds:
         parts.append(charts.bars([
