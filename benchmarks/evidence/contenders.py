@@ -134,13 +134,15 @@ CONTENDERS: dict[str, Contender | Booster] = {
     "full_mask_leaks": _ablation({"mask": "full"}),
     "old_start": _ablation({"block_start": 1.0, "score_start": 0.0}),
 }
-# The axis of cross features: the settings chosen with them, without them.
+# The axis of cross features: settings chosen with them, without them; with a shared projection and without.
 CONTENDERS |= {
-    f"{name}_no_cross": Contender(
+    f"{name}{'_shared' * shares}_no_cross": Contender(
         family="no cross",
-        preset=name.removesuffix("_shared"),
-        model={**more, "without": ("cross",)},
-        tuned_as=name,
+        preset=name,
+        model={"shares_items": shares, "without": ("cross",)},
+        tuned_as="tiny_shared" if name == "tiny" else name,
     )
-    for name, more in (("tiny_shared", {"shares_items": True}), ("user_tower", {}), ("dnn", {}), ("din", {}))
+    for name in ("tiny", "user_tower", "dnn", "din")
+    for shares in (False, True)
+    if name != "tiny" or shares  # `no_cross` is the other
 }

@@ -71,18 +71,25 @@ def _section(report: Mapping[str, Any]) -> str:
         if model["family"] in _MAIN:
             lines.append(_row(report, f"`{name}`", model["mean"], model))
     lines += [_row(report, name, metrics, None) for name, metrics in report["baselines"].items()]
-    lines += [
-        "",
-        "`tiny` with a part left out, and others without cross features (CTR / CTCVR GAUC, frozen):",
-        "",
-    ]
-    lines += ["| | GAUC, frozen | minus `tiny`, CTR | CTCVR |", "|---|---|---|---|"]
-    for name, model in sorted(report["models"].items(), key=_order):
-        if model["family"] not in _MAIN:
-            gains = [_gain(model["minus"].get("tiny"), task) for task in TASKS]
-            lines.append(
-                f"| `{name}` | {_pair(model['mean'], model['stdev'], 'gauc')} | {' | '.join(gains)} |"
-            )
+    for family, than, told in (
+        ("ablation", "tiny", "`tiny` with a part left out, by its settings:"),
+        ("no cross", "no_cross", "Without cross features, by the settings chosen with them (CTR / CTCVR):"),
+    ):
+        kinds = ("gauc", "gauc_request", "auc")
+        lines += [
+            "",
+            told,
+            "",
+            f"| | GAUC, frozen | GAUC by request, live | AUC, live | minus `{than}`, CTR | CTCVR |",
+        ]
+        lines.append("|---|---|---|---|---|---|")
+        for name, model in sorted(report["models"].items(), key=_order):
+            if model["family"] == family:
+                cells = [
+                    _pair(model["mean"], model["stdev"] if kind == "gauc" else None, kind) for kind in kinds
+                ]
+                cells += [_gain(model["minus"].get(than), task) for task in TASKS]
+                lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -150,14 +157,18 @@ def _dataset(report: Mapping[str, Any]) -> str:
             best = report["baselines"]["oracle"][f"{task}_gauc"]
             rows.append(charts.Bar(name="oracle", value=best, colour=charts.COLOURS["oracle"]))
         parts.append(charts.bars(rows, f"{NAMES[task]} GAUC, frozen, 95 % over users", "GAUC"))
-    for told, is_main in (("others", True), ("with a part left out", False)):
+    for told, than, families in (
+        ("others", "tiny", _MAIN),
+        ("with a part left out", "tiny", ("ablation",)),
+        ("others without cross features", "no_cross", ("no cross",)),
+    ):
         for task in TASKS:
             rows = [
-                _bar(name, model, *(model["minus"]["tiny"][task][end] for end in ("gain", "low", "high")))
+                _bar(name, model, *(model["minus"][than][task][end] for end in ("gain", "low", "high")))
                 for name, model in models
-                if "tiny" in model["minus"] and (model["family"] in _MAIN) == is_main
+                if than in model["minus"] and model["family"] in families
             ]
-            title = f"{NAMES[task]} GAUC minus that of tiny: {told}; paired, 95 % over users"
+            title = f"{NAMES[task]} GAUC minus that of {than}: {told}; paired, 95 % over users"
             parts.append(charts.bars(rows, title, "difference", 0.0))
     kinds = list(models[0][1]["segments"])
     for kind in kinds:
