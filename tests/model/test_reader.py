@@ -146,7 +146,7 @@ def test_mixed_code_versions_are_recorded_and_said(
     def stop(*_: Any) -> None:
         raise Stopped
 
-    monkeypatch.setattr(training, "_fit", stop)
+    monkeypatch.setattr(training, "fit_constants", stop)
     with pytest.raises(Stopped):
         training.train(FOODLOG, preset_named("tiny"), DAYS[2], torch.device("cpu"), lambda *_: "")
     assert "different versions of the code" in caplog.text
