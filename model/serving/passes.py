@@ -20,6 +20,7 @@ from model.serving import kernels
 from model.serving.bucket_tokens import BucketTokens
 from model.serving.collate import Bucket, Part, Prefix
 from model.serving.weights import Shared
+from model.training.captured import no_collection
 from spark_jobs.contract.features import Group
 
 _MOST_PARTS = 16
@@ -59,7 +60,11 @@ class Pass:
             self._compute()
         torch.cuda.synchronize(self.shared.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with (
+            no_collection(),
+            torch.inference_mode(),
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        ):
             self._compute()
         self._graph = graph
 

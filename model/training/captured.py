@@ -9,8 +9,10 @@ accumulated step. On a CPU nothing is captured; the same code runs each time.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,37 +29,52 @@ from spark_jobs.contract.features import Group
 _MOST_SIZES = 64  # captured at a time; all graphs share their working memory
 
 
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Keeps Python's collector of cycles out: freeing a graph or GPU memory ends a capture with an error."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class Captured:
     """Work on fixed memory: run as it comes once, captured when it comes again, replayed from then on.
 
+    It does not hold the work, which mostly holds it: in a cycle its graph would stay until a collection.
+
     Args:
-        work: What is done.
         pool: Of memory that graphs share, of which one at a time is replayed; None: nothing is captured.
 
     Attributes:
         is_replay: Whether the last run was a replay of what was captured before it.
     """
 
-    def __init__(self, work: Callable[[], None], pool: Any) -> None:
-        self._work = work
+    def __init__(self, pool: Any) -> None:
         self._pool = pool
         self._graph: torch.cuda.CUDAGraph | None = None
         self._runs = 0
         self.is_replay = False
 
-    def run(self) -> None:
-        """Does the work once."""
+    def run(self, work: Callable[[], None]) -> None:
+        """Does the work, the same at every call, once."""
         self.is_replay = self._graph is not None
         if self._graph is None and self._runs and self._pool is not None:
             graph = torch.cuda.CUDAGraph()
             # The loader's thread and NCCL's may use the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                self._work()
+            with (
+                no_collection(),
+                torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            ):
+                work()
             self._graph = graph
         if self._graph is not None:
             self._graph.replay()
         else:
-            self._work()
+            work()
         self._runs += 1
 
 
@@ -79,9 +96,10 @@ class _Part:
         self.gradients: dict[Group, Tensor] = {}
         self.loss = self.first_bad = torch.empty(0)
         self._owner = owner
-        self.work = Captured(self._compute, owner.pool)
+        self.work = Captured(owner.pool)
 
-    def _compute(self) -> None:
+    def compute(self) -> None:
+        """Forward and backward: loss and gradients, from what was copied in."""
         owner, batch = self._owner, self._batch
         embeddings: Embeddings = {
             group: list(torch.split(inputs, owner.widths[group], dim=1))
@@ -156,7 +174,7 @@ class DensePart:
             if some:
                 vectors = part.vectors[group][: some[0].shape[0]]
                 torch.cat([one.detach() for one in some], dim=1, out=vectors)
-        part.work.run()
+        part.work.run(part.compute)
         meanwhile()
         self.num_fresh += not part.work.is_replay
         exchange = dist.all_reduce(self.gradient, async_op=True) if dist.get_world_size() > 1 else None

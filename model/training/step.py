@@ -162,7 +162,7 @@ class Trainer:
         loss, bad = self._dense_part.backward(
             batch, step.weight, dispatched, lambda: self._dispatch(following)
         )
-        self._update.run()
+        self._update.run(self._clip_and_update)
         return torch.stack([loss.double(), self._norm.double(), bad.double()])
 
     def _taken_dispatched(self, step: Step) -> Dispatched | None:
@@ -202,7 +202,7 @@ class Trainer:
     def _forget_captured(self) -> None:
         """Has the optimizer's work captured anew: its state lies elsewhere."""
         pool = self._dense_part.pool if self.optimizer.is_capturable else None
-        self._update = Captured(self._clip_and_update, pool)
+        self._update = Captured(pool)
 
     def _set_rate(self, rate: float) -> None:
         self._rate.fill_(rate)

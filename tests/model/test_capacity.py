@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from model.data.batch import JaggedBatch
 from model.data.capacity import Capacities, sizes_of
 from model.data.synthetic import random_batch
 from model.rankers.protocol import build_ranker
+from model.training import captured
+from model.training.ranks import process_group
 from spark_jobs.contract.features import Group
 from tests.model.test_training import DATASET, config
 
@@ -79,3 +83,27 @@ def test_what_is_filled_up_lies_in_front_and_the_rest_is_as_it_was() -> None:
     for group, ids in batch.ids.items():
         assert torch.equal(packed.ids[group], ids)
     assert dataclasses.replace(packed, storage=None).room == room
+
+
+def test_sizes_that_go_are_freed_at_once_not_by_a_collection_during_a_capture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(captured, "_MOST_SIZES", 1)
+    model = dataclasses.replace(config().model, id_tables="hashed")
+    ranker = build_ranker(DATASET, model, 1)
+    tables = {id(weight) for weight in ranker.inputs.embeddings.parameters()}
+    weights = [weight for weight in ranker.parameters() if id(weight) not in tables]
+    on = torch.device("cpu")
+    freed = []
+    with process_group(on), captured.no_collection():
+        assert not gc.isenabled()
+        dense = captured.DensePart(ranker, weights, is_bfloat16=False, device=on)
+        for rows in ([1, 2, 3], list(range(40))):
+            batch = batch_of(rows)
+            dense.backward(batch.padded(Capacities(batch_tokens=100).of(batch)).packed(), 1.0)
+            (part,) = dense._parts.values()
+            freed.append(weakref.ref(part))
+            del part
+        assert freed[0]() is None  # no collection has run
+        assert freed[1]() is not None
+    assert gc.isenabled()
