@@ -4,16 +4,18 @@
 
 One row a request: `time_ms`, `version`, `user_id`, `window_start_ms`, and a value a candidate of `item_id`,
 `ctr`, `ctcvr`. A file is written when it has enough rows or is old enough, beside its place and then renamed:
-a reader never sees half of one. A process that is killed loses what it did not write yet, some seconds.
+a reader never sees half of one. A process that is killed loses what it did not write yet, some seconds. Days
+before the last `KEEP_DAYS` are removed.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import pyarrow.parquet as pq
 
 logger = logging.getLogger(__name__)
 
+KEEP_DAYS = 30
 SCHEMA = pa.schema(
     [
         ("time_ms", pa.int64()),
@@ -91,7 +94,12 @@ class ScoreLog:
     def _write(self, rows: list[tuple[Any, ...]]) -> None:
         now = datetime.now(UTC)
         folder = self._folder / f"ds={now:%Y-%m-%d}"
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():  # once a day
+            first = f"ds={now - timedelta(days=KEEP_DAYS):%Y-%m-%d}"
+            for old in self._folder.glob("ds=*"):
+                if old.name < first:
+                    shutil.rmtree(old, ignore_errors=True)  # another process may be at it
+            folder.mkdir(parents=True, exist_ok=True)
         self._number += 1
         path = folder / f"{now:%H%M%S}-{os.getpid()}-{self._number}.parquet"
         partial = path.with_name(f".{path.name}")

@@ -131,6 +131,7 @@ async def _keep(folder: Path, port: int, is_ready: asyncio.Event) -> None:
         TritonError: It has ended before it was ready for the first time.
     """
     log = folder / "triton.log"
+    log.unlink(missing_ok=True)
     while True:
         server = await triton.start(folder / "models", folder / "backends", log, port)
         started = asyncio.get_running_loop().time()
@@ -139,8 +140,8 @@ async def _keep(folder: Path, port: int, is_ready: asyncio.Event) -> None:
         finally:
             await triton.stop(server)
         if not is_ready.is_set():
-            raise triton.TritonError(f"Triton has ended with {code} before it was ready; see {log}")
-        logger.error("Triton has ended with %d and is started again; see %s", code, log)
+            raise triton.TritonError(f"Triton has ended before it was ready: {triton.reason(log)}")
+        logger.error("Triton has ended with %d and is started again: %s", code, triton.reason(log))
         if asyncio.get_running_loop().time() - started < _STEADY_S:
             await asyncio.sleep(1)
 

@@ -85,6 +85,13 @@ async def start(repository: Path, backends: Path, log: Path, port: int) -> async
         )
 
 
+def reason(log: Path) -> str:
+    """The last error that Triton has logged, in one line; its log, where it has none."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("E")]
+    told = lines[-1].partition("] ")[2].strip('"').partition("\\n\\nAt:")[0] if lines else ""
+    return f"{told} (all of it: {log})" if told else f"see {log}"
+
+
 async def stop(server: asyncio.subprocess.Process) -> None:
     """Stops a server; what is in flight is answered first."""
     if server.returncode is None:

@@ -8,6 +8,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from model.serving.front import Front, Limits
 from model.serving.holder import Holder, Served
 from model.serving.package import PackageError
 from model.serving.request import RequestForm
+from model.serving.score_log import ScoreLog
 from spark_jobs.contract.foodlog import FOODLOG
 from tests.model.malformed import malformed_rows, malformed_tensors
 from tests.model.packages import folder_of, make_package
@@ -196,6 +198,20 @@ def test_a_request_that_is_not_right_disturbs_no_neighbour(
     ]
     assert logged.column("ctr")[1].as_py() == pytest.approx(answers[4][0].values[0, 0].tolist())
     assert set(logged.column("version").to_pylist()) == {version}
+
+
+def test_scores_are_kept_for_thirty_days(tmp_path: Path) -> None:
+    today = datetime.now(UTC).date()
+    for age in (29, 31, 400):
+        (tmp_path / f"ds={today - timedelta(days=age)}").mkdir()
+    log = ScoreLog(tmp_path, max_s=60)
+    log.add(4, 5, 6, np.array([7]), np.ones((2, 1), np.float32))
+    log.close()
+    assert {path.name for path in tmp_path.glob("ds=*")} == {
+        f"ds={today}",
+        f"ds={today - timedelta(days=29)}",
+    }
+    assert pq.read_table(next(tmp_path.rglob("*.parquet"))).column("item_id").to_pylist() == [[7]]
 
 
 async def _triton(request: web.Request) -> web.Response:
