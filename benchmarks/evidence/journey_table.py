@@ -34,8 +34,8 @@ _SHOWN = ("ctr_auc", "ctcvr_auc", "ctr_gauc_request", "ctcvr_gauc_request", "ctc
           "ctcvr_gauc", "ctcvr_log_loss", "ctcvr_copc")  # fmt: skip
 
 
-def joined(out: Path, mtgr: str) -> dict[str, Any]:
-    """The result of all models below a folder.
+def joined(out: Path, mtgr: str, prefix: str = "journey") -> dict[str, Any]:
+    """The result of all models below a folder; names of the summary begin with `prefix`.
 
     Raises:
         CommandError: The MTGR that is to be compared has no scores.
@@ -59,7 +59,7 @@ def joined(out: Path, mtgr: str) -> dict[str, Any]:
         raise CommandError(f"{out} has no scores of {mtgr!r}; it has {', '.join(models)}")
     gains = {name: asdict(paired_gain(trips[mtgr], trips[name], user)) for name in models if name != mtgr}
     return {
-        "summary": _summary(mtgr, models, gains),
+        "summary": _summary(prefix, mtgr, models, gains),
         "mtgr": mtgr,
         "models": models,
         "mtgr_minus": gains,
@@ -70,7 +70,7 @@ def joined(out: Path, mtgr: str) -> dict[str, Any]:
 
 
 def _of_run(made: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("config", "days", "tokens", "steps", "train_seconds", "device", "versions", "commit")
+    kept = ("config", "days", "test_days", "tokens", "steps", "train_seconds", "device", "versions", "commit")
     return {key: made[key] for key in kept if key in made}
 
 
@@ -90,20 +90,20 @@ def _is_dlrm(name: str) -> bool:
     return not isinstance(config_of(name).model, MtgrConfig) and "hstu" not in name
 
 
-def _summary(mtgr: str, models: Mapping[str, Any], gains: Mapping[str, Any]) -> dict[str, float]:
+def _summary(prefix: str, mtgr: str, models: Mapping[str, Any], gains: Mapping[str, Any]) -> dict[str, float]:
     def gauc(name: str) -> float:
         return float(models[name]["pooled"]["ctcvr_gauc_request"]["mean"])
 
-    summary = {"journey_mtgr_ctcvr_gauc_request": gauc(mtgr)}
+    summary = {"mtgr_ctcvr_gauc_request": gauc(mtgr)}
     if LAMBDARANK in gains:
-        summary["journey_mtgr_minus_lambdarank"] = gains[LAMBDARANK]["gain"]
-        summary["journey_mtgr_minus_lambdarank_low"] = gains[LAMBDARANK]["low"]
+        summary["mtgr_minus_lambdarank"] = gains[LAMBDARANK]["gain"]
+        summary["mtgr_minus_lambdarank_low"] = gains[LAMBDARANK]["low"]
     if dlrms := [name for name in gains if _is_dlrm(name)]:
         best = max(dlrms, key=gauc)
-        summary["journey_best_dlrm_ctcvr_gauc_request"] = gauc(best)
-        summary["journey_mtgr_minus_best_dlrm"] = gains[best]["gain"]
-        summary["journey_mtgr_minus_best_dlrm_low"] = gains[best]["low"]
-    return {name: round(value, 5) for name, value in summary.items()}
+        summary["best_dlrm_ctcvr_gauc_request"] = gauc(best)
+        summary["mtgr_minus_best_dlrm"] = gains[best]["gain"]
+        summary["mtgr_minus_best_dlrm_low"] = gains[best]["low"]
+    return {f"{prefix}_{name}": round(value, 5) for name, value in summary.items()}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
     def body(arguments: argparse.Namespace) -> Mapping[str, Any]:
-        result = joined(arguments.out, arguments.mtgr)
+        result = joined(arguments.out, arguments.mtgr, arguments.result.stem)
         write_text(arguments.result, json.dumps(result, indent=1, sort_keys=True) + "\n")
         sys.stdout.write(table(result))
         return dict(result["summary"])
