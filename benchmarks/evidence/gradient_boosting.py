@@ -10,6 +10,7 @@ day so far at zero, frozen, as those of rankers are.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,7 +155,7 @@ def fit(dataset: Dataset, rows: Rows, task: str, boosting: Boosting, seed: int) 
         "bagging_fraction": 0.8,
         "bagging_freq": 1,
         "seed": seed,
-        "num_threads": 1,
+        "num_threads": len(os.sched_getaffinity(0)),
         "deterministic": True,
         "verbose": -1,
     }

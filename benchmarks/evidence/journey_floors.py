@@ -2,10 +2,10 @@
 
     PYTHONPATH=<folder with lightgbm>:. python -m benchmarks.evidence.journey_floors --out var/journey
 
-LightGBM learns weeks 41 to 48 and scores weeks 49 to 52. Its settings were chosen on weeks 47 and 48
-(`--choose`), learned on weeks 41 to 46; the test weeks are scored once. Scores lie beside those of the
-rankers (`benchmarks/evidence/journey.py`), and `benchmarks/results/journey_floors.json` says what they were
-worth, with intervals over households.
+LightGBM learns weeks 41 to 48 (`--from` a day before: more of them) and scores weeks 49 to 52. Its settings
+were chosen on weeks 47 and 48 (`--choose`), learned on weeks 41 to 46; the test weeks are scored once. Scores
+lie beside those of the rankers (`benchmarks/evidence/journey.py`), and
+`benchmarks/results/journey_floors.json` says what they were worth, with intervals over households.
 """
 
 from __future__ import annotations
@@ -77,20 +77,23 @@ def choose(samples: SamplesTable, names: Sequence[str]) -> Iterator[tuple[str, d
         yield name, {"ctcvr_gauc_request": trips.gauc, "mean": trips.mean, "seconds": seconds}
 
 
-def floors(samples: SamplesTable, out: Path, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+def floors(
+    samples: SamplesTable, out: Path, seeds: Sequence[int], train_days: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """The result after each of the floors on the test days, those that are there left as they are."""
-    train, test = rows_of(samples, TRAIN_DAYS), rows_of(samples, TEST_DAYS)
+    train, test = rows_of(samples, train_days), rows_of(samples, TEST_DAYS)
     save_frame(out, test.frame)
+    bounds = train_days[0], train_days[-1]
     made: dict[str, Any] = {
         "test_days": [TEST_DAYS[0], TEST_DAYS[-1]],
-        "train_days": [TRAIN_DAYS[0], TRAIN_DAYS[-1]],
         "candidates": len(test.frame["user_id"]),
         "bought": int(test.frame["label_conversion"].sum()),
         "features": len(test.names),
         "counts": {name: measured(test.frame, counted(test, name)) for name in COUNTS},
     }
     for seed in seeds:
-        for name, boosting in CHOSEN.items():
+        for base, boosting in CHOSEN.items():
+            name = base if train_days == TRAIN_DAYS else f"{base}_{len(train_days) // 7}_weeks"
             path = out / name / f"{seed}.npz"
             if path.exists() and seed in _seeds_of(_held().get("learned", {}), name):
                 continue
@@ -100,7 +103,9 @@ def floors(samples: SamplesTable, out: Path, seeds: Sequence[int]) -> Iterator[d
             metrics = measured(test.frame, scores)
             one = {"seed": seed, "train_seconds": round(seconds, 1), "gains": most, "metrics": metrics}
             held = _held().get("learned", {})  # another process may have learned another seed meanwhile
-            of_name = held.setdefault(name, {"settings": asdict(boosting), "seeds": []})
+            of_name = held.setdefault(
+                name, {"settings": asdict(boosting), "seeds": [], "train_days": list(bounds)}
+            )
             of_name["seeds"] = [*(other for other in of_name["seeds"] if other["seed"] != seed), one]
             yield {**made, "learned": held, "summary": _summary(made["counts"], held)}
 
@@ -142,6 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures the floors; see `command.run` for the exit codes."""
     parser = command.parser("benchmarks.evidence.journey_floors", __doc__)
     parser.add_argument("--out", type=Path, default=locations.var() / "journey", help="folder of the scores")
+    command.add_day(
+        parser,
+        "--from",
+        dest="first",
+        required=False,
+        default=TRAIN_DAYS[0],
+        help="first day that LightGBM learns; other than week 41, its models are named by their weeks",
+    )
     parser.add_argument("--table", action="store_true", help="print the table of docs/journey.md")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
@@ -157,9 +170,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(table(_held()))
             return None
         samples = SamplesTable(JOURNEY)
-        samples.require_days([*TRAIN_DAYS, *TEST_DAYS])
+        train_days = days_between(arguments.first, TRAIN_DAYS[-1])
+        samples.require_days([*train_days, *TEST_DAYS])
         if arguments.choose is None:
-            for part in floors(samples, arguments.out, arguments.seeds):
+            for part in floors(samples, arguments.out, arguments.seeds, train_days):
                 _keep(part)
             return dict(_held()["summary"])
         choice: dict[str, Any] = _held().get("choice", {})
