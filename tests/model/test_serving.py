@@ -52,8 +52,8 @@ def request_rows(number: int, seed: int = 5) -> list[dict[str, Any]]:
     return table.drop_columns(["label_click", "label_conversion"]).to_pylist()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
