@@ -86,7 +86,7 @@ def _section(report: Mapping[str, Any]) -> str:
         for name, model in sorted(report["models"].items(), key=_order):
             if model["family"] == family:
                 cells = [
-                    _pair(model["mean"], model["stdev"] if kind == "gauc" else None, kind) for kind in kinds
+                    _pair(model["mean"], _spread(model) if kind == "gauc" else None, kind) for kind in kinds
                 ]
                 cells += [_gain(model["minus"].get(than), task) for task in TASKS]
                 lines.append(f"| `{name}` | {' | '.join(cells)} |")
@@ -106,6 +106,11 @@ def _pair(mean: Mapping[str, Any], stdev: Mapping[str, Any] | None, kind: str) -
     return " / ".join(f"{mean[name]:.4f}" + (f" +-{stdev[name]:.4f}" if stdev else "") for name in names)
 
 
+def _spread(model: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Standard deviations over seeds, where there are several."""
+    return model["stdev"] if len(model["seeds"]) > 1 else None
+
+
 def _gain(minus: Mapping[str, Any] | None, task: str) -> str:
     if minus is None:
         return ""
@@ -116,7 +121,7 @@ def _gain(minus: Mapping[str, Any] | None, task: str) -> str:
 def _row(
     report: Mapping[str, Any], name: str, mean: Mapping[str, float], model: Mapping[str, Any] | None
 ) -> str:
-    stdev = model["stdev"] if model else None
+    stdev = _spread(model) if model else None
     minus = model["minus"].get(report["best_dlrm"]) if model else None
     copc = " / ".join(f"{1 / mean[f'{task}_copc']:.2f}" for task in TASKS)
     cells = [
