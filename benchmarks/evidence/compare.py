@@ -130,7 +130,7 @@ def report_of(samples: SamplesTable, days: Days, work: Path) -> dict[str, Any]:
             "segments": segments(frame, list(seeds.values())),
             "minus": {
                 other: difference(dataset, frame, list(seeds.values()), list(scores[other].values()))
-                for other in dict.fromkeys((REFERENCE, best, "tiny", "no_cross"))
+                for other in dict.fromkeys((REFERENCE, best, "lightgbm", "lambdarank", "tiny", "no_cross"))
                 if other in scores and other != name
             },
         }

@@ -71,6 +71,10 @@ def _section(report: Mapping[str, Any]) -> str:
         if model["family"] in _MAIN:
             lines.append(_row(report, f"`{name}`", model["mean"], model))
     lines += [_row(report, name, metrics, None) for name, metrics in report["baselines"].items()]
+    ours = report["models"].get("tiny", {}).get("minus", {})
+    others = [name for name in ours if report["models"][name]["family"] in _MAIN]
+    lines += ["", "`tiny` minus others, GAUC frozen:", "", "| | CTR | CTCVR |", "|---|---|---|"]
+    lines += [f"| `{name}` | {' | '.join(_gain(ours[name], task) for task in TASKS)} |" for name in others]
     for family, than, told in (
         ("ablation", "tiny", "`tiny` with a part left out, by its settings:"),
         ("no cross", "no_cross", "Without cross features, by the settings chosen with them (CTR / CTCVR):"),
