@@ -51,7 +51,8 @@ def joined(out: Path, mtgr: str, prefix: str = "journey") -> dict[str, Any]:
                 scores = {key: held[key] for key in held.files}
             about = path.with_suffix(".json")
             made = json.loads(about.read_text()) if about.exists() else {}
-            seeds.append({"seed": int(path.stem), **_of_run(made), "metrics": measured(frame, scores)})
+            metrics = made["metrics"] if made else measured(frame, scores)
+            seeds.append({"seed": int(path.stem), **_of_run(made), "metrics": metrics})
             aucs.append(by_trip(frame, scores["ctcvr_live"]))
         trips[name] = replace(aucs[0], auc=np.mean([one.auc for one in aucs], axis=0))
         models[name] = {"seeds": seeds, "pooled": _pooled([seed["metrics"] for seed in seeds])}
@@ -110,7 +111,7 @@ def table(result: Mapping[str, Any]) -> str:
     """The result as a Markdown table, best first; +- is the greatest less the least of the seeds."""
     lines = [
         "| | seeds | conversion GAUC by trip | click GAUC by trip | conversion AUC | log loss | "
-        f"`{result['mtgr']}` less this, 95 % |",
+        "MTGR less this, 95 % |",
         "|---|---|---|---|---|---|---|",
     ]
     models = result["models"]
@@ -120,7 +121,7 @@ def table(result: Mapping[str, Any]) -> str:
             f"{pooled[key]['mean']:.4f} +-{pooled[key]['spread']:.4f}"
             for key in ("ctcvr_gauc_request", "ctr_gauc_request", "ctcvr_auc", "ctcvr_log_loss")
         ]
-        less = "" if gain is None else f"{gain['gain']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
+        less = "MTGR" if gain is None else f"{gain['gain']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
         lines.append(f"| `{name}` | {len(models[name]['seeds'])} | {' | '.join(cells)} | {less} |")
     return "\n".join(lines) + "\n"
 

@@ -329,3 +329,11 @@ def test_weights_are_refused_by_the_statements_that_leave_them_out() -> None:
     weighed = dataclasses.replace(JOURNEY, has_weights=True)
     with pytest.raises(ValueError, match="has weights"):
         samples_duckdb.build(None, {}, weighed, BUSY, "")
+
+
+def test_the_documented_tables_are_those_of_the_files() -> None:
+    document = (Path(__file__).resolve().parents[2] / "docs" / "journey.md").read_text()
+    for module in (journey_floors, journey_table):
+        assert module.table(json.loads(module.RESULT.read_text())) in document, (
+            f"put the table of {module.__name__} into docs/journey.md"
+        )
