@@ -2,9 +2,8 @@
 
     PYTHONPATH=<folder with lightgbm>:. python -m benchmarks.evidence.journey_floors --out var/journey
 
-LightGBM learns weeks 41 to 48 (`--from` a day before: more of them) and scores weeks 49 to 52. Its settings
-were chosen on weeks 47 and 48 (`--choose`), learned on weeks 41 to 46; the test weeks are scored once. Scores
-lie beside those of the rankers (`benchmarks/evidence/journey.py`), and
+LightGBM learns weeks 41 to 48 and scores weeks 49 to 52. `--choose` tries settings on weeks 47 and 48,
+learned on weeks 41 to 46. Scores lie beside those of the rankers (`benchmarks/evidence/journey.py`), and
 `benchmarks/results/journey_floors.json` says what they were worth, with intervals over households.
 """
 
