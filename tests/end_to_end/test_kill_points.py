@@ -15,9 +15,16 @@ RECORD = ROOT / "benchmarks" / "results" / "kill_points.json"
 
 
 @pytest.mark.timeout(1800)  # a minute, unless the machine is loaded
-def test_a_part_of_the_kill_points_holds(tmp_path):
-    points = ["simulate:clicks_moved#3", "ingest_users:before_commit#1"]
-    points += ["ingest:before_commit#1", "ingest:after_commit#1"]
+@pytest.mark.parametrize(
+    "points",
+    [
+        ["simulate:clicks_moved#3", "ingest:after_commit#1"],
+        pytest.param(
+            ["ingest_users:before_commit#1", "ingest:before_commit#1"], marks=pytest.mark.slow
+        ),
+    ],
+)  # fmt: skip
+def test_a_part_of_the_kill_points_holds(tmp_path, points):
     command = [sys.executable, "-m", "tests.end_to_end.kill_points", "--stages", "simulate", "ingest"]
     command += ["--options", "users=60", "impressions-a-day=600", "--points", *points]
     out = tmp_path / "points.json"
