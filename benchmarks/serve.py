@@ -1,6 +1,6 @@
 """The server on a CPU against MLflow's own scoring server of the same model, in one run.
 
-    python -m benchmarks.serve --dataset foodlog --version 3 --out FILE
+    python -m benchmarks.serve --dataset foodlog --version 3 --graph --out FILE
 
 Takes a registered version, makes its package, and starts one server after the other, round after round: ours
 by `model.serve`, MLflow's by `mlflow models serve --env-manager local`, each with two processes that score.
@@ -287,6 +287,25 @@ def _report(
         "rounds": arguments.rounds,
         "results": list(lines),
     }
+
+
+def table(report: Mapping[str, Any]) -> list[str]:
+    """Lines of a Markdown table of a result: what each way does at most, and ours at half of that."""
+    summary, spread = report["summary"], report["spread"]["requests_per_s"]
+    names = {"ours_binary": "binary tensors", "ours_json": "JSON", "mlflow": "MLflow's scoring server"}
+    lines = ["| | requests/s at most (of the rounds) | over MLflow's |", "|---|---|---|"]
+    for side, name in names.items():
+        middle = _best(report["results"], side)[0]
+        least, greatest = spread[side]["least"], spread[side]["greatest"]
+        over = middle / summary["mlflow_requests_per_s"]
+        lines.append(f"| {name} | {middle:.0f} ({least:.0f} to {greatest:.0f}) | {over:.1f} |")
+    p99 = report["spread"]["half_load_p99_ms"]
+    lines += [
+        "",
+        f"At half of the first rate, in an open loop: p50 {summary['cpu_half_load_p50_ms']:.1f} ms, p99 "
+        f"{summary['cpu_half_load_p99_ms']:.0f} ms ({p99['least']:.0f} to {p99['greatest']:.0f}).",
+    ]
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
