@@ -115,6 +115,7 @@ def test_poison_stays_where_it_is_seen(backend, dtype):
     run_cases(backend, past_a_tile("cpu"), 8, dtype, gradient=True)
 
 
+@pytest.mark.slow
 def test_poison_stays_where_it_is_seen_in_the_reference():
     run_cases("reference", past_a_tile("cpu"), 8, torch.float64, gradient=False)
 

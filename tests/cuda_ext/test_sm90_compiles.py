@@ -41,7 +41,7 @@ def compile_pass(build: ModuleType, folder: Path, part: str, head_dim: int, dtyp
     assert "wgmma.mma_async instructions are serialized" not in result.stderr
 
 
-@pytest.mark.parametrize("part", ["forward", "backward"])
+@pytest.mark.parametrize("part", ["forward", pytest.param("backward", marks=pytest.mark.slow)])
 def test_pass_compiles(build, part, tmp_path):
     compile_pass(build, tmp_path, part, 256, "kBFloat16")
 

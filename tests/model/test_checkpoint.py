@@ -195,8 +195,8 @@ def published(reader: ShardReader) -> dict[str, Tensor]:
     [
         (1, [2], "none"),
         (2, [1], "made"),
-        (1, [2], "taken"),
-        (2, [1], "none"),
+        pytest.param(1, [2], "taken", marks=pytest.mark.slow),
+        pytest.param(2, [1], "none", marks=pytest.mark.slow),
         pytest.param(4, [1, 2], "none", marks=pytest.mark.slow),
         pytest.param(4, [1, 2], "both", marks=pytest.mark.slow),
         pytest.param(1, [4], "none", marks=pytest.mark.slow),
