@@ -3,12 +3,13 @@ r"""Chooses rankers' settings on journey's weeks 47 and 48, as many trials for e
     python -m benchmarks.evidence.journey_choice --families tiny user_tower dcn wukong --budget 10 \
         --out var/journey --together 8 --seeds 1 2 3
 
-The first trial of a family is its preset as it is; the others are drawn from one space that all share, and
-`num_blocks` for those that have blocks. A trial learns the days of `--choose-from` up to week 47 and is worth
-its conversion GAUC by trip in weeks 47 and 48. Then the best of each family learns the days from `--from` up
-to week 49 for each seed and scores the test weeks, once. Trials lie below `<out>/trials`, scores of the test
-weeks below `<out>/test`: what is there is not made again, and where trials were cut off each family has as
-many as the one that has fewest. `--only trials` or `--only test` does one of the two.
+The first trial of a family is its preset as it is; the others are drawn by chance, since they run side by
+side and none can learn from another (`choice.py` asks Optuna), from one space that all share, with
+`num_blocks` for those that have blocks. A trial learns the days of `--choose-from` up to week 47 and is
+worth its conversion GAUC by trip in weeks 47 and 48. Then the best of each family learns the days from
+`--from` up to week 49 for each seed and scores the test weeks, once. Trials lie below `<out>/trials`,
+scores of the test weeks below `<out>/test`: what is there is not made again, and where trials were cut off
+each family has as many as the one that has fewest. `--only trials` or `--only test` does one of the two.
 """
 
 from __future__ import annotations

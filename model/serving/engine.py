@@ -16,7 +16,7 @@ Weights are rounded to the precision once, not at every product; statistics of n
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class Engine:
         config: Of the run.
         device: Where to compute.
         precision: One of `PRECISIONS`; by default the one that it was trained in.
-        buckets: Sizes of batches that are captured now; none on a CPU.
+        buckets: Sizes of batches that are captured now; a CPU captures none.
         cache_bytes: Budget of kept keys and values; 0: none are kept.
 
     Attributes:
@@ -55,7 +55,7 @@ class Engine:
         cache: Of kept keys and values, or None.
 
     Raises:
-        ValueError: The model is no MTGR, or the precision is unknown.
+        ValueError: The model is no MTGR, the precision is unknown, or a CPU is to capture.
     """
 
     def __init__(
@@ -76,6 +76,10 @@ class Engine:
         assert isinstance(config.model, MtgrConfig)
         assert isinstance(ranker, MtgrRanker)
         on, dtype = torch.device(device), PRECISIONS[precision]
+        if buckets and on.type != "cuda":
+            raise ValueError(
+                f"{len(buckets)} buckets are to be captured on {on}: only a GPU has graphs, give none"
+            )
         self.cache = None
         if cache_bytes:
             self.cache = PrefixCache(
@@ -110,7 +114,7 @@ class Engine:
                 by default nothing is kept.
 
         Raises:
-            ValueError: A score is not finite.
+            ValueError: A score is not finite, or a key has kept a prefix of another length.
         """
         prefixes = self._prefixes(batch, keys) if keys is not None and self.cache is not None else None
         part = Part.WHOLE if prefixes is None else Part.REST
@@ -126,20 +130,35 @@ class Engine:
         missing: dict[Hashable, int] = {}
         prefixes: list[Prefix] = []
         for row, key in enumerate(keys):
+            length = lengths[row] + batch.num_profile
             prefix = self.cache.get(key)
             if prefix is None:
-                prefix = self.cache.put(key, lengths[row] + batch.num_profile, keep=keys)
+                prefix = self.cache.put(key, length, keep=keys)
                 missing[key] = row
             if prefix is None:
-                for other in missing:
-                    self.cache.drop(other)
+                self._drop(missing)
                 return None
+            if prefix.length != length:
+                self._drop(missing)
+                raise ValueError(
+                    f"key {key!r} has kept a prefix of {prefix.length} tokens, this request's has {length}: "
+                    "name in a key all that decides profile and static behaviours"
+                )
             prefixes.append(prefix)
         if missing:
             rows = list(missing.values())
             some = batch if len(rows) == batch.num_rows else batch.select(torch.tensor(rows))
-            self._pass(Part.PREFIX, needed(some)).run(some, [prefixes[row] for row in rows])
+            try:
+                self._pass(Part.PREFIX, needed(some)).run(some, [prefixes[row] for row in rows])
+            except BaseException:  # what was not written is not kept
+                self._drop(missing)
+                raise
         return prefixes
+
+    def _drop(self, keys: Iterable[Hashable]) -> None:
+        assert self.cache is not None
+        for key in keys:
+            self.cache.drop(key)
 
     def _pass(self, part: Part, size: Bucket) -> Pass:
         """The smallest captured one that has room, or one of just this size, which is not captured."""

@@ -37,8 +37,8 @@ def engine(package: Package, capability: str) -> Path | None:
     """The engine of a package for cards of a compute capability: found, or built now.
 
     Returns:
-        Its path, beside which `.json` has `Engine.facts` and its SHA-256; None where there can be no engine
-        here, and the log says why, and what serves instead.
+        Its path, beside which `.json` has `BuiltEngine.facts` and its SHA-256; None where there can be no
+        engine here, and the log says why, and what serves instead.
 
     Raises:
         TensorRtError: TensorRT refuses the network.

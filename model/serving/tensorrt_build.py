@@ -71,7 +71,7 @@ def library(capability: str) -> ModuleType:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class BuiltEngine:
     """A built engine.
 
     Attributes:
@@ -84,7 +84,7 @@ class Engine:
     facts: Mapping[str, Any]
 
 
-def build(ranker: MtgrRanker, capability: str, precision: str, room: Sizes = ROOM) -> Engine:
+def build(ranker: MtgrRanker, capability: str, precision: str, room: Sizes = ROOM) -> BuiltEngine:
     """Builds the engine of a ranker.
 
     Args:
@@ -125,7 +125,7 @@ def build(ranker: MtgrRanker, capability: str, precision: str, room: Sizes = ROO
         "inputs": shapes,
         "bytes": plan.nbytes,
     }
-    return Engine(plan=bytes(plan), facts=facts)
+    return BuiltEngine(plan=bytes(plan), facts=facts)
 
 
 def _profile(builder: Any, network: Any, room: Sizes) -> Any:

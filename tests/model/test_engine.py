@@ -54,12 +54,24 @@ roomy = Bucket(rows=4, static=150, realtime=40, candidates=24)
 engine.passes = {part: [Pass(engine.shared, part, roomy)] for part in Part}
 off = {"whole": engine.score(batch)}
 off |= {name: engine.score(batch, "ab") for name in ("missing", "kept")}
+refused = []
+try:
+    engine.score(batch.select(torch.tensor([1, 0])), ["c", "b"])  # another request under a key that is held
+except ValueError as error:
+    refused = [str(error), len(engine.cache)]
+broken = engine.passes[Part.PREFIX][0]
+broken.run = lambda *_: 1 / 0
+try:
+    engine.score(batch, "xy")
+except ZeroDivisionError:
+    refused.append(len(engine.cache))
 engine.passes = {part: [] for part in Part}
 off |= {"without room": engine.score(batch), "one": engine.score(batch.select(torch.tensor([1])))}
 first = int(batch.num_candidates_B()[0])
 wanted_one = wanted[:, first : first + int(batch.num_candidates_B()[1])]
 worst = {n: float(np.abs(s - (wanted_one if n == "one" else wanted)).max()) for n, s in off.items()}
-print(json.dumps({"worst": worst, "spread": float(wanted.std()), "counts": vars(engine.cache.counts)}))
+counts = vars(engine.cache.counts)
+print(json.dumps({"worst": worst, "spread": float(wanted.std()), "counts": counts, "refused": refused}))
 """
 
 
@@ -81,7 +93,11 @@ def interpreted(changes: dict[str, object], seed: int) -> dict[str, dict[str, fl
 def check(result: dict[str, dict[str, float]]) -> None:
     assert max(result["worst"].values()) < 1e-5, result
     assert float(result["spread"]) > 0.01  # type: ignore[arg-type]
-    assert result["counts"] == {"hits": 2, "misses": 2, "evictions": 0}
+    assert result["counts"] == {"hits": 3, "misses": 5, "evictions": 0}
+    # Another request under a key that is held is refused; what was not written is not kept.
+    message, *held = result["refused"]
+    assert message.startswith("key 'b' has kept a prefix of")
+    assert held == [2, 2]
 
 
 def test_an_engine_scores_as_evaluation_does_whatever_the_bucket_and_whatever_is_kept() -> None:
