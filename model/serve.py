@@ -17,15 +17,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.config.environment import cores
+from model.config.environment import cores, device_type
 from model.serving import roles, server
+from model.serving.engine import PRECISIONS
 from model.serving.front import Limits
 from model.serving.package import Package
+from model.serving.scorers import EngineOptions
 from model.serving.server import ServerOptions
 from spark_jobs.contract import command
 
 logger = logging.getLogger(__name__)
 
+_GPU_INSTANCES = 2  # one computes while the other encodes; each has tables and prefixes of its own there
 _UNREAD = ("ds", "window_end_ms", "candidate_time_ms", "candidate_request_id", "candidate_impression_id")
 
 
@@ -49,9 +52,15 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     options = ServerOptions(
         host=arguments.host,
         port=arguments.port,
-        instances=arguments.instances or cores(),
+        instances=arguments.instances or (cores() if device_type() == "cpu" else _GPU_INSTANCES),
         limits=Limits(max_waiting=arguments.max_waiting, deadline_ms=arguments.deadline_ms),
         is_logged=not arguments.no_log,
+        engine=EngineOptions(
+            is_used=not arguments.no_engine,
+            precision=arguments.precision,
+            has_graphs=not arguments.no_graphs,
+            prefix_mb=arguments.prefix_mb,
+        ),
     )
 
     def ready(url: str) -> None:
@@ -72,10 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_dataset(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: loopback)")
     parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--instances", type=int, help="processes that score (default: one a core)")
+    parser.add_argument(
+        "--instances", type=int, help="processes that score (default: one a core, 2 on a GPU)"
+    )
     parser.add_argument("--max-waiting", type=int, default=256, help="requests under way; more get 429")
     parser.add_argument("--deadline-ms", type=int, default=1000, help="greatest time to an answer")
     parser.add_argument("--no-log", action="store_true", help="do not log scores")
+    gpu = parser.add_argument_group("on a GPU", "an MTGR is computed by the engine, see docs/serving.md")
+    gpu.add_argument("--precision", choices=PRECISIONS, help="to compute in (default: the training's)")
+    gpu.add_argument("--prefix-mb", type=int, default=2048, help="kept prefixes of a process; 0: none")
+    gpu.add_argument("--no-graphs", action="store_true", help="capture none")
+    gpu.add_argument("--no-engine", action="store_true", help="compute as evaluation does")
     return command.run(parser, _run, argv)
 
 

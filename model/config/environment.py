@@ -19,8 +19,8 @@ from spark_jobs.contract import environment
 from spark_jobs.contract.command import UsageError
 
 
-def device() -> torch.device:
-    """Where to compute; under torchrun the device of this rank.
+def device_type() -> str:
+    """Whether to compute on `cpu` or `cuda`.
 
     Raises:
         UsageError: `MTGR_DEVICE` is none of auto, cpu and cuda, or there is no GPU.
@@ -31,7 +31,12 @@ def device() -> torch.device:
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
         raise UsageError("MTGR_DEVICE is cuda, but torch finds no GPU here; use cpu, or install a driver")
-    if name == "cpu" or not has_gpu:
+    return "cuda" if has_gpu and name != "cpu" else "cpu"
+
+
+def device() -> torch.device:
+    """Where to compute, see `device_type`; under torchrun the device of this rank."""
+    if device_type() == "cpu":
         # Small models gain nothing from more threads, and lose much when other processes share the cores.
         torch.set_num_threads(environment.whole("MTGR_THREADS", 1, low=1))
         return torch.device("cpu")

@@ -22,6 +22,7 @@ from model.data.stored import StoredRows
 from model.serving.holder import Holder, Served
 from model.serving.request import DTYPES
 from model.serving.score_log import ScoreLog
+from model.serving.scorers import COUNTED, EngineOptions
 from spark_jobs.contract import command
 from spark_jobs.contract.features import Group
 
@@ -45,12 +46,21 @@ class TritonPythonModel:
             description="packages not served",
             kind=pb_utils.MetricFamily.COUNTER,
         )
-        labels = {"model": args["model_name"], "instance": args["model_instance_name"]}
-        self._version, self._refused = family.Metric(labels=labels), refusals.Metric(labels=labels)
-        self._families = (family, refusals)
-        batch_tokens = int(options["batch_tokens"])
+        self._labels = {"model": args["model_name"], "instance": args["model_instance_name"]}
+        self._version, self._refused = (one.Metric(labels=self._labels) for one in (family, refusals))
+        self._families = {
+            name: pb_utils.MetricFamily(
+                name=f"mtgr_{name}_total", description=described, kind=pb_utils.MetricFamily.COUNTER
+            )
+            for name, described in COUNTED.items()
+        } | {"version": family, "refused": refusals}
+        self._counters: dict[tuple[str, str], Any] = {}
+        engine = EngineOptions(**options["engine"])
+        batch_tokens, max_batch = int(options["batch_tokens"]), int(options["max_batch"])
         self._holder = Holder(
-            Path(options["link"]), lambda path: Served(path, self._device, batch_tokens), self._swapped
+            Path(options["link"]),
+            lambda path: Served(path, self._device, batch_tokens, max_batch, engine),
+            self._swapped,
         )
         items = [f.name for f in self._holder.served.form.dataset.in_group(Group.CANDIDATE)]
         self._item = items.index("item_id")
@@ -87,7 +97,16 @@ class TritonPythonModel:
                     self._answer(served, {place: row}, answers)
                 except ValueError as error:
                     answers[place] = _error(str(error))
+        self._count(served)
         return answers
+
+    def _count(self, served: Served) -> None:
+        """Adds to the metrics what the engine has done for a batch."""
+        for (name, kind), number in served.counted().items():
+            if (name, kind) not in self._counters:
+                labels = {**self._labels, "kind": kind}
+                self._counters[name, kind] = self._families[name].Metric(labels=labels)
+            self._counters[name, kind].increment(number)
 
     def _answer(self, served: Served, rows: dict[int, StoredRows], answers: list[Any]) -> None:
         if not rows:

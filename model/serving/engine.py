@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,23 @@ logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@dataclass(kw_only=True)
+class Work:
+    """What an engine has done.
+
+    Attributes:
+        captured: Passes that were graphs.
+        eager: Passes for which there was none: no bucket had room.
+        tokens: That were computed for requests.
+        padding: Places of buckets that were computed and that no request filled.
+    """
+
+    captured: int = 0
+    eager: int = 0
+    tokens: int = 0
+    padding: int = 0
+
+
 class Engine:
     """An MTGR ready to score.
 
@@ -53,6 +71,7 @@ class Engine:
         shared: What its passes share.
         passes: By part, those that were captured.
         cache: Of kept keys and values, or None.
+        work: What it has done.
 
     Raises:
         ValueError: The model is no MTGR, the precision is unknown, or a CPU is to capture.
@@ -80,6 +99,7 @@ class Engine:
             raise ValueError(
                 f"{len(buckets)} buckets are to be captured on {on}: only a GPU has graphs, give none"
             )
+        self.work = Work()
         self.cache = None
         if cache_bytes:
             self.cache = PrefixCache(
@@ -118,7 +138,7 @@ class Engine:
         """
         prefixes = self._prefixes(batch, keys) if keys is not None and self.cache is not None else None
         part = Part.WHOLE if prefixes is None else Part.REST
-        scores = self._pass(part, needed(batch)).run(batch, prefixes)
+        scores = self._run(part, batch, prefixes)
         if not np.isfinite(scores).all():
             raise ValueError("scores are not finite; the weights are broken")
         return scores
@@ -149,7 +169,7 @@ class Engine:
             rows = list(missing.values())
             some = batch if len(rows) == batch.num_rows else batch.select(torch.tensor(rows))
             try:
-                self._pass(Part.PREFIX, needed(some)).run(some, [prefixes[row] for row in rows])
+                self._run(Part.PREFIX, some, [prefixes[row] for row in rows])
             except BaseException:  # what was not written is not kept
                 self._drop(missing)
                 raise
@@ -160,10 +180,20 @@ class Engine:
         for key in keys:
             self.cache.drop(key)
 
-    def _pass(self, part: Part, size: Bucket) -> Pass:
-        """The smallest captured one that has room, or one of just this size, which is not captured."""
+    def _run(
+        self, part: Part, batch: JaggedBatch, prefixes: Sequence[Prefix] | None
+    ) -> npt.NDArray[np.float32]:
+        """Computes by the smallest captured pass that has room, else by one of this size without a graph."""
+        size = needed(batch)
         fitting = [one for one in self.passes[part] if size.fits(one.bucket, part)]
-        return min(fitting, key=lambda one: one.num_tokens) if fitting else Pass(self.shared, part, size)
+        used = min(fitting, key=lambda one: one.num_tokens) if fitting else Pass(self.shared, part, size)
+        rows, behaviours, candidates = size.places(part)
+        tokens = behaviours + candidates + rows * batch.num_profile * (part is not Part.REST)
+        self.work.captured += bool(fitting)
+        self.work.eager += not fitting
+        self.work.tokens += tokens
+        self.work.padding += used.num_tokens - tokens
+        return used.run(batch, prefixes)
 
     def _captured(self, part: Part, bucket: Bucket, pool: Any) -> Pass:
         one = Pass(self.shared, part, bucket)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +18,10 @@ import numpy.typing as npt
 import torch
 
 from model.data.batch import JaggedBatch, token_cuts
-from model.judging.scoring import Scorer
 from model.serving.package import Package, PackageError
 from model.serving.parity import TOLERANCE
 from model.serving.request import RequestForm
+from model.serving.scorers import DEFAULT, EngineOptions, scorer_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,26 +36,52 @@ class Served:
         folder: Of the package.
         device: Where to compute.
         batch_tokens: Greatest number of tokens that are computed at once, unless one request has more.
+        max_batch: Greatest number of requests of a batch.
+        engine: How a GPU computes.
 
     Raises:
         PackageError: A file differs from its digest, or golden requests do not score as they did.
     """
 
-    def __init__(self, folder: Path, device: torch.device | str, batch_tokens: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device | str,
+        batch_tokens: int,
+        max_batch: int = 32,
+        engine: EngineOptions = DEFAULT,
+    ) -> None:
         package = Package.load(folder)
         self.version = package.version
         self.form = RequestForm(package.dataset, package.config.model.max_static)
-        self._scorer = Scorer(package.dataset, package.config, package.fastest(device), device)
         self._batch_tokens = batch_tokens
-        rows = package.golden.rows.slice(0, _GOLDEN)
-        scores = self.score(self._scorer.encoder.encode(rows))
+        golden = self.form.encoder.encode(package.golden.rows)
+        self._scorer = scorer_of(
+            package, torch.device(device), engine, golden, max_rows=max_batch, batch_tokens=batch_tokens
+        )
+        self._counted: Counter[tuple[str, str]] = Counter()
+        self._check_golden(package, golden)
+
+    def _check_golden(self, package: Package, golden: JaggedBatch) -> None:
+        """Scores some golden requests side by side, then each by itself, when their prefixes are kept."""
+        some = torch.arange(min(_GOLDEN, golden.num_rows))
+        together = self.score(golden.select(some))
+        alone = [self.score(golden.select(row)) for row in some.unsqueeze(1)]
         expected = np.stack([package.golden.scores[f"{task}_live"] for task in ("ctr", "ctcvr")])
-        worst = float(np.abs(scores - expected[:, : scores.shape[1]]).max(initial=0))
-        tolerance = TOLERANCE[str(package.record["precision"])]
+        worst, tolerance = 0.0, TOLERANCE[self._scorer.precision]
+        for scores in (together, np.concatenate(alone, axis=1)):
+            worst = max(worst, float(np.abs(scores - expected[:, : scores.shape[1]]).max(initial=0)))
         if not worst <= tolerance:
             raise PackageError(
-                f"{folder} scores its golden requests {worst:.2g} off, more than {tolerance:g}: not served"
+                f"{package.path} scores its golden requests {worst:.2g} off, more than {tolerance:g}: "
+                "not served"
             )
+
+    def counted(self) -> Counter[tuple[str, str]]:
+        """What has been done since this was last asked, by name and kind of a metric."""
+        counts = Counter(self._scorer.counts())
+        since, self._counted = counts - self._counted, counts
+        return since
 
     @torch.inference_mode()
     def score(self, batch: JaggedBatch) -> npt.NDArray[np.float32]:

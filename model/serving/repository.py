@@ -10,12 +10,15 @@ no weights and does not change with them.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from model.serving.scorers import DEFAULT, EngineOptions
 
 # `model.py`, Triton's own name for it, would be imported as the package `model`.
 _FILE = "scorer.py"
@@ -63,6 +66,7 @@ class ModelOptions:
         batch_tokens: Greatest number of tokens that are computed at once.
         queue: Requests that may wait; more are refused.
         timeout_ms: How long one may wait, unless it says less.
+        engine: How a GPU computes.
     """
 
     link: Path
@@ -72,6 +76,7 @@ class ModelOptions:
     batch_tokens: int = 20_000
     queue: int = 256
     timeout_ms: int = 1000
+    engine: EngineOptions = DEFAULT
 
 
 def write_repository(folder: Path, models: dict[str, ModelOptions]) -> None:
@@ -88,6 +93,8 @@ def _config(name: str, options: ModelOptions) -> str:
         "link": str(options.link),
         "log": str(options.log or ""),
         "batch_tokens": options.batch_tokens,
+        "max_batch": options.max_batch,
+        "engine": dataclasses.asdict(options.engine),
     }
     return _CONFIG.format(
         name=json.dumps(name),

@@ -22,6 +22,7 @@ from model.serving.lookups import LINK
 from model.serving.package import Package
 from model.serving.repository import ModelOptions, write_repository
 from model.serving.request import RequestForm
+from model.serving.scorers import DEFAULT, EngineOptions
 from spark_jobs.contract import locations
 from spark_jobs.contract.features import Dataset
 
@@ -40,6 +41,7 @@ class ServerOptions:
         instances: Processes that score, of each role.
         limits: What the front lets pass.
         is_logged: Whether scores are logged.
+        engine: How a GPU computes.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +49,7 @@ class ServerOptions:
     instances: int = 1
     limits: Limits = field(default_factory=Limits)
     is_logged: bool = True
+    engine: EngineOptions = DEFAULT
 
 
 def folder_of(dataset: str) -> Path:
@@ -84,6 +87,7 @@ async def serve(dataset: Dataset, options: ServerOptions, ready: Callable[[str],
             instances=options.instances,
             timeout_ms=options.limits.deadline_ms,
             queue=options.limits.max_waiting,
+            engine=options.engine,
         )
         for role, name in models.items()
     })  # fmt: skip

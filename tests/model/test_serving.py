@@ -155,7 +155,13 @@ def backend(packages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
     from model.serving.backend import TritonPythonModel
 
     link = roles.link("foodlog", roles.CURRENT)
-    options = {"link": str(link), "log": str(tmp_path / "log"), "batch_tokens": 20_000}
+    options = {
+        "link": str(link),
+        "log": str(tmp_path / "log"),
+        "batch_tokens": 20_000,
+        "max_batch": 32,
+        "engine": {},
+    }
     config = {"parameters": {"options": {"string_value": json.dumps(options)}}}
     model = TritonPythonModel()
     model.initialize(
@@ -198,6 +204,19 @@ def test_a_request_that_is_not_right_disturbs_no_neighbour(
     ]
     assert logged.column("ctr")[1].as_py() == pytest.approx(answers[4][0].values[0, 0].tolist())
     assert set(logged.column("version").to_pylist()) == {version}
+
+
+def test_what_the_engine_has_done_is_counted_once_and_from_nothing_after_a_swap(backend: Any) -> None:
+    form = RequestForm(FOODLOG)
+    requests = [Request(form.tensors_of(form.of_row(row))) for row in request_rows(1)]
+    version = backend._holder.served.version
+    for counts in ((3, 4), (2, 9)):
+        served = backend._holder.served = Served(folder_of(FOODLOG, version), "cpu", 20_000)
+        for hits in counts:
+            served._scorer.counts = lambda hits=hits: {("prefixes", "hits"): hits}  # type: ignore[method-assign]
+            backend.execute(requests)
+    assert backend._counters["prefixes", "hits"].value == 4 + 9
+    backend.finalize()
 
 
 def test_scores_are_kept_for_thirty_days(tmp_path: Path) -> None:
