@@ -1,7 +1,7 @@
 """The whole training step: tables, tokens, blocks, heads and optimizers, on rows of shape P.
 
     python -m benchmarks.train --out FILE [--cases large medium small large_nvidia_shape] [--plain large ...]
-    torchrun --nproc-per-node 2 -m benchmarks.train --out FILE
+    torchrun --nproc-per-node 4 -m benchmarks.train --out FILE [--by-flops large] [--by-users large] ...
     python -m benchmarks.train --out FILE --join ONE TWO FOUR     # runs of more and more ranks: their ratios
     python -m benchmarks.train --table FILE                       # the table of docs/model.md
 
@@ -12,6 +12,12 @@ over runs of five steps, between which alone the device is waited for. It is tha
 are warmed up until forty in a row were replayed (`warm_up_steps`).
 `idle` is the share of a step in which no kernel runs: kernels' time is that of a profiled run, a step's time
 that of one without a profiler. The table says which kinds of kernels the time goes to.
+
+With several ranks each draws rows of its own and cuts where their tokens fill its share; `--by-flops` cuts by
+work, `--by-users` takes as many rows a step, as a batch size in users would. `straggler_idle` is the share of
+all ranks' time that they wait for the slowest of a step, by the time that kernels other than the exchange's
+run on each. `--sharded` has FSDP2 for DDP. Neither it nor cuts by users are captured: `--plain` is
+what they compare with.
 """
 
 from __future__ import annotations
@@ -35,12 +41,13 @@ import torch.distributed as dist
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.balance import idle, runs_of, work_of
 from benchmarks.rows import ZIPF, P, Shape, batch_of, lengths_of, shuffled
 from model.config.environment import device, is_launched
 from model.config.presets import preset_named
 from model.config.run import Config
 from model.data.ahead import Ahead
-from model.data.batch import JaggedBatch, token_cuts
+from model.data.batch import JaggedBatch
 from model.data.steps import Step
 from model.rankers.mtgr import MtgrConfig
 from model.training.loader import capacities_of, made_ready, with_next
@@ -75,11 +82,20 @@ _KINDS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A preset on a shape, under the name that results give it."""
+    """A preset on a shape, under the name that results give it.
+
+    Args:
+        name: As results have it.
+        config: Of the run; `batch_tokens` is what all ranks take together.
+        shape: Lengths of rows.
+        cut: What fills a rank's share: `tokens`, `flops` or `users`.
+        rows_a_step: Of a rank, if the shape says it; else as many as have the tokens.
+    """
 
     name: str
     config: Config
     shape: Shape
+    cut: str = "tokens"
     rows_a_step: int | None = None
 
 
@@ -96,6 +112,7 @@ def _cases(batch_tokens: int) -> dict[str, Case]:
         name="mfu_large_nvidia_shape",
         config=dataclasses.replace(large, model=model),
         shape=ZIPF,
+        cut="users",
         rows_a_step=32,
     )
     tiny = preset_named("tiny")
@@ -103,11 +120,10 @@ def _cases(batch_tokens: int) -> dict[str, Case]:
     return cases
 
 
-def _plain(case: Case) -> Case:
-    train = dataclasses.replace(case.config.train, cuda_graphs=False)
-    return dataclasses.replace(
-        case, name=f"{case.name}_plain", config=dataclasses.replace(case.config, train=train)
-    )
+def _other(case: Case, name: str, cut: str | None = None, **train: Any) -> Case:
+    """The case with another cut or settings of training."""
+    changed = dataclasses.replace(case.config, train=dataclasses.replace(case.config.train, **train))
+    return dataclasses.replace(case, name=f"{case.name}_{name}", config=changed, cut=cut or case.cut)
 
 
 def steps_of(case: Case, rows: JaggedBatch, on: torch.device) -> Iterator[Step]:
@@ -116,17 +132,22 @@ def steps_of(case: Case, rows: JaggedBatch, on: torch.device) -> Iterator[Step]:
 
 
 def _cut(case: Case, rows: JaggedBatch) -> Iterator[Step]:
+    tokens, pairs = rows.tokens_B().numpy().astype(np.float64), rows.pairs_B().numpy()
+    costs = {
+        "tokens": tokens,
+        "flops": work_of(tokens, pairs, case.config.model.d_model),
+        "users": np.ones(rows.num_rows),
+    }[case.cut]
+    # As many rows, and so tokens, a step on average, whatever fills a rank's share.
+    rows_a_step = case.rows_a_step or round(
+        case.config.train.batch_tokens / dist.get_world_size() / tokens.mean()
+    )
     for epoch in itertools.count():
         order = shuffled(rows, epoch * dist.get_world_size() + dist.get_rank())
-        cuts = (
-            token_cuts(rows.tokens_B()[order], case.config.train.batch_tokens // dist.get_world_size())
-            if case.rows_a_step is None
-            else range(case.rows_a_step, rows.num_rows + 1, case.rows_a_step)
-        )
-        for first, end in itertools.pairwise([0, *list(cuts)[: -1 if case.rows_a_step is None else None]]):
-            batch = rows.select(order[first:end])
+        for run in runs_of(costs[order.numpy()], rows_a_step * costs.mean()):
+            batch = rows.select(order[run])
             yield Step(
-                name=f"{epoch}/{first}",
+                name=f"{epoch}/{run.start}",
                 batch=batch,
                 num_candidates=batch.num_candidates,
                 weight=float(batch.num_candidates * dist.get_world_size()),
@@ -166,6 +187,7 @@ def bench(case: Case, on: torch.device, num_steps: int) -> dict[str, Any]:
         waited = ahead.waited - waited
         trainer.losses()
         kernels = _kernels(trainer, steps) if is_gpu else {}
+        stragglers = _stragglers(trainer, steps) if is_gpu and dist.get_world_size() > 1 else {}
     spans = [(b - a) / 5 * 1e3 for a, b in itertools.pairwise([start, *marks])]
     tokens = [step.batch.num_tokens for step in done]
     pairs = [step.batch.layouts[0].num_pairs for step in done]
@@ -179,6 +201,8 @@ def bench(case: Case, on: torch.device, num_steps: int) -> dict[str, Any]:
         "preset": case.config.preset,
         "model": {k: getattr(case.config.model, k) for k in ("num_blocks", "d_model", "num_heads")},
         "shape": dataclasses.asdict(case.shape),
+        "cut": case.cut,
+        "sharded": case.config.train.fully_sharded,
         "tokens_a_step": {"mean": round(statistics.mean(tokens)), "least": min(tokens), "most": max(tokens)},
         "rows_a_step": round(statistics.mean(step.batch.num_rows for step in done), 1),
         "visible_pairs_a_step": round(statistics.mean(pairs)),
@@ -201,6 +225,7 @@ def bench(case: Case, on: torch.device, num_steps: int) -> dict[str, Any]:
             "launches": kernels.pop("launches"),
             "kernels_ms": kernels,
             "memory_gib": round(torch.cuda.max_memory_allocated(on) / 2**30, 2),
+            **stragglers,
         }
         torch.cuda.reset_peak_memory_stats(on)
     return result
@@ -235,25 +260,66 @@ def _kernels(trainer: Trainer, steps: Iterator[tuple[Step, Step | None]], number
     spans: list[tuple[float, float]] = []
     names: dict[str, float] = {}
     kinds = dict.fromkeys([*(kind for kind, _ in _KINDS), "other"], 0.0)
-    for event in profiler.events():
-        if event.device_type != DeviceType.CUDA or event.is_user_annotation:
-            continue
-        begin, end = event.time_range.start, event.time_range.end
+    for name, begin, end in _on_device(profiler):
         spans.append((begin, end))
-        kind = next((kind for kind, names_ in _KINDS if re.search(names_, event.name)), "other")
-        kinds[kind] += (end - begin) / 1e3 / number
-        names[event.name] = names.get(event.name, 0.0) + (end - begin) / 1e3 / number
-    busy, until = 0.0, 0.0
-    for begin, end in sorted(spans):
-        busy += max(0.0, end - max(begin, until))
-        until = max(until, end)
+        kinds[_kind(name)] += (end - begin) / 1e3 / number
+        names[name] = names.get(name, 0.0) + (end - begin) / 1e3 / number
     longest = sorted(names.items(), key=lambda pair: -pair[1])[:25]
     return {
-        "busy_ms": busy / 1e3 / number,
+        "busy_ms": _covered_ms(spans) / number,
         "launches": round(len(spans) / number),
         **{kind: round(ms, 3) for kind, ms in kinds.items()},
         "longest": {name[:90]: round(ms, 3) for name, ms in longest},
     }
+
+
+def _stragglers(
+    trainer: Trainer, steps: Iterator[tuple[Step, Step | None]], number: int = 12
+) -> dict[str, Any]:
+    """What each rank computes in each of some steps, and the share of time they wait for the slowest."""
+    computed = []
+    for _ in range(number):
+        step = next(steps)
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            trainer.step(*step)
+            torch.cuda.synchronize()
+        spans = [(begin, end) for name, begin, end in _on_device(profiler) if _kind(name) != "exchange"]
+        computed.append(_covered_ms(spans))
+    trainer.losses()
+    own = torch.tensor(computed, device=trainer.device)
+    of_ranks = own.new_empty(dist.get_world_size() * number)
+    dist.all_gather_into_tensor(of_ranks, own)
+    milliseconds = of_ranks.reshape(-1, number).cpu().numpy()
+    return {
+        "straggler_idle": round(idle(milliseconds), 4),
+        "computed_ms": {
+            "ranks": milliseconds.mean(1).round(3).tolist(),
+            "least": round(float(milliseconds.min()), 3),
+            "most": round(float(milliseconds.max()), 3),
+            "steps": number,
+        },
+    }
+
+
+def _on_device(profiler: profile) -> Iterator[tuple[str, float, float]]:
+    """Name, begin and end (us) of all that ran on the device."""
+    for event in profiler.events():  # type: ignore[no-untyped-call]
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            yield event.name, event.time_range.start, event.time_range.end
+
+
+def _kind(name: str) -> str:
+    return next((kind for kind, names in _KINDS if re.search(names, name)), "other")
+
+
+def _covered_ms(spans: Sequence[tuple[float, float]]) -> float:
+    """Milliseconds that any of the spans, in microseconds, covers."""
+    covered, until = 0.0, 0.0
+    for begin, end in sorted(spans):
+        covered += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return covered / 1e3
 
 
 def _joined(paths: Sequence[Path]) -> dict[str, Any]:
@@ -268,6 +334,9 @@ def _joined(paths: Sequence[Path]) -> dict[str, Any]:
     ):
         name = f"tokens_per_s_{_NUMBERS[many]}_gpus_over_{_NUMBERS[few]}"
         summary[name] = round(more / rate, 3)
+    for line in runs[-1]["results"]:
+        if line["case"] == "mfu_large_p_by_flops":
+            summary["straggler_idle_measured"] = line["straggler_idle"]
     return {"summary": summary, "runs": runs}
 
 
@@ -302,10 +371,18 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
         world_size, rank = dist.get_world_size(), dist.get_rank()
         cases = _cases(arguments.tokens * world_size)
         results = [bench(cases[name], on, arguments.steps) for name in arguments.cases]
-        plain = [bench(_plain(cases[name]), on, arguments.steps) for name in arguments.plain]
+        others = [
+            *(_other(cases[name], "plain", cuda_graphs=False) for name in arguments.plain),
+            *(_other(cases[name], "by_flops", "flops") for name in arguments.by_flops),
+            *(_other(cases[name], "by_users", "users", cuda_graphs=False) for name in arguments.by_users),
+            *(_other(cases[name], "sharded", fully_sharded=True) for name in arguments.sharded),
+        ]
+        results += [bench(case, on, arguments.steps) for case in others]
     if rank:
         return None
-    summary: dict[str, float] = {one["case"]: one["mfu"] for one in results if one["mfu"] is not None}
+    summary: dict[str, float] = {
+        one["case"]: one["mfu"] for one in results[: len(arguments.cases)] if one["mfu"]
+    }
     report = {
         "summary": summary,
         "ranks": world_size,
@@ -318,7 +395,7 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
             "launched": is_launched(),
         },
         "commit": arguments.commit or git_sha(),
-        "results": results + plain,
+        "results": results,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -341,6 +418,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                         default=["large", "medium", "small", "large_nvidia_shape"])  # fmt: skip
     parser.add_argument("--plain", nargs="+", choices=list(_cases(_TOKENS)), default=[],
                         help="cases that also run without CUDA graphs")  # fmt: skip
+    for option, what in (("--by-flops", "cut by work"), ("--by-users", "cut by users, without CUDA graphs"),
+                         ("--sharded", "fully sharded (FSDP2)")):  # fmt: skip
+        parser.add_argument(
+            option, nargs="+", choices=list(_cases(_TOKENS)), default=[], help=f"cases that also run {what}"
+        )
     parser.add_argument("--steps", type=int, default=30, help="timed steps, a multiple of 5")
     parser.add_argument("--tokens", type=int, default=_TOKENS, help="of a step of one rank")
     parser.add_argument("--commit", help="where no repository says which")

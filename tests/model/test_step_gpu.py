@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from model.config.presets import preset_named
 from model.data.capacity import Capacities
 from model.data.steps import Step
 from model.data.synthetic import random_batch
+from model.runs.sharded import ShardReader
 from model.training.loader import capacities_of, delivered, side_stream, with_next
 from model.training.ranks import process_group
 from model.training.step import Trainer, is_captured
@@ -91,17 +93,19 @@ def test_replayed_steps_train_as_steps_that_are_not_recorded(monkeypatch: pytest
         torch.testing.assert_close(ours, weights[1][name], atol=2e-4, rtol=1e-3)
 
 
-def on_gpu(rank: int, world_size: int, folder: str) -> None:
-    """Takes steps on a rank; the first writes losses and state."""
+def on_gpu(rank: int, world_size: int, folder: str, way: str, first: int, end: int, base: str = "") -> None:
+    """Takes steps `first` to `end` on a rank, behind the checkpoint `base`; rank 0 writes what came."""
     gpu = torch.device("cuda", rank)
     torch.cuda.set_device(gpu)
-    store = dist.FileStore(f"{folder}/store{world_size}", world_size)
+    store = dist.FileStore(f"{folder}/store{world_size}_{way}_{first}", world_size)
     dist.init_process_group("nccl", store=store, rank=rank, world_size=world_size, device_id=gpu)
-    base = config()
-    model = dataclasses.replace(base.model, d_model=64, ops_backend="triton")
-    trainer = Trainer(DATASET, dataclasses.replace(base, model=model), gpu)
-    capacities, stream = Capacities(batch_tokens=200), side_stream(gpu)
+    plain = config(cuda_graphs=way == "captured", fully_sharded=way == "sharded")
+    model = dataclasses.replace(plain.model, d_model=64, ops_backend="triton")
+    ours = dataclasses.replace(plain, model=model)
+    trainer, capacities, stream = Trainer(DATASET, ours, gpu), capacities_of(ours, gpu), side_stream(gpu)
     trainer.scaler.fit(random_batch(DATASET, 40, seed=3).to(gpu))
+    if base:
+        trainer.load(ShardReader(Path(base)))
     steps = [
         delivered(
             dataclasses.replace(
@@ -111,11 +115,12 @@ def on_gpu(rank: int, world_size: int, folder: str) -> None:
             gpu,
             stream,
         )
-        for number in range(12)
+        for number in range(first, end)
     ]
     for step, following in with_next(steps):
         trainer.step(step, following)
-    reader = saved(trainer, Path(folder) / f"of_{world_size}")
+    name = f"of_{world_size}_{way}_{end}"
+    reader = saved(trainer, Path(folder) / name)
     if rank == 0:
         weights = {
             name: reader.tensor(name)
@@ -123,25 +128,51 @@ def on_gpu(rank: int, world_size: int, folder: str) -> None:
             for name in reader.names(kind)
         }
         run = {"losses": trainer.losses(), "weights": weights, "fresh": trainer.num_fresh}
-        torch.save(run, f"{folder}/{world_size}.pt")
+        torch.save(run, f"{folder}/{name}.pt")
     else:
         trainer.losses()
     dist.destroy_process_group()
 
 
+def trained(folder: Path, world_size: int, way: str, first: int, end: int, base: Path | None = None) -> Any:
+    """What `on_gpu` of that many ranks has written."""
+    mp.spawn(on_gpu, args=(world_size, str(folder), way, first, end, str(base or "")), nprocs=world_size)
+    return torch.load(folder / f"of_{world_size}_{way}_{end}.pt", weights_only=False)
+
+
+def assert_alike(one: Any, many: Any) -> None:
+    """Losses and weights of two runs are equal to float32."""
+    losses = [[loss for _, loss in run["losses"]] for run in (one, many)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for (name, ours), theirs in zip(one["weights"].items(), many["weights"].values(), strict=True):
+        torch.testing.assert_close(
+            ours, theirs, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+some_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_ranks_with_dynamic_tables_train_as_one(tmp_path: Path) -> None:
+@some_gpus
+@pytest.mark.parametrize("way", ["captured", "ddp", "sharded"])
+def test_ranks_with_dynamic_tables_train_as_one(tmp_path: Path, way: str) -> None:
     """Sent by NCCL, the next step's ids beside what is computed, replayed: as one process, to float32."""
-    world_sizes = [size for size in (1, 2, 4) if size <= torch.cuda.device_count()]
-    for world_size in world_sizes:
-        mp.spawn(on_gpu, args=(world_size, str(tmp_path)), nprocs=world_size)
-    one, *others = (torch.load(tmp_path / f"{size}.pt", weights_only=False) for size in world_sizes)
-    for many in others:
-        assert many["fresh"] < 12
-        losses = [[loss for _, loss in run["losses"]] for run in (one, many)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-        for (name, ours), theirs in zip(one["weights"].items(), many["weights"].values(), strict=True):
-            torch.testing.assert_close(
-                ours, theirs, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
-            )
+    one = trained(tmp_path, 1, "captured" if way == "captured" else "ddp", 0, 12)
+    for world_size in (2, 4):
+        if world_size <= torch.cuda.device_count():
+            many = trained(tmp_path, world_size, way, 0, 12)
+            assert (0 < many["fresh"] < 12) == (way == "captured")
+            assert_alike(one, many)
+
+
+@pytest.mark.gpu
+@some_gpus
+@pytest.mark.parametrize("way", ["captured", "sharded"])
+def test_a_checkpoint_of_all_ranks_goes_on_on_half_of_them(tmp_path: Path, way: str) -> None:
+    world_size = 4 if torch.cuda.device_count() >= 4 else 2
+    trained(tmp_path, world_size, way, 0, 8)
+    checkpoint = tmp_path / f"of_{world_size}_{way}_8"
+    ours = trained(tmp_path, world_size // 2, way, 8, 14, checkpoint)
+    theirs = trained(tmp_path, world_size, way, 8, 14, checkpoint)
+    assert_alike(theirs, ours)

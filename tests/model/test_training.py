@@ -1,12 +1,17 @@
 """Training over a small samples table: the chain of runs, interruption, divergence, ranks."""
 
+import contextlib
 import copy
 import dataclasses
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from deltalake import write_deltalake
 
 from model import train as command
@@ -351,6 +356,37 @@ def test_a_run_killed_on_a_gpu_goes_on(lake, monkeypatch):
             training.train(DATASET, on_gpu(), DAYS[2], gpu, unlogged)
     training.train(DATASET, on_gpu(), DAYS[2], gpu, unlogged)
     np.testing.assert_allclose(*([loss for _, loss in one] for one in (losses(DAYS[2]), expected)), rtol=1e-5)
+
+
+def on_rank(rank, world_size, folder, name, dies):
+    """Trains on a GPU a rank; the last one is killed when a checkpoint is saved, if it is to die."""
+    os.environ.update(MTGR_VAR=folder, MTGR_RUNS=f"{folder}/{name}")
+    gpu = torch.device("cuda", rank)
+    torch.cuda.set_device(gpu)
+    store = dist.FileStore(f"{folder}/store_{name}_{dies}", world_size)
+    dist.init_process_group("nccl", store=store, rank=rank, world_size=world_size, device_id=gpu)
+    if dies and rank == world_size - 1:
+
+        def die(reached):
+            if reached == "train:checkpoint_saved":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        training.reach = die
+    training.train(DATASET, on_gpu(), DAYS[2], gpu, unlogged)
+    dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_run_of_which_one_rank_is_killed_goes_on(lake, monkeypatch):
+    world_size, of = torch.cuda.device_count(), {}
+    for name, deaths in (("whole", (False,)), ("killed", (True, False))):
+        for dies in deaths:
+            with pytest.raises(mp.ProcessExitedException) if dies else contextlib.nullcontext():
+                mp.spawn(on_rank, args=(world_size, str(lake), name, dies), nprocs=world_size)
+        monkeypatch.setenv("MTGR_RUNS", str(lake / name))
+        of[name] = [loss for _, loss in losses(DAYS[2])]
+    np.testing.assert_allclose(of["killed"], of["whole"], rtol=1e-4)
 
 
 @pytest.mark.gpu
