@@ -13,6 +13,7 @@ from model.rankers.dnn import DnnConfig
 from model.rankers.hstu import HstuConfig
 from model.rankers.moe import MoeConfig
 from model.rankers.mtgr import MtgrConfig
+from model.rankers.mtgr_dcn import MtgrDcnConfig
 from model.rankers.multi_embed import MultiEmbedConfig
 from model.rankers.pepnet import PepnetConfig
 from model.rankers.ple import PleConfig
@@ -49,6 +50,15 @@ def tiny() -> Config:
             ttl_days=TTL_DAYS,
         ),
     )
+
+
+def tiny_dcn() -> Config:
+    """`tiny` whose heads read crossed features beside what the blocks read: a variant beyond the paper."""
+    config = tiny()
+    fields = dataclasses.asdict(config.model)
+    for name in ("architecture", "tables"):
+        del fields[name]
+    return dataclasses.replace(config, preset="tiny_dcn", model=MtgrDcnConfig(**fields))
 
 
 def _paper(preset: str, num_blocks: int, d_model: int, low_cardinality_width: int, lr: float) -> Config:
@@ -191,7 +201,7 @@ def wide(name: str, d_model: int) -> Config:
 PRESETS: dict[str, Callable[[], Config]] = {
     preset.__name__: preset
     for preset in (
-        *(tiny, small, medium, large, xl, user_tower),
+        *(tiny, tiny_dcn, small, medium, large, xl, user_tower),
         *(dnn, moe, multi_embed, wukong, dcn, ple, pepnet, din, hstu, hstu_cross),
     )
 }

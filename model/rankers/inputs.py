@@ -77,7 +77,7 @@ class InputTokens(nn.Module):
     Args:
         dataset: Declares features and tables.
         d_model: Width D of a token.
-        token_hidden: Hidden width of the MLPs of behaviours and candidates.
+        token_hidden: Hidden widths of the MLPs of behaviours and candidates.
         tables: Size of every embedding table.
         id_tables: What tables of ids are; see `FeatureEmbeddings`.
         without: Owners whose features of candidates are read as zeros.
@@ -91,7 +91,7 @@ class InputTokens(nn.Module):
         dataset: Dataset,
         *,
         d_model: int,
-        token_hidden: int,
+        token_hidden: Sequence[int],
         tables: Mapping[str, TableSize],
         id_tables: str,
         without: Sequence[str],
@@ -108,8 +108,8 @@ class InputTokens(nn.Module):
         self.profile = ProfileTokens(
             self.embeddings.widths(Group.PROFILE), len(self.scaler.columns[Group.PROFILE]), d_model
         )
-        self.behaviour = mlp(len(columns[Group.STATIC]), token_hidden, d_model)
-        self.candidate = mlp(len(columns[Group.CANDIDATE]), token_hidden, d_model)
+        self.behaviour = mlp(len(columns[Group.STATIC]), *token_hidden, d_model)
+        self.candidate = mlp(len(columns[Group.CANDIDATE]), *token_hidden, d_model)
         self.shared: nn.Linear | None = None
         if shares_items:
             self.item_columns = {

@@ -11,6 +11,7 @@ from model.rankers.dnn import DnnConfig
 from model.rankers.hstu import HstuConfig
 from model.rankers.moe import MoeConfig
 from model.rankers.mtgr import MtgrConfig
+from model.rankers.mtgr_dcn import MtgrDcnConfig
 from model.rankers.multi_embed import MultiEmbedConfig
 from model.rankers.pepnet import PepnetConfig
 from model.rankers.ple import PleConfig
@@ -20,6 +21,7 @@ from model.rankers.wukong import WukongConfig
 
 RANKERS: dict[str, type[RankerConfig]] = {
     "mtgr": MtgrConfig,
+    "mtgr_dcn": MtgrDcnConfig,
     "user_tower": UserTowerConfig,
     "hstu": HstuConfig,
     "dnn": DnnConfig,

@@ -17,6 +17,7 @@ visible tokens.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -216,39 +217,55 @@ class MtgrRanker(Ranker):
     def forward(self, batch: JaggedBatch, embeddings: Embeddings | None = None) -> Tensor:
         """Logits of click and conversion (over all impressions), float32 `[2, C]`."""
         tokens = self.inputs(batch, embeddings)
-        where = self._seen(batch.layout())
-        in_groups = torch.cat(
-            [tokens[Group.PROFILE].flatten(0, 1), *(tokens[group] for group in list(Group)[1:])]
-        )
-        x_TD = take_rows(where.source, in_groups)
-        plan: Tensor | None = self.blocks[0].plan(x_TD, where)  # type: ignore[operator]
-        added_TD: Tensor | None = None
-        bias: Tensor | None = None
-        for block in self.blocks:
-            inputs = x_TD, added_TD, bias, where, plan
-            if self.recompute and torch.is_grad_enabled():
-                # Nothing here is random: there is no state to restore, which would wait for the device.
-                x_TD, added_TD = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x_TD, added_TD = block(*inputs)
-            assert isinstance(block, Block)
-            bias = block.out.bias if defers_bias_gradient(x_TD) else None
-        assert added_TD is not None
-        # Of the last block only candidates are read.
-        x_CD = take_rows(where.candidates, x_TD, added_TD)
-        if bias is not None:
-            x_CD = x_CD + (bias - bias.detach()).to(x_CD.dtype)  # nothing, but for its gradient
-        logits: Tensor = self.heads(x_CD)
+        where = seen(batch.layout(), self.mask, self.norm)
+        logits: Tensor = self.heads(candidates_of(self.blocks, tokens, where, recompute=self.recompute))
         return logits
 
-    def _seen(self, where: Layout) -> Layout:
-        """The layout with the mask and the groups of the norm that the config names."""
-        if self.norm == "layer":
-            where = dataclasses.replace(where, group=torch.zeros_like(where.group))
-        if self.mask == "dynamic":
-            return where
-        place_T = torch.arange(where.num_tokens, device=where.group.device)
-        row_T = torch.searchsorted(where.offsets[1:], place_T, right=True)
-        first_T, end_T = where.offsets[row_T], where.offsets[row_T + 1]
-        visible_T = torch.minimum(where.visible_end, (place_T - first_T).int())
-        return dataclasses.replace(where, visible_end=visible_T if self.mask == "causal" else end_T - first_T)
+
+def candidates_of(
+    blocks: Iterable[nn.Module], tokens: Mapping[Group, Tensor], where: Layout, *, recompute: bool
+) -> Tensor:
+    """What blocks make of the candidates, `[C, D]`.
+
+    Args:
+        blocks: `Block`s, one or more.
+        tokens: By group, as `InputTokens` gives them.
+        where: Where the tokens lie, and what they see.
+        recompute: As `Ranker`.
+    """
+    in_groups = torch.cat(
+        [tokens[Group.PROFILE].flatten(0, 1), *(tokens[group] for group in list(Group)[1:])]
+    )
+    x_TD = take_rows(where.source, in_groups)
+    plan: Tensor | None = None
+    added_TD: Tensor | None = None
+    bias: Tensor | None = None
+    for block in blocks:
+        assert isinstance(block, Block)
+        plan = block.plan(x_TD, where) if added_TD is None else plan
+        inputs = x_TD, added_TD, bias, where, plan
+        if recompute and torch.is_grad_enabled():
+            # Nothing here is random: there is no state to restore, which would wait for the device.
+            x_TD, added_TD = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_TD, added_TD = block(*inputs)
+        bias = block.out.bias if defers_bias_gradient(x_TD) else None
+    assert added_TD is not None
+    # Of the last block only candidates are read.
+    x_CD = take_rows(where.candidates, x_TD, added_TD)
+    if bias is not None:
+        x_CD = x_CD + (bias - bias.detach()).to(x_CD.dtype)  # nothing, but for its gradient
+    return x_CD
+
+
+def seen(where: Layout, mask: str, norm: str) -> Layout:
+    """The layout with the mask and the groups of the norm that a config names."""
+    if norm == "layer":
+        where = dataclasses.replace(where, group=torch.zeros_like(where.group))
+    if mask == "dynamic":
+        return where
+    place_T = torch.arange(where.num_tokens, device=where.group.device)
+    row_T = torch.searchsorted(where.offsets[1:], place_T, right=True)
+    first_T, end_T = where.offsets[row_T], where.offsets[row_T + 1]
+    visible_T = torch.minimum(where.visible_end, (place_T - first_T).int())
+    return dataclasses.replace(where, visible_end=visible_T if mask == "causal" else end_T - first_T)

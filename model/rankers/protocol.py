@@ -49,6 +49,7 @@ class RankerConfig:
         num_heads: Attention heads; each has width `d_model / num_heads`.
         max_static: How many of the latest static behaviours the model reads; 0: none.
         token_hidden: Hidden width of the MLPs that make behaviour and candidate tokens.
+        token_layers: Hidden layers of these MLPs.
         head_hidden: Hidden width of the CTR and CTCVR heads.
         low_cardinality_width: Least embedding width of tables with at most 4096 rows; scaling up widens
             these (0: none is widened).
@@ -76,10 +77,11 @@ class RankerConfig:
     id_tables: str = "hashed"
     without: tuple[str, ...] = ()
     shares_items: bool = False
+    token_layers: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "without", tuple(self.without))
-        require_positive(self, "d_model", "num_heads", "token_hidden", "head_hidden")
+        require_positive(self, "d_model", "num_heads", "token_hidden", "token_layers", "head_hidden")
         if self.max_static < 0:
             raise ValueError(f"max_static is {self.max_static}; use 0 for no static behaviours, or more")
         if unknown := sorted(set(self.without) - set(_SPARED)):
@@ -103,7 +105,7 @@ class RankerConfig:
         return InputTokens(
             dataset,
             d_model=self.d_model,
-            token_hidden=self.token_hidden,
+            token_hidden=(self.token_hidden,) * self.token_layers,
             tables=self.table_sizes(dataset),
             id_tables=self.id_tables,
             without=self.without,

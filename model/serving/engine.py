@@ -205,8 +205,10 @@ class Engine:
 def cannot_serve(config: Config) -> str | None:
     """Why an engine cannot compute a model, or None if it can."""
     model = config.model
-    if not isinstance(model, MtgrConfig):
+    if type(model) is not MtgrConfig:
         return f"the engine computes mtgr, not {model.architecture}"
+    if model.token_layers != 1:
+        return f"the engine computes tokens by one hidden layer, not by {model.token_layers}"
     if model.mask != "dynamic" or model.norm != "group":
         return f"the engine computes mtgr as the paper has it, not with mask {model.mask}, norm {model.norm}"
     return None

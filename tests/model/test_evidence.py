@@ -185,11 +185,11 @@ def test_the_world_is_built_a_day_once_and_stops_where_a_command_fails(tmp_path,
         allowed.update(days)
 
     monkeypatch.setattr(verdicts, "allow", allow)
-    world.step(run, "events", DAYS[0])
-    world.step(run, "events", DAYS[0])
+    world.step(run, "foodlog", "events", DAYS[0])
+    world.step(run, "foodlog", "events", DAYS[0])
     assert ran == [["--dataset", "foodlog", "--ds", DAYS[0]]]
     with pytest.raises(CommandError, match=f"events of {DAYS[1]}: exit code 1"):
-        world.step(run, "events", DAYS[1])
+        world.step(run, "foodlog", "events", DAYS[1])
     assert allowed == {DAYS[0]}
 
 

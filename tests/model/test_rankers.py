@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from model.config.presets import PRESETS, tiny, user_tower
+from model.config.presets import PRESETS, tiny, tiny_dcn, user_tower
 from model.data.batch import JaggedBatch
 from model.data.capacity import Capacities
 from model.data.encoder import SampleEncoder
@@ -21,6 +21,7 @@ DLRM = ("dnn", "moe", "multi_embed", "wukong", "dcn", "ple", "pepnet", "din")
 CASES = {
     "mtgr": dataclasses.replace(tiny().model, ops_backend="reference"),
     "mtgr_compiled": dataclasses.replace(tiny().model, ops_backend="cpu"),
+    "mtgr_dcn": dataclasses.replace(tiny_dcn().model, ops_backend="cpu"),
     "user_tower": user_tower().model,
     "user_tower_softmax": dataclasses.replace(user_tower().model, target="softmax"),
     **{name: PRESETS[name]().model for name in (*DLRM, "hstu")},
