@@ -9,7 +9,7 @@ scores the test days (weeks 49 to 52) as it is then, so that all models, and Lig
 same. What a model has scored is written when it is done (`<model>/<seed>.json`, `.npz`), and a training that
 is cut off goes on from its last checkpoint when the command is run again with the same `--out`; what is done
 is not done again. `--together` models train side by side, each in a process of its own, its words in
-`<seed>.log`.
+`<seed>.log`; of several GPUs (`--gpus`) each takes the next.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def train_and_score(
         "days": [days[0], days[-1], len(days)],
         "test_days": [test_days[0], test_days[-1]],
         "tokens": run.record["tokens"],
+        "rows": sum(run.record["rows"].values()) * config.train.passes,
         "steps": run.record["num_steps"],
         "train_seconds": run.record["seconds"],
         "score_seconds": round(time.monotonic() - start, 1),
@@ -109,6 +110,8 @@ def side_by_side(jobs: Sequence[tuple[str, int]], arguments: argparse.Namespace)
     while waiting or running:
         while waiting and len(running) < arguments.together:
             model, seed = waiting.pop(0)
+            gpu = (len(jobs) - len(waiting)) % arguments.gpus
+            changes = {"CUDA_VISIBLE_DEVICES": str(gpu)} if arguments.gpus > 1 else {}
             folder = arguments.out / model
             folder.mkdir(parents=True, exist_ok=True)
             options = ["--models", model, "--seeds", str(seed), "--from", arguments.first]
@@ -122,7 +125,9 @@ def side_by_side(jobs: Sequence[tuple[str, int]], arguments: argparse.Namespace)
                 str(arguments.out),
             ]
             with (folder / f"{seed}.log").open("a") as log:
-                running[model, seed] = subprocess.Popen(call, stdout=log, stderr=log)
+                running[model, seed] = subprocess.Popen(
+                    call, stdout=log, stderr=log, env=environment.child(changes)
+                )
         time.sleep(0.5)
         for job in [job for job, process in running.items() if process.poll() is not None]:
             code = running.pop(job).returncode
@@ -130,6 +135,12 @@ def side_by_side(jobs: Sequence[tuple[str, int]], arguments: argparse.Namespace)
             if code:
                 failed.append(f"{job[0]} seed {job[1]}")
     return failed
+
+
+def add_together(parser: argparse.ArgumentParser) -> None:
+    """Adds what `side_by_side` asks."""
+    parser.add_argument("--together", type=int, default=1, help="models that train side by side")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs that they share")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="last day that is scored",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of results and runs")
-    parser.add_argument("--together", type=int, default=1, help="models that train side by side")
+    add_together(parser)
     return command.run(parser, _run, argv)
 
 

@@ -4,12 +4,13 @@ r"""Chooses rankers' settings on journey's weeks 47 and 48, as many trials for e
         --out var/journey --together 8 --seeds 1 2 3
 
 The first trial of a family is its preset as it is; the others are drawn by chance, since they run side by
-side and none can learn from another (`choice.py` asks Optuna), from one space that all share, with
-`num_blocks` for those that have blocks. A trial learns the days of `--choose-from` up to week 47 and is
-worth its conversion GAUC by trip in weeks 47 and 48. Then the best of each family learns the days from
-`--from` up to week 49 for each seed and scores the test weeks, once. Trials lie below `<out>/trials`,
-scores of the test weeks below `<out>/test`: what is there is not made again, and where trials were cut off
-each family has as many as the one that has fewest. `--only trials` or `--only test` does one of the two.
+side and none can learn from another (`choice.py` asks Optuna). The draws are the same for all families, so
+that none is luckier than another, with `num_blocks` for those that have blocks. A trial learns the days of
+`--choose-from` up to week 47 and is worth its conversion GAUC by trip in weeks 47 and 48. Then the best of
+each family learns the days from `--from` up to week 49 for each seed and scores the test weeks, once. Trials
+lie below `<out>/trials`, scores of the test weeks below `<out>/test`: what is there is not made again, and
+where trials were cut off each family has as many as the one that has fewest. `--only trials` or `--only test`
+does one of the two.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ import dataclasses
 import json
 import logging
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence.journey import side_by_side
+from benchmarks.evidence.journey import add_together, side_by_side
 from benchmarks.evidence.scored import TEST_DAYS
 from model.config.presets import config_of, preset_named
 from model.runs.files import write_text
@@ -36,31 +36,32 @@ from spark_jobs.contract.command import CommandError
 logger = logging.getLogger(__name__)
 
 SPACE: dict[str, tuple[Any, ...]] = {
-    "train.dense_lr": (5e-4, 1e-3, 2e-3),
-    "train.sparse_lr": (0.01, 0.02, 0.04),
-    "train.batch_tokens": (2_000, 4_000, 8_000),
+    "train.dense_lr": (2.5e-4, 5e-4, 1e-3),
+    "train.sparse_lr": (0.005, 0.01, 0.02),
     "train.passes": (1, 2),
     "train.frozen_share": (0.0, 0.3),
     "train.weight_decay": (0.01, 0.1),
     "model.max_static": (50, 200),
     "model.d_model": (64, 128),
     "model.token_hidden": (128, 256),
-    "model.head_hidden": (64, 128),
+    "model.token_layers": (1, 2),
     "model.shares_items": (False, True),
 }
 BLOCKS = ("model.num_blocks", (1, 2, 3))
-_WEEKS = ("2017-11-13", "2017-11-26")  # 47 and 48
+# Days that trials learn from, and that they are scored on: weeks 47 and 48.
+CHOICE = {"first": "2017-08-07", "test_first": "2017-11-13", "test_last": "2017-11-26"}
 
 
 def trials_of(family: str, budget: int) -> list[str]:
     """Models to try, as `presets.config_of` reads them: the preset, then drawn ones, all different."""
-    space = dict(SPACE)
-    if "num_blocks" in {field.name for field in dataclasses.fields(preset_named(family).model)}:
-        space[BLOCKS[0]] = BLOCKS[1]
-    rng = np.random.default_rng([1, zlib.crc32(family.encode())])
+    has_blocks = "num_blocks" in {field.name for field in dataclasses.fields(preset_named(family).model)}
+    rng = np.random.default_rng(1)
     models = [family]
     while len(models) < budget:
+        space = {**SPACE, BLOCKS[0]: BLOCKS[1]}
         drawn = {name: values[int(rng.integers(len(values)))] for name, values in space.items()}
+        if not has_blocks:
+            del drawn[BLOCKS[0]]
         changes = [f"{name}={value}" for name, value in drawn.items() if value != _of_preset(family, name)]
         model = ",".join([family, *changes])
         config_of(model)
@@ -110,8 +111,7 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
         # In turn, so that families have equally many when time is up.
         jobs = [(models[k], 1) for k in range(arguments.budget) for models in trials.values()]
         jobs = [(model, seed) for model, seed in jobs if value_of(folder, model) is None]
-        weeks = {"first": arguments.choose_first, "test_first": _WEEKS[0], "test_last": _WEEKS[1]}
-        _side_by_side(jobs, arguments, out=folder, **weeks)
+        _side_by_side(jobs, arguments, out=folder, **{**CHOICE, "first": arguments.choose_first})
     best = chosen(folder, arguments.families, arguments.budget)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_text(arguments.out / "chosen.json", json.dumps(best, indent=1) + "\n")
@@ -139,12 +139,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--also", nargs="+", default=[], metavar="MODEL", help="scored without a choice")
     for name, dest, default, what in (
-        ("--choose-from", "choose_first", "2017-08-07", "first day that trials learn"),
+        ("--choose-from", "choose_first", CHOICE["first"], "first day that trials learn"),
         ("--from", "first", "2017-03-20", "first day that the chosen learn"),
     ):
         command.add_day(parser, name, dest=dest, required=False, default=default, help=what)
     parser.add_argument("--out", type=Path, required=True, help="folder of trials, scores and runs")
-    parser.add_argument("--together", type=int, default=1, help="models that train side by side")
+    add_together(parser)
     parser.add_argument("--only", choices=("trials", "test"), help="default: both")
     return command.run(parser, _run, argv)
 

@@ -51,6 +51,8 @@ class TrainConfig:
         decay_steps: Steps over which the cosine falls.
         final_share: Share of the learning rate that the cosine ends at.
         frozen_share: Share of windows trained as frozen scoring sees them (no real-time state).
+        listwise: Weight, beside the cross entropy of each candidate, of that of a softmax over each row's
+            candidates, which ranks them within the row; 0: none, as in the paper.
         clip_norm: Greatest norm of the dense gradient.
         checkpoint_steps: Steps between two checkpoints of a run in progress.
         checkpoints: How many of them are kept.
@@ -82,6 +84,7 @@ class TrainConfig:
     decay_steps: int = 0
     final_share: float = 0.1
     frozen_share: float = 0.5
+    listwise: float = 0.0
     clip_norm: float = 1.0
     checkpoint_steps: int = 200
     checkpoints: int = 2
@@ -102,8 +105,11 @@ class TrainConfig:
         for name in ("frozen_share", "final_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1]")
-        if min(self.weight_decay, self.warmup_steps, self.warmup_tokens, self.seed) < 0:
-            raise ValueError("weight_decay, warmup_steps, warmup_tokens and seed must not be negative")
+        least = min(self.weight_decay, self.warmup_steps, self.warmup_tokens, self.listwise, self.seed)
+        if least < 0:
+            raise ValueError(
+                "weight_decay, warmup_steps, warmup_tokens, listwise and seed must not be negative"
+            )
         if self.schedule == "cosine" and self.decay_steps < 1:
             raise ValueError(f"schedule 'cosine' falls over decay_steps, which is {self.decay_steps}")
         if self.fully_sharded and self.dense_optimizer == "muon":

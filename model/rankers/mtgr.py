@@ -98,7 +98,7 @@ class MtgrConfig(RankerConfig):
         d = self.d_model
         return self.num_blocks * (10 * num_tokens * d * d + 4 * num_pairs * d)
 
-    def build(self, dataset: Dataset, generator: torch.Generator) -> MtgrRanker:
+    def build(self, dataset: Dataset, generator: torch.Generator) -> Ranker:
         """The ranker; see `RankerConfig.build`."""
         return MtgrRanker(dataset, self, generator)
 

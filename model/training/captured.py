@@ -109,7 +109,7 @@ class _Part:
         }
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=owner.is_bfloat16):
             logits = owner.ranker(batch, embeddings)
-        loss, self.first_bad = loss_of(logits, batch, self.weight)
+        loss, self.first_bad = loss_of(logits, batch, self.weight, owner.listwise)
         # The exchange of the tables' gradients, and that of the others, divide by the number of ranks.
         gradients = torch.autograd.grad(
             loss * dist.get_world_size(), [*self._inputs.values(), *owner.weights], materialize_grads=True
@@ -126,15 +126,23 @@ class DensePart:
         ranker: In training.
         weights: Its parameters outside the tables, which get their gradients in fixed memory.
         is_bfloat16: Whether it computes under bfloat16 autocast.
+        listwise: As in `TrainConfig`.
         device: Where.
     """
 
     def __init__(
-        self, ranker: Ranker, weights: Sequence[nn.Parameter], *, is_bfloat16: bool, device: torch.device
+        self,
+        ranker: Ranker,
+        weights: Sequence[nn.Parameter],
+        *,
+        is_bfloat16: bool,
+        listwise: float,
+        device: torch.device,
     ) -> None:
         self.ranker = ranker
         self.weights = list(weights)
         self.is_bfloat16 = is_bfloat16
+        self.listwise = listwise
         self.widths = {group: ranker.inputs.embeddings.widths(group) for group in Group}
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self.gradient = torch.zeros(sum(weight.numel() for weight in self.weights), device=device)
@@ -195,12 +203,68 @@ class DensePart:
         return part.loss, part.first_bad
 
 
-def loss_of(logits: Tensor, batch: JaggedBatch, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of a batch, divided by `weight`, and its first candidate whose loss is not finite, or -1."""
+def loss_of(
+    logits: Tensor, batch: JaggedBatch, weight: float | Tensor, listwise: float
+) -> tuple[Tensor, Tensor]:
+    """The loss of a batch, divided by `weight`, and its first candidate whose loss is not finite, or -1.
+
+    Args:
+        logits: `[2, C]`.
+        batch: Laid out as one part.
+        weight: By which the sum is divided.
+        listwise: As in `TrainConfig`.
+    """
     losses = nn.functional.binary_cross_entropy_with_logits(
         logits, batch.labels, weight=batch.weights, reduction="none"
     )
-    return losses.sum() / weight, _first_bad(losses.detach())
+    first_bad = _first_bad(losses.detach())
+    if listwise:
+        losses = losses + listwise * softmax_losses(logits, batch)
+    return losses.sum() / weight, first_bad
+
+
+def softmax_losses(logits: Tensor, batch: JaggedBatch) -> Tensor:
+    """Cross entropy of the softmax over the candidates of each row, for each positive, float32 `[2, C]`.
+
+    Where one candidate is positive this is the probability that it is ranked first (ListNet, Cao et al.,
+    ICML 2007); a row without positives adds nothing.
+    """
+    where = batch.layout()
+    row_C = torch.searchsorted(where.offsets[1:], where.candidates.int(), right=True)  # noqa: N806
+    num_rows = where.offsets.shape[0] - 1
+    ends = torch.arange(num_rows + 1, device=row_C.device)
+    offsets_B1 = torch.searchsorted(row_C, ends)  # noqa: N806
+    losses: Tensor = _SoftmaxLosses.apply(logits, batch.labels, batch.weights, row_C, offsets_B1)  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _SoftmaxLosses(torch.autograd.Function):
+    """`softmax_losses`: its gradient needs no sum whose order a GPU leaves open."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        logits, labels, weights, row_C, offsets_B1 = inputs  # noqa: N806
+        greatest = _of_rows("max", logits, offsets_B1).clamp(min=-1e30)
+        shares = weights * (logits - greatest[:, row_C]).exp()
+        sums = _of_rows("sum", shares, offsets_B1)
+        positives = weights * labels
+        shares = shares / sums.clamp(min=1e-30)[:, row_C]
+        ctx.save_for_backward(shares * _of_rows("sum", positives, offsets_B1)[:, row_C] - positives)
+        return -positives * (logits - (greatest + sums.clamp(min=1e-30).log())[:, row_C])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        # Of the sum of all losses alone, whose gradients are equal.
+        return gradient * grads[0], None, None, None, None
+
+
+def _of_rows(what: str, values_2C: Tensor, offsets_B1: Tensor) -> Tensor:  # noqa: N803
+    """Sum or greatest of each row's candidates, `[2, B]`."""
+    reduced: Tensor = torch.segment_reduce(
+        values_2C.t().contiguous(), what, offsets=offsets_B1, axis=0, unsafe=True
+    )
+    return reduced.t()
 
 
 def _first_bad(losses_2C: Tensor) -> Tensor:  # noqa: N803

@@ -101,7 +101,13 @@ class Trainer:
         rate = self._rate if is_captured(config, device) else None
         self.optimizer = DenseOptimizer(dense, matrices, config.train, rate)
         whole = [] if self._is_sharded else self.dense
-        self._dense_part = DensePart(ranker, whole, is_bfloat16=self._is_bfloat16, device=device)
+        self._dense_part = DensePart(
+            ranker,
+            whole,
+            is_bfloat16=self._is_bfloat16,
+            listwise=config.train.listwise,
+            device=device,
+        )
         self._forget_captured()
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._dispatched: tuple[str, Dispatched] | None = None
@@ -261,7 +267,7 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bfloat16):
             logits = self.model(part, embeddings)
-        loss, bad = loss_of(logits, part, weight)
+        loss, bad = loss_of(logits, part, weight, self.config.train.listwise)
         # Both DDP and the row-wise exchange divide gradients by the number of ranks.
         (loss * dist.get_world_size()).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), bad
