@@ -5,7 +5,8 @@ r"""Chooses rankers' settings on journey's weeks 47 and 48, as many trials for e
 
 The first trial of a family is its preset as it is; the others are drawn by chance, since they run side by
 side and none can learn from another (`choice.py` asks Optuna). The draws are the same for all families, so
-that none is luckier than another, with `num_blocks` for those that have blocks. A trial learns the days of
+that none is luckier than another, with `num_blocks` for those that have blocks, and but for what is beyond
+the paper for the paper's MTGR. A trial learns the days of
 `--choose-from` up to week 47 and is worth its conversion GAUC by trip in weeks 47 and 48. Then the best of
 each family learns the days from `--from` up to week 49 for each seed and scores the test weeks, once. Trials
 lie below `<out>/trials`, scores of the test weeks below `<out>/test`: what is there is not made again, and
@@ -29,6 +30,7 @@ import numpy as np
 from benchmarks.evidence.journey import add_together, side_by_side
 from benchmarks.evidence.scored import TEST_DAYS
 from model.config.presets import config_of, preset_named
+from model.rankers.mtgr import MtgrConfig
 from model.runs.files import write_text
 from spark_jobs.contract import command
 from spark_jobs.contract.command import CommandError
@@ -36,8 +38,8 @@ from spark_jobs.contract.command import CommandError
 logger = logging.getLogger(__name__)
 
 SPACE: dict[str, tuple[Any, ...]] = {
-    "train.dense_lr": (2.5e-4, 5e-4, 1e-3),
-    "train.sparse_lr": (0.005, 0.01, 0.02),
+    "train.dense_lr": (5e-4, 1e-3),
+    "train.sparse_lr": (0.001, 0.0025, 0.005, 0.01),
     "train.passes": (1, 2),
     "train.frozen_share": (0.0, 0.3),
     "train.weight_decay": (0.01, 0.1),
@@ -46,7 +48,9 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "model.token_hidden": (128, 256),
     "model.token_layers": (1, 2),
     "model.shares_items": (False, True),
+    "train.listwise": (0.0, 1.0),
 }
+BEYOND = ("model.shares_items", "train.listwise")  # the paper's MTGR has neither
 BLOCKS = ("model.num_blocks", (1, 2, 3))
 # Days that trials learn from, and that they are scored on: weeks 47 and 48.
 CHOICE = {"first": "2017-08-07", "test_first": "2017-11-13", "test_last": "2017-11-26"}
@@ -54,14 +58,17 @@ CHOICE = {"first": "2017-08-07", "test_first": "2017-11-13", "test_last": "2017-
 
 def trials_of(family: str, budget: int) -> list[str]:
     """Models to try, as `presets.config_of` reads them: the preset, then drawn ones, all different."""
-    has_blocks = "num_blocks" in {field.name for field in dataclasses.fields(preset_named(family).model)}
+    model = preset_named(family).model
+    has_blocks = "num_blocks" in {field.name for field in dataclasses.fields(model)}
+    is_papers = type(model) is MtgrConfig
     rng = np.random.default_rng(1)
     models = [family]
     while len(models) < budget:
         space = {**SPACE, BLOCKS[0]: BLOCKS[1]}
         drawn = {name: values[int(rng.integers(len(values)))] for name, values in space.items()}
-        if not has_blocks:
-            del drawn[BLOCKS[0]]
+        left_out = () if has_blocks else (BLOCKS[0],)
+        left_out += BEYOND if is_papers else ()
+        drawn = {name: value for name, value in drawn.items() if name not in left_out}
         changes = [f"{name}={value}" for name, value in drawn.items() if value != _of_preset(family, name)]
         model = ",".join([family, *changes])
         config_of(model)

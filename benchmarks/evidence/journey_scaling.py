@@ -34,7 +34,7 @@ from spark_jobs.contract.clock import shift_day
 from spark_jobs.contract.command import CommandError
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "journey_scaling.json"
-BASE = "tiny,train.sparse_lr=0.01,train.passes=1,train.frozen_share=0.0"
+BASE = "tiny,train.sparse_lr=0.0025,train.passes=1,train.frozen_share=0.0"
 SIZES = {
     "1x32": (1, 32, 1),
     "2x64": (2, 64, 2),

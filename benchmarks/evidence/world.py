@@ -4,7 +4,7 @@ By default foodlog's: the default world's raw logs, ingested from its first day 
 statistics are weeks old when the first samples are made. Of another dataset, whose log is there, the days:
 
     MTGR_VAR=var/evidence MTGR_KUAIRAND=<folder> python -m benchmarks.evidence.world --dataset kuairand \
-        --from 2022-04-25 --to 2022-05-08
+        --from 2022-04-25 --to 2022-05-06
 
 One process does it all, by the commands of the daily run but without gates: what they would judge is allowed
 as it is, which is why it lies in a `MTGR_VAR` of its own. Run again, it goes on with the days that are
