@@ -120,6 +120,7 @@ def _ablation(model: Mapping[str, Any], **train: Any) -> Contender:
 CONTENDERS: dict[str, Contender | Booster] = {
     "tiny": Contender(family="MTGR", preset="tiny"),
     "tiny_shared": Contender(family="variant", preset="tiny", model={"shares_items": True}),
+    "tiny_dcn": Contender(family="variant", preset="tiny_dcn", may_share=True),
     **{name: Contender(family="DLRM", preset=name, may_share=True) for name in DLRM},
     "lightgbm": Booster(objective="binary"),
     "lambdarank": Booster(objective="lambdarank"),

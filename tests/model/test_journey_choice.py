@@ -24,6 +24,22 @@ def test_trials_are_the_same_again_all_different_and_the_preset_first() -> None:
     assert not any("num_blocks" in model for model in journey_choice.trials_of("dcn", 12))
 
 
+def test_all_families_try_the_same_but_for_blocks_and_what_is_beyond_the_paper() -> None:
+    tried = {
+        family: [model.split(",")[1:] for model in journey_choice.trials_of(family, 12)]
+        for family in ("tiny", "tiny_dcn", "dcn", "wukong")
+    }
+    own = ("num_blocks", *journey_choice.BEYOND)
+
+    def shared(changes: list[str]) -> list[str]:
+        return [one for one in changes if not any(name in one for name in own) and "dense_lr" not in one]
+
+    for family, trials in tried.items():
+        assert list(map(shared, trials)) == list(map(shared, tried["tiny"]))
+        is_free = any("listwise" in one for changes in trials for one in changes)
+        assert is_free == (family != "tiny")
+
+
 def test_the_best_is_taken_of_as_many_trials_as_each_family_has(tmp_path: Path) -> None:
     tiny, dcn = (journey_choice.trials_of(family, 5) for family in ("tiny", "dcn"))
     for model, value in [
