@@ -1,11 +1,11 @@
 """Joins what models have scored of journey: `python -m benchmarks.evidence.journey_table --out var/journey`.
 
 Reads the scores below `--out` (`journey.py`, `journey_floors.py`), of several machines and interrupted runs,
-and writes `benchmarks/results/journey.json`: by model the mean and spread over seeds, and for `--mtgr` how
-much higher its conversion GAUC by trip is than LightGBM's and than that of each other model. A trip's AUC is
-the mean over a model's seeds; intervals are 95 % of a paired bootstrap over households. Which MTGR is
-compared is said on the command line and chosen on earlier weeks; the best of the others is taken after the
-fact, in its favour.
+and writes `benchmarks/results/journey.json`: by model the mean and spread over seeds, and for `--mtgr`, and a
+`--variant` of it if one is named, how much higher its conversion GAUC by trip is than LightGBM's and than
+that of each other model. A trip's AUC is the mean over a model's seeds; intervals are 95 % of a paired
+bootstrap over households. Which are compared is said on the command line and chosen on earlier weeks; the
+best of the others is taken after the fact, in its favour.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _SHOWN = ("ctr_auc", "ctcvr_auc", "ctr_gauc_request", "ctcvr_gauc_request", "ctc
           "ctcvr_gauc", "ctcvr_log_loss", "ctcvr_copc")  # fmt: skip
 
 
-def joined(out: Path, mtgr: str, prefix: str = "journey") -> dict[str, Any]:
+def joined(out: Path, mtgr: str, variant: str | None = None, prefix: str = "journey") -> dict[str, Any]:
     """The result of all models below a folder; names of the summary begin with `prefix`.
 
     Raises:
-        CommandError: The MTGR that is to be compared has no scores.
+        CommandError: The MTGR that is to be compared, or its variant, has no scores.
     """
     frame = load_frame(out)
     user = group_ids(frame["user_id"])
@@ -56,14 +56,22 @@ def joined(out: Path, mtgr: str, prefix: str = "journey") -> dict[str, Any]:
             aucs.append(by_trip(frame, scores["ctcvr_live"]))
         trips[name] = replace(aucs[0], auc=np.mean([one.auc for one in aucs], axis=0))
         models[name] = {"seeds": seeds, "pooled": _pooled([seed["metrics"] for seed in seeds])}
-    if mtgr not in models:
-        raise CommandError(f"{out} has no scores of {mtgr!r}; it has {', '.join(models)}")
-    gains = {name: asdict(paired_gain(trips[mtgr], trips[name], user)) for name in models if name != mtgr}
+    ours = {"mtgr": mtgr} if variant is None else {"mtgr": mtgr, "variant": variant}
+    summary: dict[str, float] = {}
+    minus: dict[str, Any] = {}
+    for kind, name in ours.items():
+        if name not in models:
+            raise CommandError(f"{out} has no scores of {name!r}; it has {', '.join(models)}")
+        gains = {
+            other: asdict(paired_gain(trips[name], trips[other], user)) for other in models if other != name
+        }
+        minus[f"{kind}_minus"] = gains
+        summary |= _summary(f"{prefix}_{kind}", name, models, gains)
     return {
-        "summary": _summary(prefix, mtgr, models, gains),
-        "mtgr": mtgr,
+        "summary": summary,
+        **ours,
         "models": models,
-        "mtgr_minus": gains,
+        **minus,
         "candidates": len(user),
         "trips": len(trips[mtgr].auc),
         "households": len(np.unique(user[trips[mtgr].row])),
@@ -91,38 +99,42 @@ def _is_dlrm(name: str) -> bool:
     return not isinstance(config_of(name).model, MtgrConfig) and "hstu" not in name
 
 
-def _summary(prefix: str, mtgr: str, models: Mapping[str, Any], gains: Mapping[str, Any]) -> dict[str, float]:
+def _summary(prefix: str, ours: str, models: Mapping[str, Any], gains: Mapping[str, Any]) -> dict[str, float]:
     def gauc(name: str) -> float:
         return float(models[name]["pooled"]["ctcvr_gauc_request"]["mean"])
 
-    summary = {"mtgr_ctcvr_gauc_request": gauc(mtgr)}
-    if LAMBDARANK in gains:
-        summary["mtgr_minus_lambdarank"] = gains[LAMBDARANK]["gain"]
-        summary["mtgr_minus_lambdarank_low"] = gains[LAMBDARANK]["low"]
-    if dlrms := [name for name in gains if _is_dlrm(name)]:
-        best = max(dlrms, key=gauc)
-        summary["best_dlrm_ctcvr_gauc_request"] = gauc(best)
-        summary["mtgr_minus_best_dlrm"] = gains[best]["gain"]
-        summary["mtgr_minus_best_dlrm_low"] = gains[best]["low"]
+    summary = {"ctcvr_gauc_request": gauc(ours)}
+    rivals = {
+        "lambdarank": [name for name in gains if name.startswith(LAMBDARANK)],
+        "best_dlrm": [name for name in gains if _is_dlrm(name)],
+    }
+    for kind, names in rivals.items():
+        if names:
+            best = max(names, key=gauc)
+            summary[f"minus_{kind}"] = gains[best]["gain"]
+            summary[f"minus_{kind}_low"] = gains[best]["low"]
     return {f"{prefix}_{name}": round(value, 5) for name, value in summary.items()}
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as a Markdown table, best first; +- is the greatest less the least of the seeds."""
-    lines = [
-        "| | seeds | conversion GAUC by trip | click GAUC by trip | conversion AUC | log loss | "
-        "MTGR less this, 95 % |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    kinds = {"mtgr": "MTGR", "variant": "variant"}
+    ours = {kind: told for kind, told in kinds.items() if kind in result}
+    heads = ["", "seeds", "conversion GAUC by trip", "click GAUC by trip", "conversion AUC", "log loss"]
+    heads += [f"{told} less this, 95 %" for told in ours.values()]
+    lines = [f"| {' | '.join(heads)} |".replace("|  |", "| |"), "|---" * len(heads) + "|"]
     models = result["models"]
     for name in sorted(models, key=lambda one: -models[one]["pooled"]["ctcvr_gauc_request"]["mean"]):
-        pooled, gain = models[name]["pooled"], result["mtgr_minus"].get(name)
+        pooled = models[name]["pooled"]
         cells = [
             f"{pooled[key]['mean']:.4f} +-{pooled[key]['spread']:.4f}"
             for key in ("ctcvr_gauc_request", "ctr_gauc_request", "ctcvr_auc", "ctcvr_log_loss")
         ]
-        less = "MTGR" if gain is None else f"{gain['gain']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
-        lines.append(f"| `{name}` | {len(models[name]['seeds'])} | {' | '.join(cells)} | {less} |")
+        for kind, told in ours.items():
+            gain = result[f"{kind}_minus"].get(name)
+            less = f"{gain['gain']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})" if gain else told
+            cells.append(less)
+        lines.append(f"| `{name}` | {len(models[name]['seeds'])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -131,12 +143,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser("benchmarks.evidence.journey_table", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the scores")
     parser.add_argument("--mtgr", default="tiny", help="the model that the others are compared with")
+    parser.add_argument("--variant", help="a variant beyond the paper that they are compared with, too")
     parser.add_argument(
         "--result", type=Path, default=RESULT, help="default: benchmarks/results/journey.json"
     )
 
     def body(arguments: argparse.Namespace) -> Mapping[str, Any]:
-        result = joined(arguments.out, arguments.mtgr, arguments.result.stem)
+        result = joined(arguments.out, arguments.mtgr, arguments.variant, arguments.result.stem)
         write_text(arguments.result, json.dumps(result, indent=1, sort_keys=True) + "\n")
         sys.stdout.write(table(result))
         return dict(result["summary"])

@@ -136,7 +136,7 @@ class DensePart:
         weights: Sequence[nn.Parameter],
         *,
         is_bfloat16: bool,
-        listwise: float,
+        listwise: float = 0.0,
         device: torch.device,
     ) -> None:
         self.ranker = ranker

@@ -12,6 +12,7 @@ from model.data.encoder import SampleEncoder, number_names
 from model.data.synthetic import random_batch, random_samples
 from model.judging.scoring import Scorer
 from model.rankers.inputs import runs_of
+from model.rankers.mtgr import seen
 from model.rankers.protocol import build_ranker
 from spark_jobs.contract.features import Group, Owner
 from spark_jobs.contract.foodlog import FOODLOG
@@ -119,10 +120,10 @@ def test_the_full_mask_knows_what_comes_later_and_the_causal_one_less():
     where = batch.layout()
     starts = where.offsets[:-1].repeat_interleave(where.offsets.diff())
     places = torch.arange(where.num_tokens) - starts
-    causal = ranker_of(mask="causal")._seen(where).visible_end
+    causal = seen(where, "causal", "group").visible_end
     assert (causal == torch.minimum(places, where.visible_end)).all()
     assert (causal < where.visible_end).any()
-    full = ranker_of(mask="full")._seen(where).visible_end
+    full = seen(where, "full", "group").visible_end
     assert (full == batch.tokens_B().repeat_interleave(where.offsets.diff())).all()
 
 

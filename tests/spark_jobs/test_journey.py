@@ -26,6 +26,7 @@ from spark_jobs import journey as command
 from spark_jobs.build_samples import inputs_of, samples_of
 from spark_jobs.contract import locations
 from spark_jobs.contract.clock import shift_day
+from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.journey import JOURNEY
 from spark_jobs.lake.log import current_version, open_table
 from spark_jobs.samples.deliveries import Deliveries
@@ -315,11 +316,23 @@ def test_models_train_on_days_in_order_and_results_are_kept_whole(
         counts = journey_floors.counted(rows, "user_item_buy_365d")
         (out / "lightgbm_lambdarank").mkdir()
         np.savez(out / "lightgbm_lambdarank" / "1.npz", **counts)
+        better = {key: frame["label_conversion"].astype(np.float32) for key in counts}
         result = journey_table.joined(out, small)
         ours, theirs = (by_trip(dict(frame), score).gauc for score in (live, counts["ctcvr_live"]))
     assert result["mtgr_minus"]["lightgbm_lambdarank"]["gain"] == pytest.approx(ours - theirs)
     assert result["summary"]["journey_mtgr_ctcvr_gauc_request"] == pytest.approx(ours, abs=1e-5)
     assert small in journey_table.table(result)
+    (out / "lightgbm_lambdarank_36_weeks").mkdir()
+    np.savez(out / "lightgbm_lambdarank_36_weeks" / "1.npz", **better)
+    with pytest.raises(CommandError, match="no scores of 'tiny_dcn'"):
+        journey_table.joined(out, small, "tiny_dcn")
+    both = journey_table.joined(out, small, "lightgbm_lambdarank")
+    assert both["summary"]["journey_mtgr_minus_lambdarank"] == pytest.approx(
+        ours - 1, abs=1e-5
+    )  # of the best
+    assert both["variant_minus"][small]["gain"] == pytest.approx(theirs - ours)
+    last = journey_table.table(both).splitlines()[-2:]
+    assert sum(line.endswith("| variant |") for line in last) == 1
     before = (out / small / "1.json").stat().st_mtime_ns
     assert trained.main(given) == 0
     assert (out / small / "1.json").stat().st_mtime_ns == before
