@@ -58,16 +58,14 @@ CHOICE = {"first": "2017-08-07", "test_first": "2017-11-13", "test_last": "2017-
 
 def trials_of(family: str, budget: int) -> list[str]:
     """Models to try, as `presets.config_of` reads them: the preset, then drawn ones, all different."""
-    model = preset_named(family).model
-    has_blocks = "num_blocks" in {field.name for field in dataclasses.fields(model)}
-    is_papers = type(model) is MtgrConfig
+    sizes = preset_named(family).model
+    has_blocks = "num_blocks" in {field.name for field in dataclasses.fields(sizes)}
+    left_out = {*(() if has_blocks else (BLOCKS[0],)), *(BEYOND if type(sizes) is MtgrConfig else ())}
     rng = np.random.default_rng(1)
     models = [family]
     while len(models) < budget:
         space = {**SPACE, BLOCKS[0]: BLOCKS[1]}
         drawn = {name: values[int(rng.integers(len(values)))] for name, values in space.items()}
-        left_out = () if has_blocks else (BLOCKS[0],)
-        left_out += BEYOND if is_papers else ()
         drawn = {name: value for name, value in drawn.items() if name not in left_out}
         changes = [f"{name}={value}" for name, value in drawn.items() if value != _of_preset(family, name)]
         model = ",".join([family, *changes])
