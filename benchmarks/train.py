@@ -362,30 +362,39 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
         raise command.UsageError("--out FILE says where the result goes")
     if arguments.join is not None:
         report = _joined(arguments.join)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+        _write(arguments.out, report)
         return {"summary": report["summary"], "out": str(arguments.out)}
     on = device()
     torch.manual_seed(0)
     with process_group(on):
-        world_size, rank = dist.get_world_size(), dist.get_rank()
-        cases = _cases(arguments.tokens * world_size)
-        results = [bench(cases[name], on, arguments.steps) for name in arguments.cases]
-        others = [
+        rank = dist.get_rank()
+        cases = _cases(arguments.tokens * dist.get_world_size())
+        every = [
+            *(cases[name] for name in arguments.cases),
             *(_other(cases[name], "plain", cuda_graphs=False) for name in arguments.plain),
             *(_other(cases[name], "by_flops", "flops") for name in arguments.by_flops),
             *(_other(cases[name], "by_users", "users", cuda_graphs=False) for name in arguments.by_users),
-            *(_other(cases[name], "sharded", fully_sharded=True) for name in arguments.sharded),
+            *(
+                _other(cases[name], "sharded", fully_sharded=True, cuda_graphs=False)
+                for name in arguments.sharded
+            ),
         ]
-        results += [bench(case, on, arguments.steps) for case in others]
-    if rank:
-        return None
-    summary: dict[str, float] = {
-        one["case"]: one["mfu"] for one in results[: len(arguments.cases)] if one["mfu"]
-    }
-    report = {
-        "summary": summary,
-        "ranks": world_size,
+        report = _report(on, arguments.commit)
+        for case in every:
+            one = bench(case, on, arguments.steps)
+            report["results"].append(one)
+            if case.config.train.cuda_graphs and one["mfu"]:
+                report["summary"][case.name] = one["mfu"]
+            if rank == 0:  # after each: what was measured stays when a later one fails
+                _write(arguments.out, report)
+    return None if rank else {"summary": report["summary"], "out": str(arguments.out)}
+
+
+def _report(on: torch.device, commit: str | None) -> dict[str, Any]:
+    """A report without results yet."""
+    return {
+        "summary": {},
+        "ranks": dist.get_world_size(),
         "machine": {
             "device": torch.cuda.get_device_name(on) if on.type == "cuda" else platform.processor(),
             "torch": torch.__version__,
@@ -394,12 +403,14 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
             "python": platform.python_version(),
             "launched": is_launched(),
         },
-        "commit": arguments.commit or git_sha(),
-        "results": results,
+        "commit": commit or git_sha(),
+        "results": [],
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    return {"summary": summary, "out": str(arguments.out)}
+
+
+def _write(path: Path, report: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
