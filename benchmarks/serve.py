@@ -3,7 +3,7 @@
     python -m benchmarks.serve --dataset foodlog --version 3 --graph --out FILE
 
 Takes a registered version, makes its package, and starts one server after the other, round after round: ours
-by `model.serve`, MLflow's by `mlflow models serve --env-manager local`, each with two processes that score.
+by `model.serve` with its defaults, MLflow's by `mlflow models serve --env-manager local` with two processes.
 Requests are the package's golden ones: real rows split by request. Closed loops of more and more callers say
 what each can do at most; then requests come at half of that rate, in an open loop, each timed from when it
 was due. The generator runs on the same cores. Scores of both are compared.
@@ -157,7 +157,7 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
         for number in range(arguments.rounds):
             ours, theirs = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
             serve = [sys.executable, "-m", "model.serve", "--dataset", dataset.name]
-            serve += ["--port", ours.rpartition(":")[2], "--instances", str(_PROCESSES)]
+            serve += ["--port", ours.rpartition(":")[2]]
             mlflow = [
                 sys.executable,
                 "-m",
@@ -278,7 +278,7 @@ def _report(
             "cores": len(os.sched_getaffinity(0)),
             "cpu": platform.machine(),
             "load_average": round(os.getloadavg()[0], 2),
-            "processes": _PROCESSES,
+            "processes_of_mlflow": _PROCESSES,
             "python": platform.python_version(),
         },
         "versions": {name: version(name) for name in ("torch", "mlflow", "aiohttp", "nvidia-pytriton")},

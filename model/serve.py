@@ -8,7 +8,7 @@ prints a request to try.
 from __future__ import annotations
 
 import argparse
-import asyncio
+import gc
 import json
 import logging
 import shlex
@@ -16,6 +16,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from model.config.environment import cores, device_type
 from model.serving import roles, server
@@ -42,6 +44,11 @@ def example(package: Package) -> dict[str, Any]:
     return row
 
 
+def _instances() -> int:
+    """Half of the cores, as the front, Triton and Python's own work need the others; 2 on a GPU."""
+    return _GPU_INSTANCES if device_type() == "cuda" else max(1, cores() // 2)
+
+
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     dataset = arguments.dataset
     package = Package.load(roles.link(dataset.name, roles.CURRENT))
@@ -52,8 +59,10 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     options = ServerOptions(
         host=arguments.host,
         port=arguments.port,
-        instances=arguments.instances or (cores() if device_type() == "cpu" else _GPU_INSTANCES),
-        limits=Limits(max_waiting=arguments.max_waiting, deadline_ms=arguments.deadline_ms),
+        instances=arguments.instances or _instances(),
+        limits=Limits(
+            max_waiting=arguments.max_waiting, deadline_ms=arguments.deadline_ms, is_mirrored=arguments.mirror
+        ),
         is_logged=not arguments.no_log,
         engine=EngineOptions(
             is_used=not arguments.no_engine,
@@ -64,10 +73,12 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     )
 
     def ready(url: str) -> None:
+        gc.collect()
+        gc.freeze()  # a collection that walks all that was imported takes longer than an answer
         logger.info("version %d of %s answers at %s; a request to try:", package.version, dataset.name, url)
         logger.info("    %s", _curl(url, body))
 
-    asyncio.run(server.serve(dataset, options, ready))
+    uvloop.run(server.serve(dataset, options, ready))
     return {"dataset": dataset.name, "served": True}
 
 
@@ -82,10 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: loopback)")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument(
-        "--instances", type=int, help="processes that score (default: one a core, 2 on a GPU)"
+        "--instances", type=int, help="processes that score (default: one for two cores, 2 on a GPU)"
     )
     parser.add_argument("--max-waiting", type=int, default=256, help="requests under way; more get 429")
     parser.add_argument("--deadline-ms", type=int, default=1000, help="greatest time to an answer")
+    parser.add_argument("--mirror", action="store_true", help="the shadow scores what the champion is asked")
     parser.add_argument("--no-log", action="store_true", help="do not log scores")
     gpu = parser.add_argument_group("on a GPU", "an MTGR is computed by the engine, see docs/serving.md")
     gpu.add_argument("--precision", choices=PRECISIONS, help="to compute in (default: the training's)")

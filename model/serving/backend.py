@@ -1,13 +1,14 @@
 """The model of Triton's Python backend: requests of a batch in, their scores out.
 
-Triton hands over what its dynamic batcher has gathered; requests have shapes of their own (ragged batches)
-and are joined here, computed in runs of at most `batch_tokens` tokens, and answered one by one. One that is
-not right gets an error of its own (HTTP 400) and disturbs no neighbour. Triton imports this file through the
-`scorer.py` that `repository` writes; `triton_python_backend_utils` is there in its process alone.
+A request of Triton is one request, or several end to end, as the front has gathered them; they have shapes of
+their own, are computed in runs of at most `batch_tokens` tokens, and answered in their order. One of Triton's
+requests that is not right gets an error of its own (HTTP 400) and disturbs no other. Triton imports this file
+through the `scorer.py` that `repository` writes; `triton_python_backend_utils` is there in its process alone.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from model.config.environment import device
@@ -65,6 +67,8 @@ class TritonPythonModel:
         items = [f.name for f in self._holder.served.form.dataset.in_group(Group.CANDIDATE)]
         self._item = items.index("item_id")
         self._log = ScoreLog(Path(options["log"])) if options["log"] else None
+        gc.collect()
+        gc.freeze()  # a collection that walks all that was imported takes longer than a batch
 
     def _swapped(self, version: int | None) -> None:
         if version is None:
@@ -80,13 +84,14 @@ class TritonPythonModel:
         """
         served = self._holder.served  # one package for the whole batch
         answers: list[Any] = [None] * len(requests)
-        rows: dict[int, StoredRows] = {}
+        rows: dict[int, list[StoredRows]] = {}
         for place, request in enumerate(requests):
             if request.is_cancelled():
                 answers[place] = _error("the request was cancelled", pb_utils.TritonError.CANCELLED)
                 continue
             try:
-                rows[place] = served.form.of_tensors(_tensors(request))
+                parts = served.form.split(_tensors(request))
+                rows[place] = [served.form.of_tensors(part) for part in parts]
             except ValueError as error:
                 answers[place] = _error(str(error))
         try:
@@ -108,28 +113,28 @@ class TritonPythonModel:
                 self._counters[name, kind] = self._families[name].Metric(labels=labels)
             self._counters[name, kind].increment(number)
 
-    def _answer(self, served: Served, rows: dict[int, StoredRows], answers: list[Any]) -> None:
+    def _answer(self, served: Served, rows: dict[int, list[StoredRows]], answers: list[Any]) -> None:
         if not rows:
             return
-        batch = served.form.encoder.encode(StoredRows.joined(list(rows.values())))
+        batch = served.form.encoder.encode(StoredRows.joined([row for of in rows.values() for row in of]))
         scores = served.score(batch)
         first = 0
         version = np.array([[served.version]], np.int64)
-        for place, row in rows.items():
-            end = first + int(row.lengths[Group.CANDIDATE][0])
-            own = np.ascontiguousarray(scores[:, first:end])
+        for place, of_request in rows.items():
+            start = first
+            for row in of_request:
+                end = first + int(row.lengths[Group.CANDIDATE][0])
+                self._note(served.version, row, scores[:, first:end])
+                first = end
+            own = np.ascontiguousarray(scores[:, start:first])
             answers[place] = pb_utils.InferenceResponse(
                 output_tensors=[pb_utils.Tensor("scores", own[None]), pb_utils.Tensor("version", version)]
             )
-            if self._log is not None:
-                self._log.add(
-                    served.version,
-                    int(row.users[0]),
-                    int(row.starts[0]),
-                    row.ids[Group.CANDIDATE][self._item],
-                    own,
-                )
-            first = end
+
+    def _note(self, version: int, row: StoredRows, scores: npt.NDArray[np.float32]) -> None:
+        if self._log is not None:
+            items = row.ids[Group.CANDIDATE][self._item]
+            self._log.add(version, int(row.users[0]), int(row.starts[0]), items, scores)
 
     def finalize(self) -> None:
         """Writes what is left of the log."""

@@ -8,35 +8,41 @@
 | `GET /metrics` | | Triton's metrics and these, for Prometheus |
 
 Triton alone cannot do it: a body of 300 MB of zeros ends its process, JSON that does not parse is answered 500,
-and it has no JSON for people. A request that waits too long is answered 504; while `max_waiting` are under way
-more are answered 429. `Deadline-Ms` says how long the caller waits.
+and it has no JSON for people. Requests wait here, not there, and go to it in batches (`batching`). One that
+waits too long is answered 504; while `max_waiting` are under way more are answered 429. `Deadline-Ms` says how
+long the caller waits. With a mirror, the shadow gets each request of the champion's, too; nobody waits for it.
 """  # noqa: E501 - a table
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 from aiohttp import web
 
 from model.data.stored import Array
 from model.runs.files import RunError
 from model.serving import kserve
+from model.serving.batching import Batcher
 from model.serving.lookups import Lookups
-from model.serving.request import RequestError, RequestForm, json_object
+from model.serving.request import ROW, RequestError, RequestForm, json_object
 
 logger = logging.getLogger(__name__)
 
 DEADLINE_HEADER = "Deadline-Ms"
 _BOUNDS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_Tensors = Mapping[str, Array]
+_Scored = tuple[Array, int]  # float32 [2, C], and the version
 _CODES = {400: web.HTTPBadRequest, 404: web.HTTPNotFound, 503: web.HTTPServiceUnavailable}
 
 
@@ -48,11 +54,19 @@ class Limits:
         max_body: Bytes of a body.
         max_waiting: Requests under way.
         deadline_ms: How long a request may take, unless it says less.
+        calls: Batches under way at a time for each model.
+        max_batch: Requests of a batch.
+        batch_tokens: Tokens of a batch.
+        is_mirrored: Whether the shadow scores what the champion is asked.
     """
 
     max_body: int = 4 << 20
     max_waiting: int = 256
     deadline_ms: int = 1000
+    calls: int = 1
+    max_batch: int = 32
+    batch_tokens: int = 20_000
+    is_mirrored: bool = False
 
 
 class Front:
@@ -80,6 +94,16 @@ class Front:
         self._models, self._limits = models, limits
         self._lookups_link, self._lookups_file = lookups, lookups
         self._lookups: Lookups | None = None
+        self._batchers = {
+            name: Batcher[_Tensors, _Scored](
+                functools.partial(self._send, name),
+                calls=limits.calls,
+                max_requests=limits.max_batch,
+                max_tokens=limits.batch_tokens,
+            )
+            for name in models.values()
+        }
+        self._mirrored: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._waiting = 0
         self._answers: Counter[tuple[str, int]] = Counter()
@@ -158,15 +182,9 @@ class Front:
         row = json_object(await request.read())
         if "time_ms" in row:
             row = self._completed(row)
-        rows = self._form.of_row(row)
-        tensors, _ = await self._asked(self._models[role], self._form.tensors_of(rows), request)
-        scores = tensors["scores"][0]
-        answer = {
-            "ctr": scores[0].tolist(),
-            "ctcvr": scores[1].tolist(),
-            "version": int(tensors["version"][0, 0]),
-        }
-        return web.json_response(answer)
+        tensors = self._form.tensors_of(self._form.of_row(row))
+        scores, version = await self._asked(self._models[role], tensors)
+        return web.json_response({"ctr": scores[0].tolist(), "ctcvr": scores[1].tolist(), "version": version})
 
     def _completed(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row of a request that leaves to the lookups what they have."""
@@ -190,30 +208,66 @@ class Front:
         if name not in self._models.values():
             raise web.HTTPNotFound(text=f"there is no model {name!r}; use {', '.join(self._models.values())}")
         tensors, _ = kserve.decode(await request.read(), request.headers.get(kserve.LENGTH_HEADER))
-        self._form.of_tensors(tensors)  # sizes before it takes a place in a batch
-        _, (body, length) = await self._asked(name, tensors, request)
+        self._form.check(tensors)  # before it takes a place in a batch
+        scores, version = await self._asked(name, tensors)
+        answer = {"scores": scores[None], "version": np.array([[version]])}
+        body, length = kserve.encode(answer, "outputs", model_name=name, model_version="1")
         return web.Response(
             body=body,
             content_type="application/octet-stream",
-            headers={kserve.LENGTH_HEADER: length} if length else {},
+            headers={kserve.LENGTH_HEADER: str(length)},
         )
 
-    async def _asked(
-        self, model: str, tensors: dict[str, Array], request: web.Request
-    ) -> tuple[dict[str, Array], tuple[bytes, str]]:
-        """Triton's answer: its tensors, and its body with the length of its header."""
+    async def _asked(self, model: str, tensors: _Tensors) -> _Scored:
+        """Scores of a request, float32 `[2, C]`, and the version that they are of."""
+        tokens, shadow = self._form.num_tokens(tensors), self._models.get("shadow")
+        if self._limits.is_mirrored and shadow is not None and model != shadow:
+            batcher = self._batchers[shadow]
+            if batcher.num_waiting < self._limits.max_waiting:  # else this one is left out
+                task = asyncio.create_task(self._mirror(batcher, tensors, tokens))
+                self._mirrored.add(task)
+                task.add_done_callback(self._mirrored.discard)
+        return await self._batchers[model].ask(tensors, tokens)
+
+    async def _mirror(self, batcher: Batcher[_Tensors, _Scored], tensors: _Tensors, tokens: int) -> None:
+        """Lets the shadow score a request, which its log notes."""
+        try:
+            async with asyncio.timeout(self._limits.deadline_ms / 1000):
+                await batcher.ask(tensors, tokens)
+            code = 200
+        except TimeoutError:
+            code = 504
+        except (web.HTTPException, aiohttp.ClientError) as error:
+            logger.warning("the shadow does not score: %s", error)
+            code = 503
+        self._answers["mirror", code] += 1
+
+    async def _send(self, model: str, requests: Sequence[_Tensors]) -> Sequence[_Scored | Exception]:
+        """Triton's scores of a batch; where it refuses one of several, each is asked by itself."""
+        try:
+            scores, version = await self._call(model, self._form.joined(requests))
+        except web.HTTPBadRequest as error:
+            if len(requests) == 1:
+                return [error]
+            return [answer for one in requests for answer in await self._send(model, [one])]
+        counts = [int(one[ROW].reshape(-1)[-1]) for one in requests]
+        parts = np.split(scores, np.cumsum(counts)[:-1], axis=1)
+        return [(part, version) for part in parts]
+
+    async def _call(self, model: str, tensors: _Tensors) -> _Scored:
         assert self._session is not None
-        body, length = kserve.encode(tensors, parameters={"timeout": self._deadline_ms(request) * 1000})
+        body, length = kserve.encode(tensors)
         async with self._session.post(
             f"{self._triton}/v2/models/{model}/infer",
             data=body,
             headers={kserve.LENGTH_HEADER: str(length)},
+            timeout=aiohttp.ClientTimeout(self._limits.deadline_ms / 1000),  # nobody waits any longer
         ) as response:
             answer = await response.read()
             if response.status != 200:
                 raise _refused(response.status, answer)
-            length_header = response.headers.get(kserve.LENGTH_HEADER, "")
-        return kserve.decode(answer, length_header, "outputs")[0], (answer, length_header)
+            outputs, _ = kserve.decode(answer, response.headers.get(kserve.LENGTH_HEADER, ""), "outputs")
+        return outputs["scores"][0], int(outputs["version"][0, 0])
 
     async def _live(self, request: web.Request) -> web.Response:
         return web.Response()
@@ -234,6 +288,8 @@ class Front:
         lines += [
             "# TYPE mtgr_waiting gauge",
             f"mtgr_waiting {self._waiting}",
+            "# TYPE mtgr_batches_total counter",
+            *(f'mtgr_batches_total{{model="{name}"}} {b.batches}' for name, b in self._batchers.items()),
             "# TYPE mtgr_seconds histogram",
         ]
         for path in {path for path, _ in self._answers}:
@@ -266,6 +322,4 @@ def _refused(status: int, answer: bytes) -> web.HTTPException:
         message = str(json.loads(answer)["error"])
     except (ValueError, KeyError, TypeError):
         message = answer[:200].decode(errors="replace")
-    if "timeout" in message.lower() or "expired" in message.lower():
-        return web.HTTPGatewayTimeout(text=message)
     return _CODES.get(status, web.HTTPInternalServerError)(text=message)

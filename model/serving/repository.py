@@ -41,15 +41,6 @@ output [
   {{ name: "version" data_type: TYPE_INT64 dims: [ 1 ] }}
 ]
 instance_group [ {{ count: {instances} kind: KIND_CPU }} ]
-dynamic_batching {{
-  max_queue_delay_microseconds: 0
-  default_queue_policy {{
-    timeout_action: REJECT
-    default_timeout_microseconds: {timeout_us}
-    allow_timeout_override: true
-    max_queue_size: {queue}
-  }}
-}}
 parameters: {{ key: "options" value: {{ string_value: {options} }} }}
 """
 
@@ -64,8 +55,6 @@ class ModelOptions:
         instances: Processes that score side by side.
         max_batch: Greatest number of requests of a batch.
         batch_tokens: Greatest number of tokens that are computed at once.
-        queue: Requests that may wait; more are refused.
-        timeout_ms: How long one may wait, unless it says less.
         engine: How a GPU computes.
     """
 
@@ -74,8 +63,6 @@ class ModelOptions:
     instances: int
     max_batch: int = 32
     batch_tokens: int = 20_000
-    queue: int = 256
-    timeout_ms: int = 1000
     engine: EngineOptions = DEFAULT
 
 
@@ -101,7 +88,5 @@ def _config(name: str, options: ModelOptions) -> str:
         file=_FILE,
         max_batch=options.max_batch,
         instances=options.instances,
-        timeout_us=options.timeout_ms * 1000,
-        queue=options.queue,
         options=json.dumps(json.dumps(given)),
     )

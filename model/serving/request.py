@@ -67,6 +67,7 @@ class RequestForm:
         self._columns = Columns.of(dataset)
         self._known = {name for name, _ in sample_columns(dataset)}
         self._of_ids = {g: len(self._columns.ids[g]) + (g in BEHAVIOURS) + (g in COUNTED) for g in Group}
+        self._num_profile = len(dataset.in_group(Group.PROFILE))
         self._of_numbers = {g: len(self._columns.numbers[g]) for g in Group}
 
     def of_json(self, body: bytes | str) -> StoredRows:
@@ -145,15 +146,7 @@ class RequestForm:
         Raises:
             RequestError: A tensor is missing or has another type or size than the lengths in `row` say.
         """
-        row = self._tensor(tensors, ROW)
-        if len(row) != len(_ROW_COLUMNS):
-            raise RequestError(f"tensor row has {len(row)} values, it needs {len(_ROW_COLUMNS)}: "
-                               f"{', '.join(_ROW_COLUMNS)}")  # fmt: skip
-        user, start, *counts = row.tolist()
-        for group, count in zip(SEQUENCES, counts, strict=True):
-            if not 0 <= count <= max(MAX_CANDIDATES, self.encoder.limits.get(group, 0)):
-                raise RequestError(f"tensor row: {count} is no number of {group} tokens")
-        _check_candidates(counts[-1])
+        user, start, counts = self.check(tensors)
         tokens = {Group.PROFILE: 1, **dict(zip(SEQUENCES, counts, strict=True))}
         ids = self._split(tensors, IDS, self._of_ids, tokens)
         numbers = self._split(tensors, NUMBERS, self._of_numbers, tokens)
@@ -170,6 +163,65 @@ class RequestForm:
         )
 
     @staticmethod
+    def joined(requests: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+        """Tensors of several requests end to end: the inverse of `split`."""
+        return {name: np.concatenate([one[name] for one in requests], axis=1) for name in DTYPES}
+
+    def split(self, tensors: Mapping[str, Array]) -> list[Mapping[str, Array]]:
+        """Views of each of the requests whose tensors lie end to end; of one alone, its own.
+
+        Raises:
+            RequestError: They have other sizes than all lengths in `row` say.
+        """
+        rows = self._tensor(tensors, ROW)
+        if len(rows) <= len(_ROW_COLUMNS):
+            return [tensors]
+        if len(rows) % len(_ROW_COLUMNS):
+            raise RequestError(
+                f"tensor row has {len(rows)} values, a request needs {len(_ROW_COLUMNS)} of them"
+            )
+        requests: list[dict[str, Array]] = [{ROW: row} for row in rows.reshape(-1, len(_ROW_COLUMNS))]
+        for name, per_token in ((IDS, self._of_ids), (NUMBERS, self._of_numbers)):
+            values, first = self._tensor(tensors, name), 0
+            for request in requests:
+                counts = dict(zip(SEQUENCES, request[ROW][2:].tolist(), strict=True))
+                end = first + sum(per_token[g] * counts.get(g, 1) for g in Group)
+                request[name] = values[first:end]
+                first = end
+            if first != len(values):
+                raise RequestError(f"tensor {name} has {len(values)} values, its requests need {first}")
+        return list(requests)
+
+    def num_tokens(self, tensors: Mapping[str, Array]) -> int:
+        """Tokens of a request that was checked."""
+        return int(tensors[ROW].reshape(-1)[2:].sum()) + self._num_profile
+
+    def check(self, tensors: Mapping[str, Array]) -> tuple[int, int, list[int]]:
+        """User, window's start and lengths of the sequences of tensors that have the right types and sizes.
+
+        Raises:
+            RequestError: See `of_tensors`.
+        """
+        row = self._tensor(tensors, ROW)
+        if len(row) != len(_ROW_COLUMNS):
+            raise RequestError(f"tensor row has {len(row)} values, it needs {len(_ROW_COLUMNS)}: "
+                               f"{', '.join(_ROW_COLUMNS)}")  # fmt: skip
+        user, start, *counts = row.tolist()
+        for group, count in zip(SEQUENCES, counts, strict=True):
+            if not 0 <= count <= max(MAX_CANDIDATES, self.encoder.limits.get(group, 0)):
+                raise RequestError(f"tensor row: {count} is no number of {group} tokens")
+        _check_candidates(counts[-1])
+        tokens = {Group.PROFILE: 1, **dict(zip(SEQUENCES, counts, strict=True))}
+        for name, rows in ((IDS, self._of_ids), (NUMBERS, self._of_numbers)):
+            size, needed = len(self._tensor(tensors, name)), sum(rows[g] * tokens[g] for g in Group)
+            if size != needed:
+                told = ", ".join(f"{rows[group]} x {tokens[group]} {group}" for group in Group)
+                raise RequestError(
+                    f"tensor {name} has {size} values, by the lengths in `row` it needs {needed}: {told}"
+                )
+        return user, start, counts
+
+    @staticmethod
     def _tensor(tensors: Mapping[str, Array], name: str) -> Array:
         if name not in tensors:
             raise RequestError(f"tensor {name} is missing; send {', '.join(DTYPES)}")
@@ -182,17 +234,11 @@ class RequestForm:
         self, tensors: Mapping[str, Array], name: str, rows: Mapping[Group, int], tokens: Mapping[Group, int]
     ) -> dict[Group, Array]:
         values = self._tensor(tensors, name).copy()
-        sizes = {group: rows[group] * tokens[group] for group in Group}
-        if len(values) != sum(sizes.values()):
-            told = ", ".join(f"{rows[group]} x {tokens[group]} {group}" for group in Group)
-            raise RequestError(
-                f"tensor {name} has {len(values)} values, by the lengths in `row` it needs "
-                f"{sum(sizes.values())}: {told}"
-            )
         parts, first = {}, 0
-        for group, size in sizes.items():
-            parts[group] = values[first : first + size].reshape(rows[group], tokens[group])
-            first += size
+        for group in Group:
+            end = first + rows[group] * tokens[group]
+            parts[group] = values[first:end].reshape(rows[group], tokens[group])
+            first = end
         return parts
 
 

@@ -7,6 +7,7 @@ scores. Loopback alone, unless another address is given.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import signal
 import socket
@@ -85,8 +86,8 @@ async def serve(dataset: Dataset, options: ServerOptions, ready: Callable[[str],
             link=roles.link(dataset.name, role or roles.CURRENT),
             log=folder / "scores" / name if options.is_logged else None,
             instances=options.instances,
-            timeout_ms=options.limits.deadline_ms,
-            queue=options.limits.max_waiting,
+            max_batch=options.limits.max_batch,
+            batch_tokens=options.limits.batch_tokens,
             engine=options.engine,
         )
         for role, name in models.items()
@@ -100,7 +101,7 @@ async def serve(dataset: Dataset, options: ServerOptions, ready: Callable[[str],
         f"http://127.0.0.1:{port}",
         f"http://127.0.0.1:{port + 1}/metrics",
         models,
-        options.limits,
+        dataclasses.replace(options.limits, calls=options.instances),
         roles.link(dataset.name, LINK),
     )
     runner = web.AppRunner(front.app(), access_log=None, handler_cancellation=True)

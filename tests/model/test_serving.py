@@ -219,6 +219,22 @@ def test_what_the_engine_has_done_is_counted_once_and_from_nothing_after_a_swap(
     backend.finalize()
 
 
+def test_requests_end_to_end_score_as_each_alone(backend: Any) -> None:
+    form = RequestForm(FOODLOG)
+    alone = [form.tensors_of(form.of_row(row)) for row in request_rows(4)]
+    (together,) = backend.execute([Request(form.joined(alone))])
+    parts = [answers[0].values[0] for answers in backend.execute([Request(one) for one in alone])]
+    np.testing.assert_allclose(together[0].values[0], np.concatenate(parts, axis=1), atol=1e-6)
+    wrong = form.joined(alone)
+    wrong["row"][0, 5 + 2] += 1  # a static behaviour more than there is
+    short = {**form.joined(alone), "row": form.joined(alone)["row"][:, :-1]}
+    answers = backend.execute([Request(wrong), Request(short), Request(alone[0])])
+    assert [type(answer) for answer in answers] == [Error, Error, list]
+    assert "tensor ids" in answers[0].message
+    assert "tensor row has 19 values" in answers[1].message
+    backend.finalize()
+
+
 def test_scores_are_kept_for_thirty_days(tmp_path: Path) -> None:
     today = datetime.now(UTC).date()
     for age in (29, 31, 400):
@@ -233,30 +249,38 @@ def test_scores_are_kept_for_thirty_days(tmp_path: Path) -> None:
     assert pq.read_table(next(tmp_path.rglob("*.parquet"))).column("item_id").to_pylist() == [[7]]
 
 
+BATCHES: list[list[int]] = []  # users of each batch that `_triton` was sent
+
+
 async def _triton(request: web.Request) -> web.Response:
-    """A Triton that scores everything 0.5, or answers as the user's number says."""
+    """A Triton that scores by the user's number, or answers as it says."""
     body = await request.read()
-    tensors, more = kserve.decode(body, request.headers[kserve.LENGTH_HEADER])
-    assert 0 < more["parameters"]["timeout"] <= 1_000_000
-    user, candidates = tensors["row"][0, 0], tensors["row"][0, 4]
-    if user == 500:
-        return web.json_response({"error": "Exceeds maximum queue size"}, status=503)
-    if user == 501:
-        return web.json_response({"error": "Request timeout expired"}, status=503)
-    if user == 502:
+    tensors, _ = kserve.decode(body, request.headers[kserve.LENGTH_HEADER])
+    rows = tensors["row"].reshape(-1, 5)
+    users = rows[:, 0].tolist()
+    BATCHES.append(users)
+    if 500 in users:
+        return web.json_response({"error": "the model has ended"}, status=503)
+    if 502 in users:
         return web.json_response({"error": "column candidate_price: 1 is not"}, status=400)
-    if user == 503:
+    if 503 in users:
         await asyncio.sleep(5)
-    scores = {"scores": np.full((1, 2, candidates), 0.5, np.float32), "version": np.array([[7]])}
+    await asyncio.sleep(0.02)
+    of_candidates = np.repeat(rows[:, 0] / 1000, rows[:, 4]).astype(np.float32)
+    scores = {"scores": np.stack([of_candidates, of_candidates])[None], "version": np.array([[7]])}
     answer, length = kserve.encode(scores, "outputs")
     return web.Response(body=answer, headers={kserve.LENGTH_HEADER: str(length)})
 
 
-def with_front(use: Callable[[Any], Any], lookups: Path = Path("/none"), **limits: Any) -> None:
+def with_front(
+    use: Callable[[Any], Any], lookups: Path = Path("/none"), *, has_shadow: bool = False, **limits: Any
+) -> None:
     """Calls `use` with a client of a front before `_triton`."""
 
     async def run() -> None:
         app = web.Application()
+        if has_shadow:
+            app.router.add_post("/v2/models/foodlog-shadow/infer", _triton)
         app.router.add_post("/v2/models/foodlog/infer", _triton)
         async with TestServer(app) as server:
             url = str(server.make_url("")).rstrip("/")
@@ -270,14 +294,14 @@ def with_front(use: Callable[[Any], Any], lookups: Path = Path("/none"), **limit
 
 
 def test_the_front_answers_people_and_machines() -> None:
-    row = request_rows(1)[0]
+    row = {**request_rows(1)[0], "user_id": 250}
 
     async def use(client: Any) -> None:
         answer = await client.post("/score", json=row)
         assert answer.status == 200, await answer.text()
         scores = await answer.json()
         count = len(row["candidate_item_id"])
-        assert scores == {"ctr": [0.5] * count, "ctcvr": [0.5] * count, "version": 7}
+        assert scores == {"ctr": [0.25] * count, "ctcvr": [0.25] * count, "version": 7}
         form = RequestForm(FOODLOG)
         body, length = kserve.encode(form.tensors_of(form.of_row(row)))
         headers = {kserve.LENGTH_HEADER: str(length)}
@@ -292,7 +316,7 @@ def test_the_front_answers_people_and_machines() -> None:
 
 @pytest.mark.parametrize(
     ("user", "status", "told"),
-    [(500, 503, "queue size"), (501, 504, "expired"), (502, 400, "candidate_price"), (503, 504, "no answer")],
+    [(500, 503, "has ended"), (502, 400, "candidate_price"), (503, 504, "no answer")],
 )
 def test_what_triton_refuses_is_answered_as_such(user: int, status: int, told: str) -> None:
     async def use(client: Any) -> None:
@@ -301,6 +325,48 @@ def test_what_triton_refuses_is_answered_as_such(user: int, status: int, told: s
         assert told in (await answer.json())["error"]
 
     with_front(use, deadline_ms=300)
+
+
+def test_what_waits_goes_in_one_batch_and_each_gets_its_own_scores_though_a_neighbour_is_refused() -> None:
+    rows = [
+        {**row, "user_id": user} for row, user in zip(request_rows(7), (1, 2, 3, 4, 502, 6, 7), strict=True)
+    ]
+
+    async def use(client: Any) -> None:
+        BATCHES.clear()
+        answers = await asyncio.gather(*(client.post("/score", json=row) for row in rows))
+        assert [answer.status for answer in answers] == [200] * 4 + [400] + [200] * 2
+        for row, answer in zip(rows, answers, strict=True):
+            if answer.status == 200:
+                expected = [np.float32(row["user_id"] / 1000)] * len(row["candidate_item_id"])
+                np.testing.assert_allclose((await answer.json())["ctr"], expected)
+        assert len(BATCHES[0]) == 1  # an idle model is asked at once
+        assert sorted(BATCHES[0] + BATCHES[1]) == [1, 2, 3, 4, 6, 7, 502]
+        assert all(len(alone) == 1 for alone in BATCHES[2:])
+
+    with_front(use)
+
+
+def test_the_mirror_asks_the_shadow_the_same_and_its_failure_changes_no_answer() -> None:
+    rows = [{**row, "user_id": user} for row, user in zip(request_rows(2), (11, 12), strict=True)]
+
+    async def use(client: Any) -> None:
+        BATCHES.clear()
+        for row in rows:
+            assert (await client.post("/score", json=row)).status == 200
+        await asyncio.sleep(0.1)
+        told = await (await client.get("/metrics")).text()
+        assert 'mtgr_answers_total{path="mirror",code="200"} 2' in told
+        assert sorted(user for users in BATCHES for user in users) == [11, 11, 12, 12]
+
+    with_front(use, is_mirrored=True, has_shadow=True)
+
+    async def without(client: Any) -> None:  # Triton has no shadow: 404
+        assert (await client.post("/score", json=rows[0])).status == 200
+        await asyncio.sleep(0.1)
+        assert 'path="mirror",code="503"' in await (await client.get("/metrics")).text()
+
+    with_front(without, is_mirrored=True)
 
 
 def test_more_than_may_wait_are_answered_429_and_a_body_that_is_too_long_413() -> None:
