@@ -323,7 +323,10 @@ def _covered_ms(spans: Sequence[tuple[float, float]]) -> float:
 
 
 def _joined(paths: Sequence[Path]) -> dict[str, Any]:
-    """Runs of more and more ranks, with the ratios of what neighbours do of MTGR large on shape P."""
+    """Runs of more and more ranks, with the ratios of what neighbours do of MTGR large on shape P.
+
+    How long ranks wait for the slowest is that of the last run.
+    """
     runs = [json.loads(path.read_text()) for path in paths]
     rates = [
         next(line["tokens_per_s"] for line in run["results"] if line["case"] == "mfu_large_p") for run in runs
@@ -332,8 +335,9 @@ def _joined(paths: Sequence[Path]) -> dict[str, Any]:
     for (few, rate), (many, more) in itertools.pairwise(
         zip((run["ranks"] for run in runs), rates, strict=True)
     ):
-        name = f"tokens_per_s_{_NUMBERS[many]}_gpus_over_{_NUMBERS[few]}"
-        summary[name] = round(more / rate, 3)
+        if many > few:  # else it is another run of as many, on another machine
+            name = f"tokens_per_s_{_NUMBERS[many]}_gpus_over_{_NUMBERS[few]}"
+            summary[name] = round(more / rate, 3)
     for line in runs[-1]["results"]:
         if line["case"] == "mfu_large_p_by_flops":
             summary["straggler_idle_measured"] = line["straggler_idle"]
