@@ -4,8 +4,9 @@ Reads the scores below `--out` (`journey.py`, `journey_floors.py`), of several m
 and writes `benchmarks/results/journey.json`: by model the mean and spread over seeds, and for `--mtgr`, and a
 `--variant` of it if one is named, how much higher its conversion GAUC by trip is than LightGBM's and than
 that of each other model. A trip's AUC is the mean over a model's seeds; intervals are 95 % of a paired
-bootstrap over households. Which are compared is said on the command line and chosen on earlier weeks; the
-best of the others is taken after the fact, in its favour.
+bootstrap over households, of models whose scores were kept beside their metrics. Which are compared is said
+on the command line and chosen on earlier weeks; the best of the others is taken after the fact, in its
+favour.
 """
 
 from __future__ import annotations
@@ -44,26 +45,30 @@ def joined(out: Path, mtgr: str, variant: str | None = None, prefix: str = "jour
     user = group_ids(frame["user_id"])
     models: dict[str, Any] = {}
     trips: dict[str, GroupAuc] = {}
-    for name in sorted({path.parent.name for path in out.glob("*/*.npz")}):
+    made_by = [path for kind in ("npz", "json") for path in out.glob(f"*/*.{kind}")]
+    for name in sorted({path.parent.name for path in made_by}):
         seeds, aucs = [], []
-        for path in sorted((out / name).glob("*.npz")):
-            with np.load(path) as held:
-                scores = {key: held[key] for key in held.files}
-            about = path.with_suffix(".json")
+        for seed in sorted({int(path.stem) for path in made_by if path.parent.name == name}):
+            about, scored = (out / name / f"{seed}.{kind}" for kind in ("json", "npz"))
             made = json.loads(about.read_text()) if about.exists() else {}
+            scores = {}
+            if scored.exists():
+                with np.load(scored) as held:
+                    scores = {key: held[key] for key in held.files}
+                aucs.append(by_trip(frame, scores["ctcvr_live"]))
             metrics = made["metrics"] if made else measured(frame, scores)
-            seeds.append({"seed": int(path.stem), **_of_run(made), "metrics": metrics})
-            aucs.append(by_trip(frame, scores["ctcvr_live"]))
-        trips[name] = replace(aucs[0], auc=np.mean([one.auc for one in aucs], axis=0))
+            seeds.append({"seed": seed, **_of_run(made), "metrics": metrics})
+        if aucs:
+            trips[name] = replace(aucs[0], auc=np.mean([one.auc for one in aucs], axis=0))
         models[name] = {"seeds": seeds, "pooled": _pooled([seed["metrics"] for seed in seeds])}
     ours = {"mtgr": mtgr} if variant is None else {"mtgr": mtgr, "variant": variant}
     summary: dict[str, float] = {}
     minus: dict[str, Any] = {}
     for kind, name in ours.items():
-        if name not in models:
-            raise CommandError(f"{out} has no scores of {name!r}; it has {', '.join(models)}")
+        if name not in trips:
+            raise CommandError(f"{out} has no scores of {name!r}; it has {', '.join(trips)}")
         gains = {
-            other: asdict(paired_gain(trips[name], trips[other], user)) for other in models if other != name
+            other: asdict(paired_gain(trips[name], trips[other], user)) for other in trips if other != name
         }
         minus[f"{kind}_minus"] = gains
         summary |= _summary(f"{prefix}_{kind}", name, models, gains)
@@ -132,7 +137,9 @@ def table(result: Mapping[str, Any]) -> str:
         ]
         for kind, told in ours.items():
             gain = result[f"{kind}_minus"].get(name)
-            less = f"{gain['gain']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})" if gain else told
+            less = told if name == result[kind] else "scores not kept"
+            if gain:
+                less = f"{gain['gain']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
             cells.append(less)
         lines.append(f"| `{name}` | {len(models[name]['seeds'])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -1,8 +1,8 @@
-"""The evidence as tables for `docs/evidence.md` and as one HTML page with charts, all from result files.
+"""The evidence as tables for the documents and as one HTML page with charts, all from result files.
 
-    python -m benchmarks.evidence.page    # writes docs/evidence.html, and the tables into docs/evidence.md
+    python -m benchmarks.evidence.page    # docs/evidence.html, tables into docs/evidence.md, docs/journey.md
 
-A test holds the tables of the document equal to those of the files.
+A test holds the tables of the documents equal to those of the files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.evidence import journey_scaling, journey_table, journey_trials
 from benchmarks.evidence.worth import TASKS
+from model.config.presets import config_of
+from model.rankers.mtgr import MtgrConfig
 from model.reports import charts
 from model.reports.page import STYLE
 from model.runs.files import write_text
@@ -26,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "evidence.html"
 DOCUMENT = ROOT / "docs" / "evidence.md"
+JOURNEY = ROOT / "docs" / "journey.md"
 MARKS = "<!-- tables -->\n", "<!-- end of tables -->\n"
 NAMES = {"ctr": "CTR", "ctcvr": "CTCVR"}
 COLOURS = {
@@ -80,6 +86,8 @@ def _section(report: Mapping[str, Any]) -> str:
         ("no cross", "no_cross", "Without cross features, by the settings chosen with them (CTR / CTCVR):"),
     ):
         kinds = ("gauc", "gauc_request", "auc")
+        if not any(model["family"] == family for model in report["models"].values()):
+            continue
         lines += [
             "",
             told,
@@ -95,6 +103,18 @@ def _section(report: Mapping[str, Any]) -> str:
                 cells += [_gain(model["minus"].get(than), task) for task in TASKS]
                 lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def journey_tables() -> str:
+    """The tables of `docs/journey.md`: the test weeks, the trials before them, sizes, lengths and days."""
+    parts = (
+        ("The test weeks", journey_table.RESULT, journey_table.table),
+        ("Trials on weeks 47 and 48", journey_trials.RESULT, journey_trials.tables),
+        ("Sizes, lengths, days", journey_scaling.RESULT, journey_scaling.table),
+    )
+    return "\n".join(
+        f"### {told}\n\n{table(json.loads(result.read_text()))}" for told, result, table in parts
+    )
 
 
 def _order(item: tuple[str, Mapping[str, Any]]) -> tuple[int, float]:
@@ -141,7 +161,7 @@ def _row(
 
 def page() -> str:
     """The HTML page; it loads nothing."""
-    parts = [_dataset(report) for report in reports()]
+    parts = [*(_dataset(report) for report in reports()), _journey()]
     legend = " ".join(
         f'<span style="color:{colour}">&#9679; {family}</span>' for family, colour in COLOURS.items()
     )
@@ -178,13 +198,73 @@ def _dataset(report: Mapping[str, Any]) -> str:
                 if than in model["minus"] and model["family"] in families
             ]
             title = f"{NAMES[task]} GAUC minus that of {than}: {told}; paired, 95 % over users"
-            parts.append(charts.bars(rows, title, "difference", 0.0))
+            if rows:
+                parts.append(charts.bars(rows, title, "difference", 0.0))
     kinds = list(models[0][1]["segments"])
     for kind in kinds:
         parts.append(charts.bars([
             _bar(name, model, model["segments"][kind]["ctcvr"])
             for name, model in models if model["family"] in _MAIN and kind in model["segments"]
         ], f"CTCVR GAUC, frozen: {kind}", "GAUC"))  # fmt: skip
+    return _in_rows(parts)
+
+
+def _journey() -> str:
+    """The test weeks of journey, and what more compute is worth there."""
+    result = json.loads(journey_table.RESULT.read_text())
+    scaling = json.loads(journey_scaling.RESULT.read_text())
+    models = result["models"]
+    names = sorted(models, key=lambda name: -float(models[name]["pooled"]["ctcvr_gauc_request"]["mean"]))
+    values = [
+        charts.Bar(
+            name=_short(name),
+            value=models[name]["pooled"]["ctcvr_gauc_request"]["mean"],
+            colour=COLOURS[_family(name)],
+        )
+        for name in names
+    ]
+    gains = [
+        charts.Bar(
+            name=_short(name),
+            value=-gain["gain"],
+            low=-gain["high"],
+            high=-gain["low"],
+            colour=COLOURS[_family(name)],
+        )
+        for name, gain in result["mtgr_minus"].items()
+    ]
+    sizes = [
+        charts.Bar(
+            name=f"{size}, {one['flops_a_row'] / 1e6:,.0f} MFLOPs",
+            value=float(np.mean(one["ctcvr_gauc_request"])),
+            colour=COLOURS["MTGR"],
+        )
+        for size, one in scaling["sizes"].items()
+    ]
+    parts = ["<h2>journey, weeks 49 to 52</h2>"]
+    parts.append(charts.bars(values, "conversion GAUC by trip", "GAUC"))
+    title = (
+        f"conversion GAUC by trip minus that of {_short(result['mtgr'])} (MTGR); paired, 95 % over households"
+    )
+    parts.append(charts.bars(gains, title, "difference", 0.0))
+    parts.append(charts.bars(sizes, "MTGR by blocks x width: conversion GAUC by trip", "GAUC"))
+    return _in_rows(parts)
+
+
+def _short(name: str) -> str:
+    """The family of a model of journey; with how many of its settings are changed, which tells two apart."""
+    family, *changes = name.split(",")
+    return f"{family} +{len(changes)}" if changes else family
+
+
+def _family(name: str) -> str:
+    if name.startswith("lightgbm"):
+        return "LightGBM"
+    model = config_of(name).model
+    return "MTGR" if type(model) is MtgrConfig else "variant" if isinstance(model, MtgrConfig) else "DLRM"
+
+
+def _in_rows(parts: Sequence[str]) -> str:
     return "".join(f'<div class="row">{part}</div>' if part.startswith("<svg") else part for part in parts)
 
 
@@ -194,8 +274,8 @@ def _bar(
     return charts.Bar(name=name, value=value, low=low, high=high, colour=COLOURS[model["family"]])
 
 
-def with_tables(text: str) -> str:
-    """A document with the tables between its marks.
+def with_tables(text: str, tables: str) -> str:
+    """A document with tables between its marks.
 
     Raises:
         CommandError: It has no marks.
@@ -204,7 +284,7 @@ def with_tables(text: str) -> str:
     _, last, after = rest.partition(MARKS[1])
     if not (first and last):
         raise CommandError(f"the document has no lines {MARKS[0].strip()} and {MARKS[1].strip()}")
-    return f"{before}{first}{tables()}{last}{after}"
+    return f"{before}{first}{tables}{last}{after}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -212,9 +292,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser("benchmarks.evidence.page", __doc__)
 
     def body(arguments: argparse.Namespace) -> Mapping[str, Any]:
-        write_text(DOCUMENT, with_tables(DOCUMENT.read_text()))
+        write_text(DOCUMENT, with_tables(DOCUMENT.read_text(), tables()))
+        write_text(JOURNEY, with_tables(JOURNEY.read_text(), journey_tables()))
         write_text(PAGE, page())
-        return {"page": str(PAGE), "document": str(DOCUMENT)}
+        return {"page": str(PAGE), "documents": [str(DOCUMENT), str(JOURNEY)]}
 
     return command.run(parser, body, argv)
 

@@ -194,7 +194,8 @@ def test_the_world_is_built_a_day_once_and_stops_where_a_command_fails(tmp_path,
 
 
 def test_the_document_and_the_page_are_of_the_result_files():
-    assert page.with_tables(page.DOCUMENT.read_text()) == page.DOCUMENT.read_text()
+    for document, tables in ((page.DOCUMENT, page.tables()), (page.JOURNEY, page.journey_tables())):
+        assert page.with_tables(document.read_text(), tables) == document.read_text()
     assert page.PAGE.read_text() == page.page()
     with pytest.raises(CommandError, match="the document has no lines <!-- tables -->"):
-        page.with_tables("words")
+        page.with_tables("words", "tables")
