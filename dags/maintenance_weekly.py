@@ -21,7 +21,7 @@ from dags.settings import (
     RUNS_BUDGET,
     TABLES_BUDGET,
 )
-from dags.steps import DEFAULT_ARGUMENTS, TRAINING_POOL, SparkStepOperator, StepOperator
+from dags.steps import DEFAULT_ARGUMENTS, ON_DEVICE, SparkStepOperator, StepOperator
 
 DRY_RUN = "{{ '--dry-run' if params.dry_run else '' }}"
 
@@ -46,8 +46,8 @@ with DAG(
         task_id="models",
         module="model.prune",
         arguments=f"--keep {KEEP} --budget {RUNS_BUDGET} {DRY_RUN}",
-        pool=TRAINING_POOL,  # a training holds the lock of its preset's runs
         execution_timeout=timedelta(hours=3),
+        **ON_DEVICE,  # a training holds the lock of its preset's runs
     )
 
     @task(execution_timeout=timedelta(hours=1))  # type: ignore[untyped-decorator]

@@ -21,8 +21,8 @@ from dags.settings import CHALLENGERS, DATASET, TRAIN_LAUNCHER
 from dags.steps import (
     DAY_ARGUMENT,
     DEFAULT_ARGUMENTS,
+    ON_DEVICE,
     SAMPLES,
-    TRAINING_POOL,
     StepOperator,
     day,
     deadline,
@@ -64,15 +64,15 @@ with DAG(
         module="model.train",
         arguments=TRAINED,
         launcher=TRAIN_LAUNCHER,
-        pool=TRAINING_POOL,
         execution_timeout=timedelta(hours=12),
+        **ON_DEVICE,
     )
     evaluate = StepOperator(
         task_id="evaluate",
         module="model.evaluate",
         arguments=OF_DAY,
-        pool=TRAINING_POOL,
         execution_timeout=timedelta(hours=3),
+        **ON_DEVICE,
     )
     gate_evaluation = StepOperator(
         task_id="gate_evaluation",

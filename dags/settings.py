@@ -10,6 +10,7 @@
 | `MTGR_PYTHON` | the interpreter that runs steps | the one that parses this file |
 | `MTGR_LAUNCHER` | the command that is given `-m <step> ...` | `MTGR_PYTHON` |
 | `MTGR_TRAIN_LAUNCHER` | the same for `model.train`, e.g. `torchrun --nproc-per-node 8` | `MTGR_LAUNCHER` |
+| `MTGR_TRAINING_QUEUE` | Celery's queue of tasks that train or score | Airflow's |
 | `MTGR_RETRIES`, `MTGR_RETRY_SECONDS` | retries of a step, and the pause before the first | 2, 60 |
 | `MTGR_DOCS_URL` | where people open the data docs: tasks link there | none |
 | `MTGR_MLFLOW_URL` | the same for MLflow | the server's, where `MLFLOW_TRACKING_URI` is one |
@@ -61,6 +62,7 @@ IS_SCHEDULED = flag("MTGR_SCHEDULED", True)
 PYTHON = text("MTGR_PYTHON", sys.executable)
 LAUNCHER = text("MTGR_LAUNCHER", PYTHON)
 TRAIN_LAUNCHER = text("MTGR_TRAIN_LAUNCHER", LAUNCHER)
+TRAINING_QUEUE = text("MTGR_TRAINING_QUEUE")
 RETRIES = whole("MTGR_RETRIES", 2, high=100)
 RETRY_DELAY = timedelta(seconds=real("MTGR_RETRY_SECONDS", 60.0, high=86_400.0))
 KEEP = whole("MTGR_KEEP", 30, low=1)

@@ -24,7 +24,16 @@ from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from dags.alerts import deadline_missed, task_failed, task_retried
-from dags.settings import DATASET, IS_SCHEDULED, LAUNCHER, PYTHON, RETRIES, RETRY_DELAY, SCHEDULE
+from dags.settings import (
+    DATASET,
+    IS_SCHEDULED,
+    LAUNCHER,
+    PYTHON,
+    RETRIES,
+    RETRY_DELAY,
+    SCHEDULE,
+    TRAINING_QUEUE,
+)
 from dags.told import line_of, links_of, pages_of
 from spark_jobs.contract.clock import HOUR_MS, parse_day
 from spark_jobs.contract.datasets import dataset_named
@@ -44,6 +53,14 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "on_retry_callback": task_retried,
     "on_failure_callback": task_failed,
 }
+
+
+def on_device(queue: str) -> dict[str, str]:
+    """Where tasks that train or score run: a slot of the pool, with Celery a worker of a queue, if any."""
+    return {"pool": TRAINING_POOL, "queue": queue} if queue else {"pool": TRAINING_POOL}
+
+
+ON_DEVICE = on_device(TRAINING_QUEUE)
 
 
 def schedule() -> tuple[str, int]:

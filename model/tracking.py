@@ -24,7 +24,7 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     from model.registry.server import serve
 
-    if serve(arguments.host, arguments.port, arguments.allowed_hosts):
+    if serve(arguments.host, arguments.port, arguments.allowed_hosts, arguments.artifacts):
         raise TrackingError(f"MLflow's server on port {arguments.port} ended by itself: see its log above")
 
 
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
     server.add_argument("--port", type=int, default=5000)
     server.add_argument("--allowed-hosts", help="host names by which browsers may call it, comma-separated")
+    server.add_argument("--artifacts", metavar="URI", help="where to keep artifacts, e.g. s3://bucket/mlflow")
     return command.run(parser, _run, argv)
 
 

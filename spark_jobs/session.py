@@ -1,4 +1,4 @@
-"""The Spark Connect server of the embedded run: `python -m spark_jobs.session serve --port 15002`.
+"""The Spark Connect server: `python -m spark_jobs.session serve --port 15002`.
 
 Prints a line with its address when it takes jobs, and stops at SIGTERM. With `--classes` it starts from an
 archive of the classes that it loaded when it ran before, and makes one where there is none.
@@ -17,7 +17,7 @@ from spark_jobs.lake.session import SparkUnavailableError
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if serve(arguments.port, arguments.master, arguments.classes):
+    if serve(arguments.port, arguments.master, arguments.classes, arguments.host):
         raise SparkUnavailableError(
             f"Spark Connect on port {arguments.port} ended by itself: see its log above"
         )
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser("spark_jobs.session", __doc__)
     commands = parser.add_subparsers(dest="action", required=True)
     server = commands.add_parser("serve", help="run the Spark Connect server until SIGTERM")
+    server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
     server.add_argument("--port", type=int, default=15002)
     server.add_argument("--master", default=environment.spark_master())
     server.add_argument("--classes", type=Path, help="folder of archives of the JVM's loaded classes")

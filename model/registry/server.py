@@ -1,4 +1,4 @@
-"""MLflow's tracking server in the foreground: one worker on loopback over SQLite and local artifacts.
+"""MLflow's tracking server in the foreground: one worker, on loopback over SQLite and local files by default.
 
 Started by `python -m model.tracking serve`; prints `ready http://<host>:<port>` on stdout once it answers
 (up to 40 s on a small machine) and stops, with all its children, at SIGTERM or SIGINT. `docs/registry.md`
@@ -34,21 +34,23 @@ def store_uri() -> str:
     return f"sqlite:///{locations.var()}/mlflow/mlflow.db" if uri.startswith("http") else uri
 
 
-def server_command(host: str, port: int, allowed_hosts: str | None) -> list[str]:
+def server_command(host: str, port: int, allowed_hosts: str | None, artifacts: str | None) -> list[str]:
     """Command line of the server."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri()]
-    command += ["--artifacts-destination", artifacts_root().as_uri(), "--workers", "1"]
+    command += ["--artifacts-destination", artifacts or artifacts_root().as_uri(), "--workers", "1"]
     command += ["--host", host, "--port", str(port)]
     return [*command, "--allowed-hosts", allowed_hosts] if allowed_hosts else command
 
 
-def serve(host: str, port: int, allowed_hosts: str | None = None) -> int:
+def serve(host: str, port: int, allowed_hosts: str | None = None, artifacts: str | None = None) -> int:
     """Runs the server until it is told to stop.
 
     Args:
         host: Address to listen on.
         port: Port to listen on.
         allowed_hosts: Host names, other than localhost and private addresses, by which it may be called.
+        artifacts: Where the server keeps artifacts, e.g. `s3://bucket/mlflow`; clients reach them through
+            it. Default: `$MTGR_VAR/mlflow/artifacts`.
 
     Returns:
         0 when it was told to stop, 1 when it ended by itself.
@@ -59,13 +61,17 @@ def serve(host: str, port: int, allowed_hosts: str | None = None) -> int:
     configure()
     _require_free(host, port)
     prepare(store_uri())
-    artifacts_root().mkdir(parents=True, exist_ok=True)
+    if artifacts is None:
+        artifacts_root().mkdir(parents=True, exist_ok=True)
     # The job runner serves evaluations of language models: a second process pool that nothing here needs.
     variables = environment.child(
         {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, without=("MLFLOW_TRACKING_URI",)
     )
     server = subprocess.Popen(
-        server_command(host, port, allowed_hosts), env=variables, stdout=sys.stderr, start_new_session=True
+        server_command(host, port, allowed_hosts, artifacts),
+        env=variables,
+        stdout=sys.stderr,
+        start_new_session=True,
     )
     stopped: list[int] = []
 

@@ -6,6 +6,8 @@ Airflow's may be given by (`..._CMD`, `..._SECRET`), and at whether services ans
 
 from __future__ import annotations
 
+import fcntl
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +84,9 @@ def check_storage() -> Iterator[Diagnosis]:
         yield Diagnosis(WARNING, "AWS_ACCESS_KEY_ID", "and AWS_SECRET_ACCESS_KEY are not set", fix)
     if text("AWS_ENDPOINT_URL"):
         yield from check_answers("AWS_ENDPOINT_URL", text("AWS_ENDPOINT_URL"))
+    if text("AWS_ENDPOINT_URL").startswith("http://") and text("AWS_ALLOW_HTTP").lower() != "true":
+        fix = "AWS_ALLOW_HTTP=true, or an endpoint with https"
+        yield Diagnosis(BLOCKS, "AWS_ALLOW_HTTP", "is not set: deltalake calls no endpoint of http://", fix)
     for setting in ("MTGR_VAR", "MTGR_RUNS"):
         given = text(setting)
         if "://" in given:
@@ -92,6 +97,19 @@ def check_storage() -> Iterator[Diagnosis]:
         elif setting == "MTGR_VAR" and not given:
             fix = "MTGR_VAR=<a folder that all workers mount>: verdicts, runs and alerts lie there"
             yield Diagnosis(BLOCKS, setting, f"is not set: {locations.var()} lies in this host's code", fix)
+        elif given and (why := _why_not_shared(Path(given))):
+            fix = "a file system with locks (NFS 4, CephFS, EFS) that Airflow's user may write"
+            yield Diagnosis(BLOCKS, setting, f"{given} takes no locked file ({why})", fix)
+
+
+def _why_not_shared(folder: Path) -> str:
+    """Why files of a folder cannot be written and locked, as runs are; empty where they can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def check_mlflow_and_spark() -> Iterator[Diagnosis]:

@@ -33,9 +33,9 @@ RESERVED = frozenset(
 
 # MTGR_<NAME> is the folder of a dataset's raw logs, and these are settings.
 SETTINGS = frozenset(
-    "var lake runs dataset preset device threads launcher train_launcher python retries retry_seconds "
-    "schedule scheduled kill_at trace_phases alert_webhook challengers docs_url mlflow_url keep "
-    "tables_budget runs_budget keep_log_days".split()
+    "var lake runs dataset preset device threads launcher train_launcher training_queue python "
+    "retries retry_seconds schedule scheduled kill_at trace_phases alert_webhook challengers docs_url "
+    "mlflow_url keep tables_budget runs_budget keep_log_days".split()
 )
 
 

@@ -8,6 +8,7 @@
 | `SPARK_REMOTE`, `SPARK_MASTER` | the Spark to work on: `spark_jobs/session.py` | `local[2]` |
 | `SPARK_CONF`, `SPARK_JARS` | Spark properties `key=value;...`, Delta's jars | none |
 | `JAVA_HOME` | the Java that Spark runs on: `contract/machine.py` | the one on the path |
+| `AWS_ENDPOINT_URL`, `AWS_REGION` | the object store of an `s3a://` lake | AWS's own |
 | `SPARK_HOME` | another installation of the same Spark | PySpark's own |
 | `http_proxy`, `no_proxy`, ... | as every program reads them; loopback is always spared | none |
 

@@ -1,4 +1,4 @@
-"""The Spark Connect server of the embedded run.
+"""The Spark Connect server: of the embedded run, or in front of a cluster.
 
 Start-up is what a small job pays: one server for all steps turns half a minute a step into seconds.
 """
@@ -24,28 +24,29 @@ from spark_jobs.lake.session import DEFAULTS, SparkUnavailableError, require_mac
 logger = logging.getLogger(__name__)
 
 
-def serve(port: int, master: str, classes: Path | None = None) -> int:
+def serve(port: int, master: str, classes: Path | None = None, host: str = "127.0.0.1") -> int:
     """Runs the Spark Connect server in the foreground until SIGTERM or SIGINT.
 
     Args:
-        port: Port on the loopback address.
+        port: Port to listen on.
         master: Master URL that the server works on.
         classes: Folder for archives of the loaded classes (the JVM's class data sharing), which save a third
             of the processor time of a first job. Where there is none of this Java and these jars, it is made
             when the server is told to stop.
+        host: Address to listen on. Whoever reaches it runs code in Spark: nobody but the steps may.
 
     Returns:
         0 when it was told to stop; 1 when it ended by itself.
     """
     require_machine()
     conf = settings(local=master.startswith("local")) | {
-        "spark.connect.grpc.binding.address": "127.0.0.1",
+        "spark.connect.grpc.binding.address": host,
         "spark.connect.grpc.binding.port": str(port),
     }
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
             raise SparkUnavailableError(
                 f"port {port} is taken ({error}); choose another with --port"
@@ -55,7 +56,7 @@ def serve(port: int, master: str, classes: Path | None = None) -> int:
         server = subprocess.Popen(
             _server_command(master, conf), env=variables, stdout=sys.stderr, start_new_session=True
         )
-        return _until_stopped(server, port)
+        return _until_stopped(server, host, port)
 
 
 def _server_command(master: str, conf: Mapping[str, str]) -> list[str]:
@@ -105,7 +106,7 @@ def _classes_digest(conf: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _until_stopped(server: subprocess.Popen[bytes], port: int) -> int:
+def _until_stopped(server: subprocess.Popen[bytes], host: str, port: int) -> int:
     stopped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -115,17 +116,17 @@ def _until_stopped(server: subprocess.Popen[bytes], port: int) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    _announce(server, port)
+    _announce(server, host, port)
     code = server.wait()
     logger.info("Spark Connect on port %d has ended (%d)", port, code)
     return 0 if stopped else 1
 
 
-def _announce(server: subprocess.Popen[bytes], port: int) -> None:
+def _announce(server: subprocess.Popen[bytes], host: str, port: int) -> None:
     """Waits until the server takes connections, then says where on stdout."""
     while server.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            sys.stdout.write(f"ready sc://127.0.0.1:{port}\n")
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+            sys.stdout.write(f"ready sc://{host}:{port}\n")
             sys.stdout.flush()
             return
         time.sleep(0.2)

@@ -57,7 +57,10 @@ class SparkUnavailableError(CommandError):
 
 
 def settings(*, local: bool) -> dict[str, str]:
-    """Spark properties: the committed defaults, those of a small machine when `local`, then `SPARK_CONF`."""
+    """Spark properties, later ones win.
+
+    The committed defaults, those of a small machine when `local`, the object store's, then `SPARK_CONF`.
+    """
     conf: dict[str, str] = {}
     for line in DEFAULTS.read_text(encoding="ascii").splitlines():
         if line.strip() and not line.startswith("#"):
@@ -65,12 +68,25 @@ def settings(*, local: bool) -> dict[str, str]:
             conf[key] = value.strip()
     if local:
         conf |= SMALL
+    conf |= object_store()
     for pair in filter(None, environment.spark_conf().split(";")):
         key, separator, value = pair.partition("=")
         if not separator:
             raise SparkUnavailableError(f"SPARK_CONF: {pair!r} is not written key=value")
         conf[key.strip()] = value.strip()
     return conf | delta_jars()
+
+
+def object_store() -> dict[str, str]:
+    """Properties that lead s3a to the store that deltalake reads, by the same variables.
+
+    A store of one's own is called by path, as deltalake does. Credentials are taken over by Spark itself.
+    """
+    endpoint, region = environment.text("AWS_ENDPOINT_URL"), environment.text("AWS_REGION")
+    conf = {"spark.hadoop.fs.s3a.endpoint.region": region} if region else {}
+    if endpoint:
+        conf |= {"spark.hadoop.fs.s3a.endpoint": endpoint, "spark.hadoop.fs.s3a.path.style.access": "true"}
+    return conf
 
 
 def delta_jars() -> dict[str, str]:

@@ -154,6 +154,17 @@ def test_the_gate_of_samples_publishes_the_asset_that_retraining_waits_for(dags)
 def test_what_uses_the_device_has_a_pool_of_its_own(dags):
     pools = {task.task_id: task.pool for task in dags["retraining_daily"].tasks}
     assert {name for name, pool in pools.items() if pool == "training"} == {"train", "evaluate"}
+    assert {task.queue for dag in dags.values() for task in dag.tasks} == {"default"}
+
+
+def test_a_queue_of_its_own_is_given_to_what_uses_the_device(airflow_home):
+    from dags.steps import StepOperator, on_device
+
+    def task(name, queue):
+        return StepOperator(task_id=name, module="model.train", **on_device(queue))
+
+    assert (task("a", "gpu").queue, task("a", "gpu").pool) == ("gpu", "training")
+    assert (task("b", "").queue, task("b", "").pool) == ("default", "training")
 
 
 def test_every_step_of_a_day_takes_the_presets_that_were_trained(dags):

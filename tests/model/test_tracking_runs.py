@@ -21,6 +21,7 @@ from model.config.presets import preset_named
 from model.registry import record, tracking
 from model.registry import versions as registry
 from model.registry.lineage import as_ranges, days_of, read_lineage
+from model.registry.server import server_command
 from model.registry.store import TrackingError, client, named_errors, prepare, safe_uri
 from spark_jobs.contract import locations
 from spark_jobs.contract.clock import shift_day
@@ -291,6 +292,18 @@ def test_mlflow_over_postgres_takes_a_lineage_of_450_days(
     monkeypatch.setattr(tracking, "_LONGEST_TAG", 100_000)
     with pytest.raises(TrackingError, match=r"mtgr:\*\*\*@.*(value too long|exceeds)"):
         tracking.start_run("foodlog", "tiny", "2026-03-04", {}, {**TAGS, "note": "x" * 9_000})
+
+
+@pytest.mark.usefixtures("var")
+def test_the_server_keeps_artifacts_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://user@host/mlflow")
+
+    def destination(artifacts: str | None) -> str:
+        command = server_command("127.0.0.1", 5000, None, artifacts)
+        return command[command.index("--artifacts-destination") + 1]
+
+    assert destination("s3://bucket/mlflow") == "s3://bucket/mlflow"
+    assert destination(None) == (locations.var() / "mlflow" / "artifacts").as_uri()
 
 
 def test_messages_show_no_password() -> None:

@@ -85,6 +85,22 @@ def test_settings_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch)
         session.settings(local=True)
 
 
+def test_spark_reads_the_object_store_that_deltalake_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_REGION", "SPARK_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    assert not [key for key in session.settings(local=True) if key.startswith("spark.hadoop.fs.s3a")]
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert session.object_store() == {
+        "spark.hadoop.fs.s3a.endpoint.region": "eu-west-1"
+    }  # AWS's own: by host
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://objects:7070")
+    conf = session.settings(local=False)
+    assert conf["spark.hadoop.fs.s3a.endpoint"] == "http://objects:7070"
+    assert conf["spark.hadoop.fs.s3a.path.style.access"] == "true"
+    monkeypatch.setenv("SPARK_CONF", "spark.hadoop.fs.s3a.path.style.access=false")
+    assert session.settings(local=False)["spark.hadoop.fs.s3a.path.style.access"] == "false"
+
+
 @pytest.mark.parametrize("module", ["spark_jobs.ingest", "spark_jobs.build_samples"])
 def test_wrong_usage_is_refused_before_spark_starts(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     main = __import__(module, fromlist=["main"]).main
