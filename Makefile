@@ -92,10 +92,12 @@ evidence: setup  ## MTGR beside DLRMs, HSTU, LightGBM and its own ablations on f
 	  --choose 2026-03-22 2026-03-24 --test 2026-03-25 2026-03-26 --budget 3 && \
 	$(PY) -m benchmarks.evidence.page
 
-lock:  ## compile requirements.in to the locks for Python 3.11 and 3.12
+lock:  ## compile requirements.in, and what a deployment has beside it, to the locks for Python 3.11 and 3.12
 	@$(PY) -m uv pip compile -q requirements.in --universal --python-version 3.11 -o requirements.txt
 	@# The wheels for GPUs and for CPUs have the same needs; torchrec must find one of the two, not both.
 	@sed 's/^fbgemm-gpu-cpu==/fbgemm-gpu==/; s/requirements.txt$$/requirements-gpu.txt/' requirements.txt > requirements-gpu.txt
+	@$(PY) -m uv pip compile -q deploy/requirements.in -c requirements.txt --override deploy/overrides.txt --universal \
+	  --python-version 3.11 --no-annotate --no-header -o deploy/requirements.txt
 
 clean:  ## remove everything that runs have written (var/); the environment stays
 	@if [ -e var/airflow/running ] && ! flock -n var/airflow/running true; then \
