@@ -54,7 +54,7 @@ _ENCODED = 200
 
 
 @contextmanager
-def _server(arguments: Sequence[str], url: str, ready: str, **changes: str) -> Iterator[None]:
+def server(arguments: Sequence[str], url: str, ready: str, **changes: str) -> Iterator[None]:
     """A server in a process group of its own, from when it answers until the block ends."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -85,7 +85,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A free port of loopback."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
@@ -155,7 +156,7 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
         calls = calls_of(package)
         worst = 0.0
         for number in range(arguments.rounds):
-            ours, theirs = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+            ours, theirs = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
             serve = [sys.executable, "-m", "model.serve", "--dataset", dataset.name]
             serve += ["--port", ours.rpartition(":")[2]]
             mlflow = [
@@ -175,7 +176,7 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
                 "-p",
                 theirs.rpartition(":")[2],
             ]
-            with _server(serve, ours, "/v2/health/ready"):
+            with server(serve, ours, "/v2/health/ready"):
                 _measured(calls, {"ours_binary": ours, "ours_json": ours}, arguments.seconds, note)
                 rate = _best(lines, "ours_binary")[0] / 2
                 load = asyncio.run(
@@ -183,10 +184,10 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
                 )
                 note(side="ours_binary", loop="open", rate=round(rate, 1), **load.summary())
             path = os.pathsep.join([str(Path(sys.executable).parent), environment.text("PATH")])  # uvicorn's
-            with _server(mlflow, theirs, "/ping", OMP_NUM_THREADS="1", PATH=path):
+            with server(mlflow, theirs, "/ping", OMP_NUM_THREADS="1", PATH=path):
                 _measured(calls, {"mlflow": theirs}, arguments.seconds, note)
                 if number == 0:
-                    with _server(serve, ours, "/v2/health/ready"):
+                    with server(serve, ours, "/v2/health/ready"):
                         worst = _difference(package, {"ours_json": ours, "mlflow": theirs}, calls)
     report = _report(arguments, package, lines, worst)
     report["encoding"] = encoding(dataset)

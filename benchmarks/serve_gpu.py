@@ -52,7 +52,7 @@ def requests_of(dataset: Dataset, count: int) -> pa.Table:
     return table_of(dataset, {group: np.full(count, length) for group, length in lengths.items()}, seed=count)
 
 
-def weighted(dataset: Dataset, config: Config) -> Ranker:
+def weighted(dataset: Dataset, config: Config, rows: int = _ROWS) -> Ranker:
     """A ranker whose biases, norms and scaler differ from what they start as, and whose tables have rows."""
     ranker = build_ranker(dataset, config.model, seed=1)
     generator = torch.Generator().manual_seed(2)
@@ -63,9 +63,9 @@ def weighted(dataset: Dataset, config: Config) -> Ranker:
         for tables in ranker.inputs.embeddings.dynamic.values():
             assert isinstance(tables, DynamicEmbeddingCollection)
             count = len(tables.configs)
-            tables.ids = torch.arange(_ROWS).repeat(count)
-            tables.starts = torch.arange(count + 1) * _ROWS
-            tables.vectors = 0.2 * torch.randn(count * _ROWS, tables.width, generator=generator)
+            tables.ids = torch.arange(rows).repeat(count)
+            tables.starts = torch.arange(count + 1) * rows
+            tables.vectors = 0.2 * torch.randn(count * rows, tables.width, generator=generator)
         scaler = ranker.inputs.scaler
         scaler.std_F.fill_(2)
         scaler.fitted_F.fill_(1)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.packages import write_package
 from model.config.presets import preset_named
 from model.data.synthetic import random_samples
 from model.judging.scoring import Scorer
 from model.rankers.protocol import build_ranker
-from model.runs.store import CONFIG, write_config
 from model.serving.golden import golden
-from model.serving.package import FORMAT, Package, files_of, seal, write_parts
+from model.serving.package import Package
 from spark_jobs.contract import locations
 
 
@@ -36,29 +36,9 @@ def make_package(dataset: Any, version: int, *, seed: int = 1, windows: Any = No
             weights[name] = torch.ones_like(tensor)
     ranker = build_ranker(dataset, config.model, seed)
     ranker.load_state_dict(weights)
-    folder = locations.serving() / dataset.name / str(version)
-    folder.mkdir(parents=True)
-    source = folder.with_name(f".{version}.config")
-    source.mkdir()
-    write_config(source, dataset, config)
     windows = random_samples(dataset, 12, seed=seed, max_candidates=9) if windows is None else windows
     requests = golden(Scorer(dataset, config, ranker), windows, "synthetic rows")
-    tables = write_parts(folder, weights, source / CONFIG, requests)
-    record = {
-        "format": FORMAT,
-        "dataset": dataset.name,
-        "version": version,
-        "preset": "tiny",
-        "ds": "2026-03-02",
-        "digest": f"{seed:064x}",
-        "precision": config.train.precision,
-        "tables": tables,
-        "golden": "synthetic rows",
-        "graph": None,
-        "files": files_of(folder),
-    }
-    seal(folder, record)
-    return Package.load(folder)
+    return write_package(folder_of(dataset, version), dataset, config, weights, requests)
 
 
 def folder_of(dataset: Any, version: int) -> Path:

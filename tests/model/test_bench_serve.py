@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import graph, serve, serve_gpu
+from benchmarks import graph, serve, serve_gpu, serve_load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,3 +22,23 @@ def test_the_documents_table_of_the_compiled_graph_is_the_result_files() -> None
     result = json.loads((ROOT / "benchmarks" / "results" / "graph_cpu.json").read_text())
     assert "\n".join(graph.table(result)) in (ROOT / "docs" / "serving.md").read_text()
     assert result["summary"] == graph.summary(result)
+
+
+def test_the_load_of_a_server_is_summed_up_by_the_most_and_by_the_tail_at_half_of_it() -> None:
+    times = {"p50_ms": 1.0, "p95_ms": 2.0, "p99_ms": 3.0}
+    of = {"preset": "tiny", "side": "engine, fp16", **times}
+    lines = [
+        {**of, "way": "process", "batch": 1, "requests_per_s": 500.0},
+        {**of, "way": "process", "batch": 8, "requests_per_s": 900.0},
+        {**of, "way": "server", "instances": 2, "callers": 4, "requests_per_s": 700.0},
+        {**of, "way": "server", "instances": 2, "loop": "open", "rate": 350.2, "requests_per_s": 349.0},
+        {"preset": "tiny", "side": "engine, fp16", "way": "server", "metrics": []},
+    ]
+    assert serve_load.summary({"lines": lines}) == {
+        "tiny_process_engine_fp16_requests_per_s": 900.0,
+        "tiny_server_engine_fp16_requests_per_s": 700.0,
+        "tiny_server_engine_fp16_half_load_p99_ms": 3.0,
+    }
+    shown = serve_load.table({"lines": lines})
+    assert shown[3] == "| tiny, engine, fp16 | process | 8 | 900 | 1.00 / 2.00 / 3.00 |"
+    assert shown[5] == "| tiny, engine, fp16 | server x 2 | open, 350/s | 349 | 1.00 / 2.00 / 3.00 |"
