@@ -28,6 +28,14 @@ print(json.dumps(told))
 print("to stderr", file=sys.stderr)
 sys.exit(int(sys.argv[1]))
 """
+ENDER = """
+import atexit, sys, threading, time
+atexit.register(lambda: print("at its exit"))
+threading.Thread(target=lambda: (time.sleep(0.3), print("from a thread"))).start()
+print("from the step")
+if sys.argv[1] != "returns":
+    sys.exit({"none": None, "300": 300, "words": "it is over"}[sys.argv[1]])
+"""
 SLEEPER = """
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -44,6 +52,7 @@ def place(tmp_path):
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
     (folder / "step.py").write_text(STEP)
+    (folder / "ender.py").write_text(ENDER)
     (folder / "sleeper.py").write_text(SLEEPER)
     return folder
 
@@ -129,6 +138,15 @@ def test_an_error_that_nobody_caught_is_a_traceback_and_exit_code_1(place, serve
     _, err = caller.communicate("", timeout=20)
     assert caller.returncode == 1
     assert "invalid literal for int()" in err
+
+
+@pytest.mark.parametrize("how", ["returns", "none", "300", "words"])
+def test_a_step_ends_as_a_process_of_its_own_would(place, server, how):
+    ours = _launch(place, "ender", how)
+    theirs = subprocess.run([sys.executable, "ender.py", how], cwd=place, capture_output=True, text=True)
+    assert ours.communicate("", timeout=20) == (theirs.stdout, theirs.stderr)
+    assert ours.returncode == theirs.returncode
+    assert theirs.stdout == "from the step\nfrom a thread\nat its exit\n"
 
 
 def test_steps_run_side_by_side(place, server):
