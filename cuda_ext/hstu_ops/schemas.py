@@ -15,6 +15,7 @@ m)`), never a schema.
 | `group_layer_norm_triton`, `group_layer_norm_triton_backward` | | backends `triton`, `cutlass` |
 | `add_group_layer_norm_triton`, `add_group_layer_norm_triton_backward` | | backends `triton`, `cutlass` |
 | `norm_backward_sm90` | | called by the norms above where it takes the tensors, built for sm90a |
+| `normed_product_sm90`, `gated_parts_sm90` | | called by `scoring`, built for sm90a |
 | `column_sums_triton` | | backends `triton`, `cutlass` |
 | `table_*` | C++ | CUDA C++, built with the above for sm90a |
 
@@ -105,6 +106,23 @@ _NORM_BACKWARD_SM90 = (
     " Tensor? grad_sum, Tensor(a!)? grad_gate) -> (Tensor, Tensor)"
 )
 
+# For scoring, head dim 256, bfloat16 or float16, forward only. A norm before a product is folded into it
+# (hstu_ops/scoring.py): x [T, K] is what is normed times the norm's weight, sums [T, S, 2] are those of what
+# is normed and of its square over S ranges of columns, affine [G, N, 2]. out [T, N] = GLN weight^T + bias;
+# with scale [G, N], out += that, scaled [T, N] = out * scale[group], out_sums [T, N / 64, 2] as sums.
+_NORMED_PRODUCT_SM90 = (
+    "(Tensor x, Tensor sums, Tensor group, Tensor weight, Tensor affine, float eps, Tensor(a!) out,"
+    " Tensor? scale=None, Tensor(b!)? scaled=None, Tensor(c!)? out_sums=None) -> ()"
+)
+
+# uvqk: [T, 4, N, 256]. tiles: int32 [tiles, 12], of scoring.query_tiles. cache: [pages, 2, 64, N * 256], keys
+# and values of the leading tokens that pages int32 [B, P] name. parts: 1, 2, 4 or 8 CTAs share a tile's keys.
+# out [T, N * 256] = attention * u * scale[group]; sums [T, N * parts, 2] of attention * u.
+_GATED_PARTS_SM90 = (
+    "(Tensor uvqk, Tensor tiles, Tensor visible_end, Tensor group, Tensor scale, Tensor? cache,"
+    " Tensor? pages, float alpha, float inv_n, int parts, Tensor(a!) out, Tensor(b!) sums) -> ()"
+)
+
 # x: [T, C], last stride 1. Returns the sums over T, float32 [C].
 _COLUMN_SUMS = "(Tensor x) -> Tensor"
 
@@ -130,6 +148,8 @@ SCHEMAS = {
     "add_group_layer_norm_triton_backward": _ADD_NORM_BACKWARD,
     "column_sums_triton": _COLUMN_SUMS,
     "norm_backward_sm90": _NORM_BACKWARD_SM90,
+    "normed_product_sm90": _NORMED_PRODUCT_SM90,
+    "gated_parts_sm90": _GATED_PARTS_SM90,
 }
 
 # The dynamic hash table (csrc/tables): its memory is the caller's, by address, and changes in place.

@@ -128,7 +128,7 @@ class BucketTokens:
         return self.buffer.first(features, side) + feature.place * self.buffer.room[side]
 
     def compute(self) -> Tensor:
-        """Tokens `[T, D]` in their order, of what is in the buffer."""
+        """Tokens `[T, D]` of what is in the buffer, side by side; `places["source"]` is their order."""
         self.storage.copy_(self.buffer.storage, non_blocking=True)
         weights, buffer = self.shared.weights, self.buffer
         tokens = torch.empty(
@@ -154,7 +154,7 @@ class BucketTokens:
             functools.partial(self._mlp, Group.CANDIDATE, of_candidates),
             lambda: torch.mm(self.inputs[Group.PROFILE], weights.profile, out=of_profile),
         )
-        return tokens.index_select(0, self.places["source"])
+        return tokens
 
     def _side_by_side(self, *steps: Callable[[], object]) -> None:
         """Runs steps that do not need each other, on a GPU each on a stream of its own."""

@@ -9,6 +9,7 @@ The features come as one buffer (`model.serving.collate`); none of these kernels
 import torch
 import triton
 import triton.language as tl
+from hstu_ops.scoring import Normed
 from torch import Tensor
 
 # Rows of what the host says of each request, int32 `[FACTS, B + 2]`; see `lay_out`.
@@ -111,6 +112,22 @@ def _numbers_kernel(
     z = tl.minimum(tl.maximum((x - mean) / std, -CLIP), CLIP)
     z = tl.where(x == x, z, 0.0) * fitted  # NaN is "nothing known", which reads as the mean
     tl.store(out_ptr + target + i * stride, z.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _start_kernel(
+    tokens_ptr, source_ptr, group_ptr, scale_ptr, x_ptr, scaled_ptr, sums_ptr, dim, WIDTH: tl.constexpr
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, WIDTH)
+    mask = d < dim
+    token = tl.load(tokens_ptr + tl.load(source_ptr + t) * dim + d, mask=mask, other=0.0)
+    x = token.to(tl.float32)
+    scale = tl.load(scale_ptr + tl.load(group_ptr + t).to(tl.int64) * dim + d, mask=mask, other=0.0)
+    tl.store(x_ptr + t * dim + d, token, mask=mask)
+    tl.store(scaled_ptr + t * dim + d, (x * scale).to(scaled_ptr.dtype.element_ty), mask=mask)
+    tl.store(sums_ptr + 2 * t, tl.sum(x, axis=0))
+    tl.store(sums_ptr + 2 * t + 1, tl.sum(x * x, axis=0))
 
 
 @triton.jit
@@ -235,6 +252,28 @@ def put_numbers(pieces: Tensor, most: int, constants: Tensor, numbers: Tensor, o
         out: The inputs, flat.
     """
     _numbers_kernel[(len(pieces), -(-most // 128))](pieces, constants, numbers, out, CLIP=_CLIP, TOKENS=128)
+
+
+def start(tokens: Tensor, source: Tensor, group: Tensor, scale: Tensor) -> tuple[Tensor, Normed]:
+    """Takes tokens in their order, ready for a norm of weight `scale`.
+
+    Args:
+        tokens: `[n, D]`, contiguous.
+        source: int64 `[T]`, where each token is.
+        group: int32 `[T]`.
+        scale: float32 `[G, D]`.
+
+    Returns:
+        The tokens, `[T, D]`, and what the norm's product takes.
+    """
+    num_tokens, dim = len(source), tokens.shape[1]
+    x = torch.empty(num_tokens, dim, dtype=tokens.dtype, device=tokens.device)
+    scaled = torch.empty_like(x)
+    sums = torch.empty(num_tokens, 1, 2, dtype=torch.float32, device=tokens.device)
+    _start_kernel[(num_tokens,)](
+        tokens, source, group, scale, x, scaled, sums, dim, WIDTH=triton.next_power_of_2(dim)
+    )
+    return x, Normed(scaled=scaled, sums=sums)
 
 
 def keep_keys(k: Tensor, v: Tensor, cache: Tensor, facts: Tensor, pages: Tensor) -> None:

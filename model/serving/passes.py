@@ -10,6 +10,7 @@ import hstu_ops
 import numpy as np
 import numpy.typing as npt
 import torch
+from hstu_ops import scoring
 from hstu_ops.triton_ops.inference import Queries, gate_norm, split_attention, tile_of
 from torch import Tensor
 
@@ -81,13 +82,53 @@ class Pass:
 
     @torch.inference_mode()
     def _compute(self) -> None:
-        scores = self._blocks(self.tokens.compute())
+        tokens = self.tokens.compute()
+        scores = self._folded_blocks(tokens) if self.shared.weights.folded else self._blocks(tokens)
         if scores is not None:
             self.out.copy_(scores, non_blocking=True)
 
-    def _blocks(self, x_TD: Tensor) -> Tensor | None:
+    def _folded_blocks(self, tokens: Tensor) -> Tensor | None:
+        """As `_blocks`, by three kernels a block."""
+        shared, given, places = self.shared, self.tokens.given, self.tokens.places
+        blocks, group = shared.weights.folded, places["group"]
+        seen = self._seen()
+        x_TD, normed = kernels.start(tokens, places["source"], group, blocks[0].scale_in)
+        for number, folded in enumerate(blocks):
+            block = shared.weights.blocks[number].block
+            uvqk_T4ND = scoring.normed_product(normed, group, folded.uvqk).view(
+                -1, 4, block.num_heads, block.head_dim
+            )
+            cache = None if shared.cache is None else shared.cache.memory[:, number]
+            if self.part is Part.PREFIX:
+                assert cache is not None
+                _, v, _, k = uvqk_T4ND.unbind(1)
+                kernels.keep_keys(k, v, cache, given["facts"], given["pages"])
+            if number < len(blocks) - 1:
+                gated = scoring.gated_attention(
+                    uvqk_T4ND, seen, folded.scale_out, cache if self.part is Part.REST else None,
+                    block.alpha, block.inv_n,
+                )  # fmt: skip
+                normed = scoring.add_product(gated, group, folded.out, x_TD, blocks[number + 1].scale_in)
+        return self._scores(x_TD, uvqk_T4ND, cache)
+
+    def _seen(self) -> scoring.Seen:
+        """Who attends to what; places that are left over are a row, too, so that they hold numbers."""
+        given, places, num_rows = self.tokens.given, self.tokens.places, self.bucket.rows + 1
+        is_rest = self.part is Part.REST
+        offsets, cached = given["facts"][kernels.OFFSET], given["facts"][kernels.CACHED]
+        num_heads, num_processors = self.shared.config.num_heads, self.shared.num_processors
+        return scoring.Seen(
+            tiles=scoring.query_tiles(offsets, places["visible_end"], cached if is_rest else None),
+            visible_end=places["visible_end"],
+            group=places["group"],
+            pages=given["pages"] if is_rest else None,
+            parts=scoring.parts_for(self.num_tokens, num_rows - 1, num_heads, num_processors),
+        )
+
+    def _blocks(self, tokens: Tensor) -> Tensor | None:
         """Probabilities `[2, C]` of the candidates; None if there are none."""
         shared, config, places = self.shared, self.shared.config, self.tokens.places
+        x_TD = tokens.index_select(0, places["source"])
         added_TD: Tensor | None = None
         last = len(shared.weights.blocks) - 1
         self._plan = self._make_plan()
@@ -106,9 +147,14 @@ class Pass:
             if number < last:
                 gated_TD = self._attention(uvqk_T4ND, uvqk_T4ND, block, cache, of_candidates=False)
                 added_TD = torch.addmm(weights.out[0], gated_TD, weights.out[1])
+        return self._scores(x_TD, uvqk_T4ND, cache)
+
+    def _scores(self, x_TD: Tensor, uvqk_T4ND: Tensor, cache: Tensor | None) -> Tensor | None:
+        """Probabilities `[2, C]` of what the last block got; None if there are no candidates."""
         if self.part is Part.PREFIX:
             return None
-        of_candidates = places["candidate"]
+        weights, of_candidates = self.shared.weights.blocks[-1], self.tokens.places["candidate"]
+        block = weights.block
         gated_CD = self._attention(
             uvqk_T4ND.index_select(0, of_candidates), uvqk_T4ND, block, cache, of_candidates=True
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from hstu_ops import scoring
 from torch import Tensor, nn
 
 from model.embeddings.dynamic import DynamicEmbeddingCollection
@@ -48,6 +49,10 @@ class Weights:
         }
         self.shared = {side: _shared(inputs, side, self.columns.inputs[side], dtype) for side in self.mlps}
         self.blocks = [BlockWeights(block, dtype) for block in ranker.blocks]  # type: ignore[arg-type]
+        head_dim = ranker.blocks[0].head_dim
+        assert isinstance(head_dim, int)
+        is_folded = scoring.missing(device.type, dtype, head_dim) is None
+        self.folded = [FoldedBlock(block) for block in self.blocks] if is_folded else []
         heads = ranker.heads
         self.head_norm = heads.norm
         first, last = ([tower[at] for tower in heads.towers] for at in (0, 2))  # type: ignore[index]
@@ -62,6 +67,19 @@ class BlockWeights:
         self.block = block
         self.uvqk = (block.uvqk.bias.detach().to(dtype), block.uvqk.weight.detach().to(dtype).t())
         self.out = (block.out.bias.detach().to(dtype), block.out.weight.detach().to(dtype).t())
+
+
+class FoldedBlock:
+    """A block whose norms are folded into its products, for `hstu_ops.scoring`."""
+
+    def __init__(self, weights: BlockWeights) -> None:
+        norm_in, norm_out = weights.block.norm_in, weights.block.norm_out
+        self.scale_in = norm_in.weight_GD.detach().float().contiguous()
+        self.scale_out = norm_out.weight_GD.detach().float().contiguous()
+        self.uvqk, self.out = (
+            scoring.fold(weight.t(), bias, norm.weight_GD.detach(), norm.bias_GD.detach(), norm.eps)
+            for (bias, weight), norm in ((weights.uvqk, norm_in), (weights.out, norm_out))
+        )
 
 
 def _cat(layers: Sequence[nn.Module], name: str) -> Tensor:

@@ -154,10 +154,9 @@ def extension(toolkit: Toolkit, link: list[str]) -> Any:
     """Describes the library `hstu_ops/_sm90.so` to setuptools; `link` is given to its linker, too."""
     cpp_extension.CUDA_HOME = str(toolkit.home)  # read when it composes nvcc's command
     root = HERE.parent.parent
-    sources = [
-        str((HERE / name).relative_to(root))
-        for name in ("binding.cpp", "api.cu", "norm_binding.cpp", "norm_backward.cu")
-    ]
+    names = ("binding", "norm_binding", "serve_binding"), ("api", "norm_backward", "serve")
+    files = [*(f"{name}.cpp" for name in names[0]), *(f"{name}.cu" for name in names[1])]
+    sources = [str((HERE / name).relative_to(root)) for name in files]
     sources += [f"csrc/tables/{name}" for name in ("tables_cuda.cpp", "keys.cu", "rows.cu")]
     sources += _write_instances(root / "build" / "sm90")
     return cpp_extension.CppExtension(  # type: ignore[no-untyped-call]
