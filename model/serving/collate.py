@@ -164,36 +164,28 @@ class RequestBuffer:
 
     def _write_facts(self, batch: JaggedBatch, prefixes: Sequence[Prefix] | None) -> int:
         """Writes what is a number of a request; returns the first place of real-time behaviours."""
-        rows, facts = batch.num_rows, self._views["facts"]
         static, realtime, candidates = (
-            batch.lengths[group].numpy() for group in (Group.STATIC, Group.REALTIME, Group.CANDIDATE)
+            batch.lengths[group].tolist() for group in (Group.STATIC, Group.REALTIME, Group.CANDIDATE)
         )
         has_static, has_rest = self.part is not Part.REST, self.part is not Part.PREFIX
-        num_static = int(static.sum()) if has_static else 0
-        facts[:] = 0
-        facts[kernels.BASE, :rows] = self.columns.profile_tokens + static
-        if prefixes is not None:
-            for row, prefix in enumerate(prefixes):
-                self._views["pages"][row, : len(prefix.pages)] = prefix.pages
-                if self.part is Part.REST:
-                    facts[kernels.BASE, row] = facts[kernels.CACHED, row] = prefix.length
-        ends = np.full(rows, self.profile_tokens).cumsum()
-        for length, first, has, shift in (
-            (kernels.STATIC, kernels.FIRST_STATIC, has_static, 0),
-            (kernels.REALTIME, kernels.FIRST_REALTIME, has_rest, num_static),
-            (kernels.CANDIDATE, kernels.FIRST_CANDIDATE, has_rest, 0),
-        ):
-            if not has:
-                continue
-            lengths = {kernels.STATIC: static, kernels.REALTIME: realtime}.get(length, candidates)
-            of_group = lengths.cumsum()
-            facts[length, :rows] = lengths
-            facts[first, :rows] = of_group - lengths + shift
-            facts[first, rows:] = (of_group[-1] if rows else 0) + shift
-            ends = ends + of_group
-        facts[kernels.OFFSET, 1 : rows + 1] = ends
-        facts[kernels.OFFSET, rows + 1 :] = ends[-1] if rows else 0
-        facts[kernels.OFFSET, -1] = self.num_tokens  # places that are left over are a row, too
+        num_static = sum(static) if has_static else 0
+        end, of_static, of_realtime, of_candidate = 0, 0, num_static if has_rest else 0, 0
+        columns = []
+        for row in range(batch.num_rows):
+            cached = prefixes[row].length if prefixes is not None and not has_static else 0
+            lengths = static[row] * has_static, realtime[row] * has_rest, candidates[row] * has_rest
+            base = cached or self.columns.profile_tokens + static[row]
+            columns.append((end, *lengths, base, of_static, of_realtime, of_candidate, cached))
+            end += self.profile_tokens + sum(lengths)
+            of_static += lengths[0]
+            of_realtime += lengths[1]
+            of_candidate += lengths[2]
+            if prefixes is not None:
+                self._views["pages"][row, : len(prefixes[row].pages)] = prefixes[row].pages
+        last = (0, 0, 0, 0, of_static, of_realtime, of_candidate, 0)
+        columns += [(end, *last)] * (self.bucket.rows + 1 - batch.num_rows)
+        columns.append((self.num_tokens, *last))  # places that are left over are a row, too
+        self._views["facts"][:] = np.array(columns, np.int32).T
         return num_static
 
     def _write_side(self, batch: JaggedBatch, side: Group, group: Group, first: int) -> None:
