@@ -24,6 +24,7 @@ from model.serving.weights import Shared
 from model.training.captured import no_collection
 from spark_jobs.contract.features import Group
 
+_FOLDED_MOST = 1536  # tokens: of more, kernels that are each faster where they are large
 _MOST_PARTS = 16
 _CUTLASS_TILE = 128  # queries of a program
 _CUTLASS_FROM = 0.5  # programs a processor
@@ -83,7 +84,8 @@ class Pass:
     @torch.inference_mode()
     def _compute(self) -> None:
         tokens = self.tokens.compute()
-        scores = self._folded_blocks(tokens) if self.shared.weights.folded else self._blocks(tokens)
+        is_folded = self.shared.weights.folded and self.num_tokens <= _FOLDED_MOST
+        scores = self._folded_blocks(tokens) if is_folded else self._blocks(tokens)
         if scores is not None:
             self.out.copy_(scores, non_blocking=True)
 

@@ -46,12 +46,13 @@ def test_pass_compiles(build, part, tmp_path):
     compile_pass(build, tmp_path, part, 256, "kBFloat16")
 
 
-def test_norm_backward_compiles(build, tmp_path):
+@pytest.mark.parametrize("name", ["norm_backward", pytest.param("serve", marks=pytest.mark.slow)])
+def test_other_kernels_compile(build, tmp_path, name):
     toolkit = build.find_toolkit()
     if toolkit is None:
         pytest.skip("no CUDA toolkit or CUTLASS headers: see cuda_ext/csrc/sm90/build.py")
     includes = [f"-I{path}" for path in (SM90, *toolkit.include)]
-    source = SM90 / "norm_backward.cu"
+    source = SM90 / f"{name}.cu"
     command = [
         toolkit.home / "bin" / "nvcc",
         *build.NVCC_FLAGS,
@@ -63,6 +64,7 @@ def test_norm_backward_compiles(build, tmp_path):
     ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-2000:]
+    assert "wgmma.mma_async instructions are serialized" not in result.stderr
 
 
 @pytest.mark.slow
