@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import graph, serve, serve_gpu, serve_load
+import numpy as np
+
+from benchmarks import graph, prefix_hits, serve, serve_gpu, serve_load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,3 +44,14 @@ def test_the_load_of_a_server_is_summed_up_by_the_most_and_by_the_tail_at_half_o
     shown = serve_load.table({"lines": lines})
     assert shown[3] == "| tiny, engine, fp16 | process | 8 | 900 | 1.00 / 2.00 / 3.00 |"
     assert shown[5] == "| tiny, engine, fp16 | server x 2 | open, 350/s | 349 | 1.00 / 2.00 / 3.00 |"
+
+
+def test_the_hit_rates_of_prefixes_are_the_result_files_and_a_replay_counts_what_is_kept() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "prefix_hits.json").read_text())
+    assert prefix_hits.told(result) in (ROOT / "docs" / "serving.md").read_text()
+    page_mb = 64 * 1024 * 2 * 2 * 15 / 2**20  # more than a page of any preset
+    keys, lengths = [b"a", b"b", b"a", b"c", b"a", b"b"], np.array([64, 64, 64, 64, 64, 64])
+    (roomy,) = prefix_hits.replayed(keys, lengths, [int(10 * page_mb)])
+    assert (roomy["hits"], roomy["misses"], roomy["evictions"]) == (3, 3, 0)
+    (none,) = prefix_hits.replayed(keys, 10**5 * lengths, [int(10 * page_mb)])  # none has room
+    assert none["hits"] == 0

@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as pa_dataset
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from benchmarks.load import Call, Load, at_rate
+from benchmarks.load import Call, Load, at_rate, closed
 from model.judging.scoring import Scorer
 from model.serving import kserve, roles
 from model.serving.request import RequestForm
@@ -76,6 +78,12 @@ class Serving:
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
+
+
+def resident_kb(pid: int) -> int:
+    line = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert line is not None
+    return int(line.group(1))
 
 
 @pytest.fixture
@@ -144,8 +152,7 @@ def test_a_thousand_malformed_requests_are_each_answered_4xx(serving: Serving) -
     tensors = form.tensors_of(form.of_row(rows[0]))
 
     def memory() -> int:
-        return sum(int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()).group(1))  # type: ignore[union-attr]
-                   for pid in (serving.process.pid, *serving.children()))  # fmt: skip
+        return sum(resident_kb(pid) for pid in (serving.process.pid, *serving.children()))
 
     processes, before = serving.children(), 0
     for number, case in enumerate(malformed_rows(FOODLOG, rows, rng, 700)):
@@ -210,3 +217,90 @@ def test_what_cannot_be_served_is_not_started(packages: Any, tmp_path: Path) -> 
     )
     assert done.returncode == 1
     assert "it is not loaded" in done.stderr
+
+
+def any_json() -> st.SearchStrategy[Any]:
+    numbers = st.integers() | st.floats() | st.sampled_from([2**63, -1, 1e400, -0.0])
+    leaves = st.none() | st.booleans() | numbers | st.text(max_size=5)
+    return st.recursive(
+        leaves, lambda of: st.lists(of, max_size=4) | st.dictionaries(st.text(), of), max_leaves=9
+    )
+
+
+@pytest.mark.timeout(900)
+def test_whatever_is_sent_is_scored_or_answered_4xx(serving: Serving) -> None:
+    rows = request_rows(4)
+    columns = sorted(rows[0])
+    form = RequestForm(FOODLOG)
+    body, length = kserve.encode(form.tensors_of(form.of_row(rows[0])))
+    processes = serving.children()
+
+    def check(status: int, answer: Any) -> None:
+        assert status in (200, 400, 404, 413), (status, answer)
+        if status == 200:
+            assert all(0 <= score <= 1 for score in [*answer["ctr"], *answer["ctcvr"]])
+        else:
+            assert answer["error"]
+
+    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        row=st.sampled_from(rows),
+        changes=st.dictionaries(st.sampled_from([*columns, "time_ms", "other"]), any_json(), max_size=3),
+        left_out=st.sets(st.sampled_from(columns), max_size=1),
+    )
+    def of_rows(row: dict[str, Any], changes: dict[str, Any], left_out: set[str]) -> None:
+        sent = {name: value for name, value in {**row, **changes}.items() if name not in left_out}
+        status, answer = serving.ask(sent)
+        if status == 503:  # `time_ms` asks for lookups, and none are published
+            assert "time_ms" in sent
+            return
+        check(status, answer)
+
+    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(sent=st.binary(max_size=200) | any_json().map(lambda value: json.dumps(value).encode()))
+    def of_bytes(sent: bytes) -> None:
+        check(*serving.ask(sent))
+
+    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        place=st.integers(0, len(body) - 1),
+        byte=st.integers(0, 255),
+        cut=st.integers(0, 30),
+        header=st.just(str(length)) | st.text("0123456789-x", max_size=6),
+    )
+    def of_tensors(place: int, byte: int, cut: int, header: str) -> None:
+        sent = body[:place] + bytes([byte]) + body[place + 1 : len(body) - cut]
+        asked = urllib.request.Request(
+            f"{serving.url}/v2/models/foodlog/infer", sent, {kserve.LENGTH_HEADER: header}
+        )
+        try:
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                told = answer.headers[kserve.LENGTH_HEADER]
+                scores = kserve.decode(answer.read(), told, "outputs")[0]["scores"]
+                assert np.isfinite(scores).all()
+        except urllib.error.HTTPError as error:
+            check(error.code, json.loads(error.read()))
+
+    of_rows()
+    of_bytes()
+    of_tensors()
+    assert serving.children() == processes
+    assert serving.ask(rows[0])[0] == 200
+
+
+SOAK_S = 600
+
+
+@pytest.mark.timeout(SOAK_S + 300)
+def test_ten_minutes_at_saturation_answer_all_and_take_no_more_memory(serving: Serving) -> None:
+    sent = calls(request_rows(40))
+    processes = [serving.process.pid, *serving.children()]
+    asyncio.run(closed(serving.url, sent, 64, SOAK_S / 10))  # until all that is kept is there
+    before = [resident_kb(pid) for pid in processes]
+    load = asyncio.run(closed(serving.url, sent, 64, SOAK_S))
+    after = [resident_kb(pid) for pid in processes]
+    assert set(load.statuses) == {200}, load.statuses
+    assert load.statuses[200] > 20 * SOAK_S
+    assert [serving.process.pid, *serving.children()] == processes
+    for first, last in zip(before, after, strict=True):
+        assert last - first < 40_000, (before, after)
