@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.config.presets import preset_named
+from model.serving.engine import cannot_serve
 from model.serving.prefixes import PrefixCache
 
 INTERPRETED = """
@@ -172,3 +176,23 @@ def test_prefixes_of_the_same_batch_do_not_put_each_other_out() -> None:
 def test_a_budget_of_less_than_a_page_is_refused() -> None:
     with pytest.raises(ValueError, match="prefix cache of 100 bytes does not hold a page, which takes 2048"):
         PrefixCache(100, num_blocks=1, dim=4, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("preset", "change", "reason"),
+    [
+        ("tiny", {}, None),
+        ("tiny", {"shares_items": True}, None),
+        ("tiny", {"token_layers": 2}, "one hidden layer, not by 2"),
+        ("tiny", {"mask": "causal"}, "not with mask causal"),
+        ("tiny_dcn", {}, "the engine computes mtgr, not mtgr_dcn"),
+        ("dcn", {}, "the engine computes mtgr, not dcn"),
+    ],
+)
+def test_what_the_engine_does_not_compute_it_says(
+    preset: str, change: dict[str, Any], reason: str | None
+) -> None:
+    config = preset_named(preset)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **change))
+    said = cannot_serve(config)
+    assert said is None if reason is None else said is not None and reason in said
