@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +81,7 @@ class Deployment:
         self.ports = {name: free_port() for name in PORTS}
         self._file = yaml.safe_load(COMPOSE.read_text())["services"]
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._ended, self._keeper = threading.Event(), threading.Thread(target=self._keep)
         for path in (
             self.var / "airflow",
             self.bucket,
@@ -146,11 +148,17 @@ class Deployment:
             self.start(name)
         for name in ("spark-worker-1", "spark-worker-2", "spark-connect", *AIRFLOW):
             self.start(name)
+        self._keeper.start()
 
     def start(self, name: str) -> None:
         """Starts a service and waits until it listens, where it does."""
+        process = self._spawn(name)
+        if name in self.ports:
+            wait_for(lambda: listens(self.ports[name]), name, 180, lambda: process.poll() is not None)
+
+    def _spawn(self, name: str) -> subprocess.Popen[bytes]:
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
+            self._running[name] = subprocess.Popen(
                 self.command(name),
                 cwd=ROOT,
                 env=self.environment(name),
@@ -158,9 +166,14 @@ class Deployment:
                 stderr=log,
                 start_new_session=True,
             )
-        self._running[name] = process
-        if name in self.ports:
-            wait_for(lambda: listens(self.ports[name]), name, 180, lambda: process.poll() is not None)
+        return self._running[name]
+
+    def _keep(self) -> None:
+        """Starts again what has ended by itself, as the file's `restart` says: Airflow without Postgres."""
+        while not self._ended.wait(3):
+            for name, process in list(self._running.items()):
+                if process.poll() is not None and self._running.get(name) is process:
+                    self._spawn(name)
 
     def run(self, name: str) -> None:
         """Runs a service that ends."""
@@ -213,6 +226,9 @@ class Deployment:
 
     def down(self) -> None:
         """Ends everything."""
+        self._ended.set()
+        if self._keeper.is_alive():
+            self._keeper.join()
         for name in reversed(list(self._running)):
             self.kill(name)
         if listens(self.ports["postgres"]):

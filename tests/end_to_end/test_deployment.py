@@ -1,7 +1,7 @@
-"""The same DAGs on a deployment: Postgres, Celery, an object store, a Spark cluster.
+"""The same DAGs on a deployment: Postgres, Celery, an object store, a Spark cluster; and its faults.
 
 Processes, variables and versions are those of `deploy/compose.yaml`, see `deployment.py`. Three days give the
-tables, models and champion that an embedded run of the same logs gives. A quarter of an
+tables, models and champion that an embedded run of the same logs gives, whatever fails in between. Half an
 hour and 8 GB: `make test-slow`.
 """
 
@@ -10,13 +10,15 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from scripts.embedded.settings import PREPARED
 from tests.end_to_end.chain import table_hash
-from tests.end_to_end.deployment import ROOT, deployed
+from tests.end_to_end.deployment import ROOT, deployed, wait_for
 from tests.spark_servers import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -29,17 +31,40 @@ from model.registry.versions import aliased, versions
 told = {v.version: [v.preset, v.ds, v.seen_days, v.digest, v.tags["decision"]] for v in versions("foodlog")}
 print(json.dumps([told, aliased("foodlog", "champion").version]))
 """
-# Commits one-row partitions of one table, by a Spark of its own.
-COMMITS = """
-import sys
+# Puts the same files of a log as another process does at the same moments, then commits one-row partitions.
+WRITER = """
+import json, sys, time
+from functools import reduce
 from spark_jobs.lake.session import spark_session
 from spark_jobs.lake.writer import replace_partition
-uri, name, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
-df = spark_session("commits").range(1).selectExpr("id AS n")
+uri, name, puts, commits = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+spark = spark_session("writer")
+jvm, conf = spark._jvm, spark._jsc.hadoopConfiguration()
+store = reduce(getattr, spark.conf.get("spark.delta.logStore.s3a.impl").split("."), jvm)(conf)
+won = []
+
+def put(file):
+    actions = jvm.java.util.Collections.singletonList(name).iterator()
+    store.write(jvm.org.apache.hadoop.fs.Path(f"{uri}/{file}"), actions, False, conf)
+
+put(f"first-{name}")  # the first call loads a thousand classes
+print("ready", flush=True)
+start = float(sys.stdin.readline())
+for number in range(puts):
+    time.sleep(max(0, start + 0.3 * number - time.time()))
+    try:
+        put(f"puts/{number}")
+        won.append(number)
+    except Exception as error:
+        assert "FileAlreadyExistsException" in str(error), error
+df = spark.range(1).selectExpr("id AS n")
 columns = [("n", "bigint"), ("ds", "string")]
-for ds in (f"{name}{part}" for part in range(number)):
+for ds in (f"{name}{part}" for part in range(commits)):
     day_df = df.selectExpr("n", f"'{ds}' AS ds")
-    replace_partition(day_df, uri, {"ds": ds}, columns=columns, partition_by=["ds"], stage="test")
+    replace_partition(
+        day_df, f"{uri}/table", {"ds": ds}, columns=columns, partition_by=["ds"], stage="test"
+    )
+print(json.dumps(won))
 """
 
 
@@ -118,19 +143,99 @@ def test_three_days_give_what_the_embedded_run_gives(deployment, embedded):
     assert not (deployment.var / "lake").exists()
 
 
-def test_drivers_that_commit_to_one_table_at_the_same_time_lose_nothing(tmp_path, tools):
+def _when(api, dag_id, day, task_id, action):
+    """A thread that acts, once, while a task of a day runs; its errors are raised by `join`."""
+    failed = []
+
+    def is_running():
+        runs = api.call("GET", f"/dags/{dag_id}/dagRuns", limit=100)["dag_runs"]
+        names = [run["dag_run_id"] for run in runs if run["partition_key"] == day]
+        tasks = [task for name in names for task in api.tasks(dag_id, name)]
+        return any(task["task_id"] == task_id and task["state"] == "running" for task in tasks)
+
+    def act():
+        try:
+            wait_for(is_running, f"{task_id} of {day}", 1200)
+            time.sleep(8)  # the step has been started
+            action()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=act)
+    thread.start()
+
+    def join():
+        thread.join()
+        assert not failed, failed
+
+    return join
+
+
+def test_faults_change_nothing_of_the_result(deployment, embedded):
+    api = deployment.api()
+
+    def store_away_for_a_minute():
+        deployment.kill("objects")
+        time.sleep(60)
+        deployment.start("objects")
+
+    def another_worker_trains():
+        deployment.kill("worker-training")
+        time.sleep(5)
+        deployment.start("worker-training")
+
+    def postgres_again():
+        deployment.stop_postgres()
+        time.sleep(5)
+        deployment.start_postgres()
+
+    deployment.run_day(api, DAYS[0])
+    faults = [
+        _when(api, "samples_daily", DAYS[1], "build_samples", store_away_for_a_minute),
+        _when(api, "retraining_daily", DAYS[1], "train", another_worker_trains),
+        _when(api, "samples_daily", DAYS[2], "build_samples", postgres_again),
+        _when(api, "retraining_daily", DAYS[2], "evaluate", lambda: deployment.kill("scheduler-1")),
+    ]
+    for day in DAYS[1:]:
+        deployment.run_day(api, day)
+    for join in faults:
+        join()
+    assert _state(deployment.bucket / "lake", deployment.python("-c", VERSIONS)) == embedded[1]
+    tries = [task["try_number"] for task in _hosts(api, "retraining_daily", "train")]
+    assert max(tries) > 1, "the worker was killed, so its task was tried again"
+
+
+def test_drivers_that_write_one_log_at_the_same_time_lose_nothing(tmp_path, tools):
     with deployed(tmp_path / "deployment", tools, "objects") as up:
-        number, uri = 10, "s3a://mtgr/commits"
+        puts, commits, uri = 100, 5, "s3a://mtgr/written"
         environment = up.environment("worker") | {"SPARK_MASTER": "local[1]"}
         environment["SPARK_CONF"] += ";spark.driver.memory=700m"
-        command = [sys.executable, "-c", COMMITS, uri]
-        writers = [
-            subprocess.Popen([*command, name, str(number)], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+        writers = {
+            name: subprocess.Popen(
+                [sys.executable, "-c", WRITER, uri, name, str(puts), str(commits)],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
             for name in "ab"
-        ]
-        said = [writer.communicate(timeout=900)[1].decode() for writer in writers]
-        assert [writer.returncode for writer in writers] == [0, 0], said
+        }
+        assert [writer.stdout.readline() for writer in writers.values()] == ["ready\n"] * 2
+        start = f"{time.time() + 1}\n"
+        for writer in writers.values():
+            writer.stdin.write(start)
+            writer.stdin.flush()
+        said = {name: writer.communicate(timeout=900)[0] for name, writer in writers.items()}
+        won = {name: set(json.loads(text)) for name, text in said.items()}
+        assert won["a"]
+        assert won["b"]
+        assert not won["a"] & won["b"]
+        assert won["a"] | won["b"] == set(range(puts))
+        for name, numbers in won.items():
+            files = {(up.bucket / "written" / "puts" / str(number)).read_text() for number in numbers}
+            assert files == {f"{name}\n"}
         code = (
             "import sys; from spark_jobs.lake.log import *; print(len(partition_values(sys.argv[1], 'ds')))"
         )
-        assert up.python("-c", code, uri).strip() == str(2 * number)
+        assert up.python("-c", code, f"{uri}/table").strip() == str(2 * commits)
