@@ -116,8 +116,8 @@ model.config: run
 model.data: batch encoder layout stored
 model.embeddings: dynamic exchange hash_table key_count memory mixing numbers rules sizes table_state tables
 model.judging: scoring
-model.rankers: dcn din dlrm dnn heads hstu inputs known moe mtgr mtgr_dcn multi_embed padding pepnet ple protocol
-model.rankers: user_tower wukong
+model.rankers: dcn din dlrm dnn heads hstu inputs known moe mtgr mtgr_dcn multi_embed padding pepnet ple
+model.rankers: protocol user_tower wukong
 model.runs: files store
 spark_jobs: contract
 spark_jobs.contract: checks clock command declaration environment features limits locations tables

@@ -19,15 +19,15 @@ struct Sums {
 };
 
 struct Product {
-  void const* x;         // [T, K], contiguous: x w_g
-  void const* weight;    // [N, K], contiguous
-  Sums const* sums;      // [T, S]
-  int const* group;      // [T]
-  float const* affine;   // [G, N, 2]: c_g, d_g
-  void* out;             // [T, N]; with `scaled`, y is added to what it holds
-  void* scaled;          // [T, N]: out w_g for the next norm; null: none follows
-  float const* scale;    // [G, N]: w_g of the next norm
-  Sums* out_sums;        // [T, N / 64]
+  void const* x;        // [T, K], contiguous: x w_g
+  void const* weight;   // [N, K], contiguous
+  Sums const* sums;     // [T, S]
+  int const* group;     // [T]
+  float const* affine;  // [G, N, 2]: c_g, d_g
+  void* out;            // [T, N]; with `scaled`, y is added to what it holds
+  void* scaled;         // [T, N]: out w_g for the next norm; null: none follows
+  float const* scale;   // [G, N]: w_g of the next norm
+  Sums* out_sums;       // [T, N / 64]
   int num_tokens, depth, num_columns, num_sums;
   float eps;
   DType dtype;

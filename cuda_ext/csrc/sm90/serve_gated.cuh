@@ -28,7 +28,7 @@ struct GatedTraits {
   struct alignas(1024) Shared {
     Element q[2][kHalf * kDim];
     union {
-      Element kv[2 * kStages][kKeys * kDim];  // keys of all stages, then values
+      Element kv[2 * kStages][kKeys * kDim];   // keys of all stages, then values
       float4 sums[kTile / 16 * kDim / 8][32];  // 16 rows x 8 columns of a part, as they lie in a warp
     };
     Barrier q_full[2], k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
@@ -62,8 +62,8 @@ struct KeyRange {
 };
 
 template <class Traits>
-__device__ __forceinline__ void gated_load(GatedParams const& params, typename Traits::Shared& s,
-                                           QueryTile const& tile, int head) {
+__device__ __forceinline__ void gated_load(GatedParams const& params, typename Traits::Shared& s, QueryTile const& tile,
+                                           int head) {
   constexpr int kStages = Traits::kStages;
   constexpr uint32_t kQBytes = sizeof(s.q[0]), kKeyBytes = sizeof(s.kv[0]);
   Gated const& p = params.p;
