@@ -9,8 +9,9 @@ categories, by the hash of the id modulo the table's rows, which ids then share.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,16 @@ class FeatureEmbeddings(nn.Module):
             for group, features in self.features.items()
             for index, feature in enumerate(features)
         }
+        begins = {
+            config.name: begin
+            for configs in fixed.values()
+            for config, begin in zip(
+                configs, itertools.accumulate((c.num_embeddings for c in configs), initial=0), strict=False
+            )
+        }
+        for group, features in self.features.items():
+            of_group = [begins.get(feature.table, 0) for feature in features]
+            self.register_buffer(f"begins_{group}", torch.tensor(of_group).reshape(-1, 1), persistent=False)
 
     def _register(self, group: Group) -> None:
         """Keeps what turns ids of a group into rows beside the weights, on their device."""
@@ -155,9 +166,7 @@ class FeatureEmbeddings(nn.Module):
         }
 
     def _of_fixed(self, batch: JaggedBatch, dispatched: Dispatched | None) -> dict[str, Tensor]:
-        if all(isinstance(tables, EmbeddingCollection) for tables in self.tables.values()):
-            return self._of_whole(batch)
-        embedded: dict[str, Tensor] = {}
+        embedded = self._of_whole(batch)
         if dispatched is None:
             vectors = {name: self.tables[name](ids) for name, ids in self._fixed_ids(batch).items()}
         else:
@@ -170,16 +179,34 @@ class FeatureEmbeddings(nn.Module):
         return embedded
 
     def _of_whole(self, batch: JaggedBatch) -> dict[str, Tensor]:
-        """Of tables that are not sharded, row by row: for one request TorchRec's way costs ten times that."""
-        rows = {group: self._rows(batch.ids[group], group) for group in Group}
+        """Of tables that are not sharded: for one request TorchRec's way costs ten times that."""
         embedded: dict[str, Tensor] = {}
-        for tables in self.tables.values():
-            for config in tables.embedding_configs():  # type: ignore[operator]
-                weight = tables.embeddings[config.name].weight  # type: ignore[union-attr,index]
+        whole = [tables for tables in self.tables.values() if isinstance(tables, EmbeddingCollection)]
+        rows = {group: self._rows(batch.ids[group], group) for group in Group} if whole else {}
+        for tables in whole:
+            configs = tables.embedding_configs()
+            weights = [tables.embeddings[config.name].weight for config in configs]
+            if torch.is_grad_enabled():
+                embedded |= self._of_one(configs, torch.cat(weights), rows)
+                continue
+            for config, weight in zip(configs, weights, strict=True):
                 for key in config.feature_names:
                     group, index = self.place[key]
                     embedded[key] = nn.functional.embedding(rows[group][index], weight)
         return embedded
+
+    def _of_one(
+        self, configs: Sequence[EmbeddingConfig], weight: Tensor, rows: Mapping[Group, Tensor]
+    ) -> dict[str, Tensor]:
+        """Of tables that stand one after the other in `weight`: one lookup, and one sum of gradients."""
+        keys = [key for config in configs for key in config.feature_names]
+        places = [self.place[key] for key in keys]
+        shifted = {
+            group: rows[group] + self.get_buffer(f"begins_{group}") for group in {g for g, _ in places}
+        }
+        asked = [shifted[group][index] for group, index in places]
+        vectors = nn.functional.embedding(torch.cat(asked), weight).split([len(some) for some in asked])
+        return dict(zip(keys, vectors, strict=True))
 
     def _fixed_ids(self, batch: JaggedBatch) -> dict[str, KeyedJaggedTensor]:
         """What is looked up in the fixed tables of each width."""
@@ -189,7 +216,9 @@ class FeatureEmbeddings(nn.Module):
         lengths = {group: batch.lengths.get(group, ones_B) for group in Group}
         if not batch.num_rows:  # TorchRec needs a row: one without ids stands for none
             lengths = dict.fromkeys(Group, ones_B.new_zeros(1))
-        for name in self.tables:
+        for name, tables in self.tables.items():
+            if isinstance(tables, EmbeddingCollection):
+                continue
             places = [self.place[key] for key in self.keys[name]]
             ids[name] = KeyedJaggedTensor(
                 keys=self.keys[name],

@@ -1,7 +1,8 @@
 """The ranks of a training: their process group, and a ranker laid out over them.
 
-Embedding tables are sharded row-wise and updated in the backward pass by row-wise Adagrad; the rest is
-replicated under DDP, sharded by FSDP2, or left to the caller.
+Large embedding tables are sharded row-wise and updated in the backward pass by row-wise Adagrad. Small ones
+each of several ranks has whole: vectors of all tokens are more to send than gradients of all their rows.
+The rest is replicated under DDP, sharded by FSDP2, or left to the caller.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from model.config.environment import is_launched
 from model.rankers.protocol import Ranker
+
+SMALL_TABLE = 1 << 18  # elements up to which several ranks have a table whole, and it is averaged, too
+_TABLES = "inputs.embeddings.tables"
+_EPS = 1e-8
 
 
 @contextlib.contextmanager
@@ -54,19 +59,81 @@ _get_recat = dist_data._get_recat
 dist_data._get_recat = _order_of_received
 
 
+class Replicas:
+    """Small tables that each of several ranks has whole, and row-wise Adagrad for them.
+
+    A collection of one width is replicated if all its tables are small; with one rank none is. Rows that no
+    rank has asked for have a gradient of zero, which changes neither them nor their sums: they are trained as
+    the rows of the other tables are.
+
+    Args:
+        ranker: Whole, the same on every rank.
+        lr: Learning rate.
+
+    Attributes:
+        collections: Names of the collections.
+        names: Of the ranker's weights that are replicated.
+        state: Sums of squared gradients as they are in use, `[rows]`, by weight and TorchRec's name for them.
+    """
+
+    def __init__(self, ranker: Ranker, lr: float) -> None:
+        self._lr = lr
+        self.collections: list[str] = []
+        self.names: dict[str, nn.Parameter] = {}
+        self.state: dict[str, dict[str, Tensor]] = {}
+        self._widths: list[tuple[list[nn.Parameter], Tensor]] = []
+        for name, collection in ranker.inputs.embeddings.tables.items():
+            weights = {f"{_TABLES}.{name}.{key}": weight for key, weight in collection.named_parameters()}
+            if dist.get_world_size() == 1 or max(map(torch.numel, weights.values())) > SMALL_TABLE:
+                continue
+            sums = torch.zeros(sum(map(len, weights.values())), device=next(iter(weights.values())).device)
+            own = sums.split([len(weight) for weight in weights.values()])
+            for (key, one), table in zip(zip(weights, own, strict=True), collection.embeddings, strict=True):
+                self.state[key] = {f"{table}.momentum1": one}
+            self.collections.append(name)
+            self.names |= weights
+            self._widths.append((list(weights.values()), sums))
+
+    def __contains__(self, weight: nn.Parameter) -> bool:
+        return any(weight is one for one in self.names.values())
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Takes the mean of all ranks' gradients; every rank must call it after its backward pass."""
+        if not self.names:
+            return
+        flat = torch.cat(
+            [
+                (torch.zeros_like(weight) if weight.grad is None else weight.grad).flatten()
+                for weight in self.names.values()
+            ]
+        )
+        dist.all_reduce(flat)
+        flat.div_(dist.get_world_size())
+        of_widths = flat.split([sum(map(torch.numel, weights)) for weights, _ in self._widths])
+        for (weights, sums), of_width in zip(self._widths, of_widths, strict=True):
+            by_row = of_width.view(len(sums), -1)
+            sums.add_(by_row.square().mean(1))
+            by_row.mul_(sums.sqrt().add_(_EPS).reciprocal_().mul_(-self._lr)[:, None])
+            torch._foreach_add_(weights, by_row.split([len(weight) for weight in weights]))
+        for weight in self.names.values():
+            weight.grad = None
+
+
 def distributed(
-    ranker: Ranker, tables: list[nn.Parameter], sparse_lr: float, device: torch.device, *, ddp: bool
+    ranker: Ranker, replicas: Replicas, sparse_lr: float, device: torch.device, *, ddp: bool
 ) -> DistributedModelParallel:
-    """A ranker whose tables are sharded over the ranks; every rank must call it.
+    """A ranker whose tables are sharded over the ranks, but for those of `Replicas`; every rank must call it.
 
     Args:
         ranker: Whole, on `device`, the same on every rank.
-        tables: Weights of its tables.
-        sparse_lr: Learning rate of their row-wise Adagrad.
+        replicas: Of its small tables.
+        sparse_lr: Learning rate of the row-wise Adagrad of the others.
         device: Where to train.
         ddp: Whether DDP exchanges the gradients of the rest.
     """
-    apply_optimizer_in_backward(RowWiseAdagrad, tables, {"lr": sparse_lr, "eps": 1e-8})
+    tables = [weight for weight in ranker.inputs.embeddings.tables.parameters() if weight not in replicas]
+    apply_optimizer_in_backward(RowWiseAdagrad, tables, {"lr": sparse_lr, "eps": _EPS})
     sharder = EmbeddingCollectionSharder()
     # One rank has whole tables: nothing is cut by rows, whose sizes TorchRec would ask the device for.
     sharding = "row_wise" if dist.get_world_size() > 1 else "table_wise"
@@ -77,6 +144,8 @@ def distributed(
         constraints=dict.fromkeys(names, constraint),
     )
     plan = planner.collective_plan(ranker, [sharder], dist.group.WORLD)
+    for name in replicas.collections:
+        del plan.plan[f"{_TABLES}.{name}"]
     return DistributedModelParallel(
         ranker,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -85,7 +154,9 @@ def distributed(
         sharders=[sharder],
         init_data_parallel=ddp,
         # A static graph cannot leave the exchange of gradients to the last part of a step.
-        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
+        data_parallel_wrapper=DefaultDataParallelWrapper(
+            static_graph=False, params_to_ignore=list(replicas.names)
+        ),
     )
 
 

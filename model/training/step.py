@@ -34,7 +34,7 @@ from model.training.averaging import Average
 from model.training.captured import Captured, DensePart, loss_of
 from model.training.dense import DenseOptimizer
 from model.training.parts import Part, load, parts_of
-from model.training.ranks import distributed, shard_fully, unsynced_shards
+from model.training.ranks import SMALL_TABLE, Replicas, distributed, shard_fully, unsynced_shards
 from model.training.schedule import rate_share
 from model.training.watch import Watch
 from spark_jobs.contract.clock import parse_day
@@ -43,7 +43,6 @@ from spark_jobs.contract.features import Dataset, Group
 
 logger = logging.getLogger(__name__)
 
-_SMALL_TABLE = 1 << 18  # elements up to which an embedding table is averaged, too
 _CONSTANTS = "inputs.scaler."  # fitted once, not trained
 _DYNAMIC = "inputs.embeddings.dynamic."  # as large as the ids that came
 _WEIGHTS = ("weights/", "averaged/")  # in a checkpoint; what is averaged is published so
@@ -85,9 +84,8 @@ class Trainer:
         self._is_sharded = has_others and config.train.fully_sharded
         # What is captured is exchanged in one piece behind it; DDP's hooks would wait for other streams.
         self._has_ddp = has_others and not self._is_sharded and not is_captured(config, device)
-        self.model = distributed(
-            ranker, list(tables.parameters()), config.train.sparse_lr, device, ddp=self._has_ddp
-        )
+        self._replicas = Replicas(ranker, config.train.sparse_lr)
+        self.model = distributed(ranker, self._replicas, config.train.sparse_lr, device, ddp=self._has_ddp)
         if self._is_sharded:
             shard_fully(ranker, dense, device)
             sharded = dict(ranker.named_parameters())
@@ -148,6 +146,7 @@ class Trainer:
                 norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
                 self.optimizer.step()
                 values = torch.stack([one.detach().double() for one in (loss, norm, bad)])
+            self._replicas.step()
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
                 f"step {step.name} (day/pass/step), {step.batch.num_tokens} tokens on this rank, does not "
@@ -330,7 +329,7 @@ class Trainer:
             name: tensor
             for name, tensor in _fixed(self.model.state_dict()).items()
             if not name.startswith(_CONSTANTS)
-            and (not hasattr(tensor, "local_shards") or tensor.size().numel() <= _SMALL_TABLE)
+            and (not hasattr(tensor, "local_shards") or tensor.size().numel() <= SMALL_TABLE)
         }
         return parts_of(own)
 
@@ -339,7 +338,8 @@ class Trainer:
         parts = {f"weights/{name}": part for name, part in parts_of(_fixed(self.model.state_dict())).items()}
         averaged = zip(self._averaged_parts().items(), self._average.averaged, strict=True)
         parts |= {f"averaged/{name}": replace(part, tensor=tensor) for (name, part), tensor in averaged}
-        for table, state in self.model.fused_optimizer.state_dict()["state"].items():
+        sums = self.model.fused_optimizer.state_dict()["state"] | self._replicas.state
+        for table, state in sums.items():
             parts |= {f"sparse/{table}/{name}": part for name, part in parts_of(state).items()}
         return parts
 
