@@ -35,6 +35,7 @@ from model.training.parts import Part, load, save
 from model.training.ranks import process_group
 from model.training.saver import Saver
 from model.training.step import Trainer
+from tests.model.ranks import on_ranks
 from tests.model.test_training import CPU, DATASET, DAYS, config, lake, saved, unlogged  # noqa: F401
 
 _DAYS = ("2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04")
@@ -77,19 +78,6 @@ def assert_same(reader: ShardReader, other: ShardReader) -> None:
     assert not [name for name in one if not torch.equal(one[name], two[name])]
 
 
-def ranks(num_ranks: int, work: Callable[..., None], folder: Path, *more: Any) -> None:
-    (folder / f"store_{num_ranks}").unlink(missing_ok=True)
-    mp.spawn(_on_rank, args=(num_ranks, work, folder, *more), nprocs=num_ranks)
-
-
-def _on_rank(rank: int, num_ranks: int, work: Callable[..., None], folder: Path, *more: Any) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / f"store_{num_ranks}"), num_ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
-    work(folder, *more)
-    dist.destroy_process_group()
-
-
 def resumed_is_never_stopped(folder: Path, rules: dict[str, Any]) -> None:
     """Losses and state after twelve steps, with and without a new process' worth of state in between."""
     whole = a_trainer(rules)
@@ -127,7 +115,7 @@ def resumed_is_never_stopped(folder: Path, rules: dict[str, Any]) -> None:
     ],
 )
 def test_to_go_on_is_never_to_have_stopped(tmp_path: Path, num_ranks: int, rules: dict[str, Any]) -> None:
-    ranks(num_ranks, resumed_is_never_stopped, tmp_path, _RULES | rules)
+    on_ranks(num_ranks, resumed_is_never_stopped, tmp_path, _RULES | rules)
 
 
 def test_muon_moves_the_hidden_matrices_alone(
@@ -207,11 +195,11 @@ def test_any_number_of_ranks_takes_it_up(
 ) -> None:
     """Whether the dense weights are replicas or sharded, before and after."""
     monkeypatch.delenv("RANK", raising=False)
-    ranks(made_by, make_one, tmp_path, "made", sharded in ("made", "both"))
+    on_ranks(made_by, make_one, tmp_path, "made", sharded in ("made", "both"))
     made = ShardReader(tmp_path / "made")
     assert made.num_ranks == made_by
     for num_ranks in taken_by:
-        ranks(num_ranks, take_up, tmp_path, "made", sharded in ("taken", "both"))
+        on_ranks(num_ranks, take_up, tmp_path, "made", sharded in ("taken", "both"))
         taken = ShardReader(tmp_path / f"made_on_{num_ranks}")
         fixed = [name for name in made.names("") if not name.startswith(("rows/", "random/"))]
         assert fixed == [name for name in taken.names("") if not name.startswith(("rows/", "random/"))]
@@ -264,7 +252,7 @@ def _full(*_: Any) -> None:
 
 
 def test_ranks_write_their_own_and_read_what_they_need(tmp_path: Path) -> None:
-    ranks(2, write_each_its_own, tmp_path)
+    on_ranks(2, write_each_its_own, tmp_path)
 
 
 class KilledError(BaseException):

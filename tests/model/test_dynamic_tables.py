@@ -8,7 +8,6 @@ import hstu_ops
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load, save
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 
@@ -17,6 +16,7 @@ from model.embeddings.exchange import Exchange
 from model.embeddings.mixing import initial_vectors, owner_of
 from model.embeddings.rules import Keeping, RowOptimizer, TableFullError
 from model.embeddings.table_state import joined
+from tests.model.ranks import on_ranks
 
 WIDTH = 4
 CONFIGS = [
@@ -188,10 +188,8 @@ def taken_up(tables: DynamicEmbeddingCollection, states: list[dict[str, torch.Te
     tables.load_states(states[rank] for rank in tables.sources(len(states)))
 
 
-def of_rank(rank: int, num_ranks: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), num_ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
+def of_rank(folder: Path) -> None:
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
     tables = collection()
     tables.train_rows(RowOptimizer(name="adagrad", lr=0.1), Keeping(ttl_days=2), group=dist.group.WORLD)
     batches = steps_of_rank(rank, num_ranks)
@@ -210,12 +208,11 @@ def of_rank(rank: int, num_ranks: int, folder: Path) -> None:
         seen = tables.eval()(features(77, 60))  # every rank asks for the same, known and unknown
     if rank == 0:
         torch.save({"states": states, "seen": {k: v.values() for k, v in seen.items()}}, folder / "out.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_together_are_one_process(num_ranks, tmp_path):
-    mp.spawn(of_rank, args=(num_ranks, tmp_path), nprocs=num_ranks)
+    on_ranks(num_ranks, of_rank, tmp_path)
     out = torch.load(tmp_path / "out.pt", weights_only=True)
     state = joined(out["states"])
     alone = collection()
@@ -249,10 +246,8 @@ def test_a_rank_reads_the_parts_that_may_have_its_keys_and_no_others():
 LIMITED = Keeping(max_rows=91, eviction="lru")
 
 
-def of_limited_rank(rank: int, num_ranks: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), num_ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
+def of_limited_rank(folder: Path) -> None:
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
     with pytest.raises(ValueError, match="max_rows is 1 for 2 ranks; use at least a row for each"):
         collection().train_rows(SGD, Keeping(max_rows=1), group=dist.group.WORLD)
     whole, resumed = collection(), collection()
@@ -278,11 +273,10 @@ def of_limited_rank(rank: int, num_ranks: int, folder: Path) -> None:
         full.lookup(ids, [100], [1])
     if rank == 0:
         torch.save(joined(both), folder / "out.pt")
-    dist.destroy_process_group()
 
 
 def test_ranks_share_a_limit_and_resume_is_exact(tmp_path):
-    mp.spawn(of_limited_rank, args=(2, tmp_path), nprocs=2)
+    on_ranks(2, of_limited_rank, tmp_path)
     state = torch.load(tmp_path / "out.pt", weights_only=True)
     assert 60 <= len(state["ids"]) <= 90
     alone = collection()

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from deltalake import write_deltalake
 
 from model.config.presets import preset_named, tiny
@@ -38,6 +37,7 @@ from model.training.watch import NonFiniteLossError
 from spark_jobs.contract import locations
 from spark_jobs.contract.command import CommandError
 from spark_jobs.lake import verdicts
+from tests.model.ranks import on_ranks
 from tests.model.test_training import CPU, DATASET, DAYS, config, saved, unlogged
 
 # Where each rank's rows of a step end: different cuts, the last one with a rank that has none.
@@ -91,19 +91,16 @@ def assert_equal(one: ShardReader, other: ShardReader, atol: float) -> None:
             )
 
 
-def on_rank(rank: int, world_size: int, folder: str, changes: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-    losses, _ = take_steps(rank, world_size, Path(folder), **changes)
+def steps_of_rank(folder: Path, changes: dict[str, Any]) -> None:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    losses, _ = take_steps(rank, world_size, folder, **changes)
     loader = Loader(SampleEncoder(DATASET), config(passes=2), CPU)
     with loader.steps(SamplesTable(DATASET), DAYS[0]) as steps:
         read = [(one.name, one.users, one.weight, one.num_tokens, one.batch.num_tokens) for one in steps]
     shared: list[Any] = [None] * world_size
     dist.all_gather_object(shared, read)
     if rank == 0:
-        torch.save({"losses": losses, "read": shared}, f"{folder}/ranks.pt")
-    dist.destroy_process_group()
+        torch.save({"losses": losses, "read": shared}, folder / "ranks.pt")
 
 
 @pytest.fixture
@@ -134,7 +131,7 @@ def test_any_cut_over_ranks_and_parts_trains_as_one_big_batch(lake: Path, world_
         changes = {"padded": True}
     elif how == "sharded":
         changes = {"accumulate": 2, "fully_sharded": True}
-    mp.spawn(on_rank, args=(world_size, str(lake), changes), nprocs=world_size)
+    on_ranks(world_size, steps_of_rank, lake, changes)
     many = torch.load(lake / "ranks.pt", weights_only=False)
     with process_group(CPU):
         losses, one = take_steps(0, 1, lake)
