@@ -1,12 +1,14 @@
 """What tells an operator that a run failed, a step is being retried, or a day is late.
 
 Each alert is logged, appended to `$MTGR_VAR/alerts.jsonl` and, when `MTGR_ALERT_WEBHOOK` is set, posted there
-as `{"text": ...}` (the form that Slack, Teams and Mattermost take). Standard library only.
+as `{"text": ...}` (the form that Slack, Teams and Mattermost take). What is of one try is told once: Airflow
+calls back several times for a task whose worker has died. Standard library only.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import urllib.request
@@ -19,18 +21,25 @@ from spark_jobs.contract import locations
 logger = logging.getLogger(__name__)
 
 
-def send(kind: str, text: str) -> None:
+def send(kind: str, text: str, of: str = "") -> None:
     """Logs an alert, keeps it, and posts it when there is a webhook.
 
     Args:
         kind: `failed`, `retried` or `late`.
         text: One line for people.
+        of: What alerts of this kind once, over all hosts; empty for what may come again.
     """
     logger.warning("alert: %s: %s", kind, text)
     path = locations.var() / "alerts.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": datetime.now(UTC).isoformat(), "kind": kind, "text": text}) + "\n")
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        if of and any((one["kind"], one.get("of")) == (kind, of) for one in map(json.loads, file)):
+            logger.info("%s was told before", of)
+            return
+        alert = {"time": datetime.now(UTC).isoformat(), "kind": kind, "text": text, "of": of}
+        file.write(json.dumps(alert) + "\n")
     webhook = alert_webhook()
     if webhook:
         body = json.dumps({"text": f"mtgr {kind}: {text}"}).encode()
@@ -48,14 +57,25 @@ def run_failed(context: Any) -> None:
 def task_failed(context: Any) -> None:
     """Callback of a step that failed and will not be tried again: says why, as the step does."""
     run, task = context["dag_run"], context["ti"]
-    send("failed", f"{run.dag_id}.{task.task_id} of {run.partition_key}: {context.get('exception')}")
+    text = f"{run.dag_id}.{task.task_id} of {run.partition_key}: {_why(context)}"
+    send("failed", text, _try(run, task))
 
 
 def task_retried(context: Any) -> None:
     """Callback of a step that failed and will be tried again."""
     run, task = context["dag_run"], context["ti"]
-    error = context.get("exception")
-    send("retried", f"{run.dag_id}.{task.task_id} of {run.partition_key}, try {task.try_number}: {error}")
+    text = f"{run.dag_id}.{task.task_id} of {run.partition_key}, try {task.try_number}: {_why(context)}"
+    send("retried", text, _try(run, task))
+
+
+def _why(context: Any) -> str:
+    return str(
+        context.get("exception") or "it ended without saying why, as when its worker dies; see its log"
+    )
+
+
+def _try(run: Any, task: Any) -> str:
+    return f"{run.dag_id}.{task.task_id} {run.run_id} try {task.try_number}"
 
 
 async def deadline_missed(context: Any = None, **kwargs: Any) -> None:

@@ -34,7 +34,7 @@ from dags.settings import (
     SCHEDULE,
     TRAINING_QUEUE,
 )
-from dags.told import line_of, links_of, pages_of
+from dags.told import line_of, links_of, pages_of, report_of
 from spark_jobs.contract.clock import HOUR_MS, parse_day
 from spark_jobs.contract.datasets import dataset_named
 
@@ -199,13 +199,25 @@ class StepOperator(BashOperator):  # type: ignore[misc]
             answer = refused(ended.output) if ended is not None and ended.exit_code == 1 else None
             if answer is None:
                 raise
-            self.pages = pages_of(self.module, answer)
+            self.pages = pages_of(self.module, answer) | self._report(context, answer)
             for part in str(answer["refused"]).split("; "):  # Airflow's page of a log cuts what is longer
                 self.log.error("%s", part)
             # Without the shell's "non-zero exit code" behind it: what the log ends with is why.
             raise AirflowFailException(f"{self.module} refused: {answer['refused']}") from None
         self._tell(result)
         return result
+
+    def _report(self, context: Any, answer: dict[str, Any]) -> dict[str, str]:
+        """Writes the reports of days that a gate has stopped, which no promotion will; links to the last."""
+        pages: dict[str, str] = {}
+        for ds in (ds for ds, passed in answer.get("verdicts", {}).items() if not passed):
+            line = command(self.launcher, "model.report", f"--ds {shlex.quote(ds)}")
+            ended = _Step().run_command(["bash", "-c", line], env=self.get_env(context), cwd=self.cwd)
+            if ended.exit_code:  # why the gate has failed is what is told
+                self.log.error("no report of %s: `make report DAY=%s` writes it once it can", ds, ds)
+            else:
+                pages = report_of(DATASET, ds)
+        return pages
 
     def _tell(self, result: dict[str, Any]) -> None:
         self.pages = pages_of(self.module, result)

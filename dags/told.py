@@ -43,7 +43,7 @@ class PageLink(BaseOperatorLink):  # type: ignore[misc]
 def links_of(module: str) -> tuple[PageLink, ...]:
     """The buttons of a step's task."""
     names = {
-        "expectations.gate": (DATA_DOCS,),
+        "expectations.gate": (DATA_DOCS, REPORT),
         "model.train": (MLFLOW,),
         "model.register": (MLFLOW,),
         "model.promote": (MLFLOW, REPORT),
@@ -60,11 +60,14 @@ def pages_of(module: str, result: Mapping[str, Any]) -> dict[str, str]:
     if module == "model.register" and MLFLOW_URL:
         return {MLFLOW: f"{MLFLOW_URL}/#/models/{result['model']}/versions/{result['version']}"}
     if module == "model.promote":
-        version = f"#/models/mtgr-{result['dataset']}/versions/{result['version']}"
-        day = f"reports/{result['dataset']}/{result['ds']}.html"  # `path_of` in model/reports/page.py
-        pages = {MLFLOW: (MLFLOW_URL, version), REPORT: (DOCS_URL, day)}
-        return {name: f"{url}/{path}" for name, (url, path) in pages.items() if url}
+        version = f"{MLFLOW_URL}/#/models/mtgr-{result['dataset']}/versions/{result['version']}"
+        return report_of(result["dataset"], result["ds"]) | ({MLFLOW: version} if MLFLOW_URL else {})
     return {}
+
+
+def report_of(dataset: str, ds: str) -> dict[str, str]:
+    """The button of the report of a day, where data docs are served: `path_of` in `model/reports/page.py`."""
+    return {REPORT: f"{DOCS_URL}/reports/{dataset}/{ds}.html"} if DOCS_URL else {}
 
 
 def line_of(module: str, result: Mapping[str, Any]) -> str:

@@ -4,14 +4,13 @@
 
 The newest `--keep` versions stay, and every version that an alias names, that a rollback would restore, or
 whose package is published (`model.publish`).
-With the others go their serving packages, MLflow runs and logged models, and then, by `mlflow gc`, the files.
-`mlflow gc` works on the database itself, so where MLFLOW_TRACKING_URI is a server, run this where its
-database is reachable and give that as MLFLOW_TRACKING_URI.
+With the others go their serving packages, MLflow runs and logged models, and their files: by `mlflow gc`, or
+by the server's own API where MLFLOW_TRACKING_URI is a server (`model/registry/removal.py`).
 
 Of `$MTGR_RUNS` stay, for each preset, the newest `--keep` runs, the one that the next training continues
 from, those that became a version that stays, and those which these were continued from.
 
-`--budget` keeps fewer than `--keep`, as many as fit with their files on this machine: runs, versions, copies.
+`--budget` keeps fewer than `--keep`, as many as fit with their files: runs, versions, copies, packages.
 When what is in use does not fit, it stays and the command is refused. `--dry-run` says what would go, and
 changes nothing.
 """
@@ -26,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from model.registry import versions as registry
-from model.registry.removal import collect_garbage, delete_whole
-from model.registry.store import TrackingError, artifacts_root
+from model.registry.removal import collect_garbage, delete_whole, is_server, size_at_server
+from model.registry.store import artifacts_root
 from model.registry.tracking import experiment_name
 from model.registry.versions import Version
 from model.runs import store
@@ -81,20 +80,23 @@ def outdated(dataset: str, keep: int) -> tuple[list[Version], list[Run]]:
 
 
 def size_of_outdated(dataset: str, keep: int) -> int:
-    """Bytes that `prune` would free on this machine."""
+    """Bytes that `prune` would free."""
     versions, runs = outdated(dataset, keep)
     folders = [folder for version in versions for folder in _folders(dataset, version)]
-    return sum(map(locations.size_of, [*folders, *(run.path for run in runs)]))
+    here = sum(map(locations.size_of, [*folders, *(run.path for run in runs)]))
+    return here + sum(map(size_at_server, versions))
 
 
 def size_of_all(dataset: str) -> int:
-    """Bytes of all runs and versions on this machine."""
-    folders = [folder for version in registry.versions(dataset) for folder in _folders(dataset, version)]
-    return sum(map(locations.size_of, {*folders, locations.runs() / dataset}))
+    """Bytes of all runs and versions."""
+    versions = registry.versions(dataset)
+    folders = {folder for version in versions for folder in _folders(dataset, version)}
+    here = sum(map(locations.size_of, {*folders, locations.runs() / dataset}))
+    return here + sum(map(size_at_server, versions))
 
 
 def _folders(dataset: str, version: Version) -> tuple[Path, ...]:
-    """Where a version's files lie when no server keeps them: run, logged model, copy, package, engines."""
+    """Where files of a version lie on this machine: run, logged model, copy, package, engines."""
     artifacts = artifacts_root() / experiment_name(dataset)
     copy = locations.var() / "models" / version.digest
     exported = locations.package(dataset, version.version), locations.engines(version.digest)
@@ -116,22 +118,18 @@ def prune(dataset: str, keep: int) -> tuple[list[int], list[str]]:
         Numbers of the versions deleted, and the runs deleted, as `<preset>/<day>`.
 
     Raises:
-        TrackingError: MLflow is not reachable or refuses, or its URI is a server's.
+        TrackingError: MLflow is not reachable or refuses.
         RegistryError: The champion's alias has vanished.
         LakeError: Another command is changing the registry and does not end.
         RunError: A training is in progress.
     """
-    uri = locations.tracking_uri()
-    if uri.startswith("http"):
-        raise TrackingError(
-            f"mlflow gc needs the database behind {uri}: set MLFLOW_TRACKING_URI to the URI of that database"
-        )
     with registry.exclusive(dataset, "prune"):
         old = superfluous(dataset, keep)
         for version in old:
             delete_whole(version)
         runs = _prune_runs(dataset, keep, registry.versions(dataset))
-    collect_garbage(uri)
+    if not is_server():
+        collect_garbage(locations.tracking_uri())
     return [version.version for version in old], runs
 
 

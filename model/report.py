@@ -4,8 +4,8 @@
 
 One HTML page from the records of the day: verdicts of the gates, volumes, label maturity, the metrics of all
 presets with their intervals, the decision in words, and which files and commits all of it came from.
-`model.promote` writes it for every day that is decided; this command makes it for any other, such as one that
-a gate has stopped. It reads records alone, and writes the page: run again, it is the same.
+`model.promote` writes it for every day that is decided; the task of a gate that has stopped a day calls this
+command. It reads records alone, and writes the page: run again, it is the same.
 """
 
 from __future__ import annotations

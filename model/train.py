@@ -16,6 +16,7 @@ and run again, it goes on from its last checkpoint with the same losses, bit for
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from model.config.presets import preset_named
 from model.data.reader import SamplesTable
 from model.registry import record
 from model.registry import versions as registry
+from model.registry.machine import Machine
 from model.training.loop import train
 from model.training.ranks import process_group
 from spark_jobs.contract import command
@@ -51,16 +53,16 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
         dist.broadcast_object_list(shared)
         presets, version = shared[0]
         for preset in presets:
-            config = preset_named(preset)
-            results[preset] = train(
-                dataset,
-                config,
-                arguments.ds,
-                device(),
-                record.log_training,
-                version=version,
-                trace=arguments.profile,
-            )
+            with Machine() as machine:
+                results[preset] = train(
+                    dataset,
+                    preset_named(preset),
+                    arguments.ds,
+                    device(),
+                    functools.partial(record.log_training, machine=machine),
+                    version=version,
+                    trace=arguments.profile,
+                )
     return command.by_preset(results) if environment.rank() == 0 else None
 
 

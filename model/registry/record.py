@@ -26,6 +26,7 @@ from model.config.run import Config
 from model.judging.records import EVALUATION, newest
 from model.registry import inputs, pages, tracking
 from model.registry.lineage import LINEAGE, as_ranges
+from model.registry.machine import Machine
 from model.registry.versions import DIGEST
 from model.reports.contenders import contenders, gauc_chart
 from model.reports.records import history_of, series_of
@@ -224,8 +225,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def log_training(config: Config, record: dict[str, Any], digest: str) -> str:
-    """Logs the finished training to MLflow: config, lineage, the loss by step in one call."""
+def log_training(config: Config, record: dict[str, Any], digest: str, machine: Machine | None = None) -> str:
+    """Logs the finished training to MLflow: config, lineage, the loss by step, what was measured."""
     run_id = _start(config, record, _tags(record, digest))
     first = record["num_steps"] - len(record["losses"])
     losses = [loss for _, loss in record["losses"]]
@@ -235,11 +236,14 @@ def log_training(config: Config, record: dict[str, Any], digest: str) -> str:
     ]
     used = {name: [(0, value)] for name, value in finite(_used(record)).items()}
     tracking.log_history(run_id, {"train_loss": means, **used})
+    if machine is not None:
+        curves, times = machine.curves()
+        tracking.log_history(run_id, curves, times=times)
     return run_id
 
 
 def _used(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training took of the machine, as MLflow's system metrics; memory and CPU are the process's."""
+    """What a training took of the machine in all; memory is the most that the process had."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds, tokens = record.get("seconds"), record.get("tokens")
     values = {

@@ -6,8 +6,12 @@ Airflow's may be given by (`..._CMD`, `..._SECRET`), and at whether services ans
 
 from __future__ import annotations
 
+import email.utils
 import fcntl
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from spark_jobs.contract.environment import text
 
 OK, WARNING, BLOCKS = Level.OK, Level.WARNING, Level.BLOCKS
 _DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+_SKEW_S = 10  # Airflow's default for how far a token's time may lie in the future of who checks it
 _SHARED_SECRETS = {
     "AIRFLOW__CORE__FERNET_KEY": "connections cannot be read by the others",
     "AIRFLOW__API_AUTH__JWT_SECRET": "every task fails while all looks healthy",
@@ -127,6 +132,28 @@ def check_mlflow_and_spark() -> Iterator[Diagnosis]:
         yield Diagnosis(WARNING, "AIRFLOW_CONN_SPARK_DEFAULT", "is not set here", fix)
 
 
+def check_clocks() -> Iterator[Diagnosis]:
+    """This host's clock beside those of the services that say theirs."""
+    for setting in ("AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI", "AIRFLOW__CORE__EXECUTION_API_SERVER_URL"):
+        ahead_s = _seconds_ahead(text(setting)) if text(setting).startswith("http") else 0.0
+        if abs(ahead_s) > _SKEW_S:
+            direction = "ahead of" if ahead_s > 0 else "behind"
+            told = f"this host's clock is {abs(ahead_s):.0f} s {direction} that of the service"
+            yield Diagnosis(BLOCKS, setting, f"{told}; Airflow's tokens allow {_SKEW_S} s", "run NTP on both")
+
+
+def _seconds_ahead(url: str) -> float:
+    """By how much this host's clock is ahead of a server's; 0 where it does not answer or say its time."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            date = answer.headers["Date"]
+    except urllib.error.HTTPError as error:
+        date = error.headers["Date"]
+    except OSError:
+        return 0.0
+    return time.time() - email.utils.parsedate_to_datetime(date).timestamp() if date else 0.0
+
+
 def check_people() -> Iterator[Diagnosis]:
     """Where people are told, and where tasks link to."""
     wanted = {
@@ -140,4 +167,4 @@ def check_people() -> Iterator[Diagnosis]:
             yield Diagnosis(WARNING, setting, f"is not set: {otherwise}", f"set {setting}")
 
 
-CHECKS = (check_code, check_airflow, check_storage, check_mlflow_and_spark, check_people)
+CHECKS = (check_code, check_airflow, check_storage, check_mlflow_and_spark, check_clocks, check_people)

@@ -7,7 +7,10 @@ holder renews the lease while it works. A lease is free when it was given back, 
 is gone, or when it has not been renewed for `LEASE_MS`; a writer that slept through this finds at its commit
 that a newer token has written (`lake.replace_partition`), and its own write is dropped.
 
-Spark is not involved: taking a lease costs milliseconds.
+Clocks of hosts differ, so a time in a lease proves nothing: one that has run out by this host's clock, or was
+renewed in its future, is watched for two renewals, and is free only when none comes.
+
+Spark is not involved: taking a lease costs milliseconds, one whose holder was lost half a minute.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from spark_jobs.lake.log import LakeError, create_table, full_disk, open_table, 
 logger = logging.getLogger(__name__)
 LEASE_MS = 60_000
 _RENEWALS_A_LEASE = 4
+_RENEWALS_WATCHED = 2
 
 
 class LeaseHeldError(LakeError):
@@ -83,12 +87,15 @@ class Lease:
         create_table(self.uri, [("lease", "string")])
         table = open_table(self.uri)
         held = json.loads(table.metadata().description or "{}")
-        if _is_live(held):
-            seconds = (_now_ms() - held["since_ms"]) // 1000
-            raise LeaseHeldError(
-                f"{self.subject} is being written by {held['stage']} (process {held['pid']} on "
-                f"{held['host']}) for {seconds} s; wait for it, or stop it and run again"
-            )
+        if not _is_free(held):
+            age_ms = _now_ms() - held["renewed_ms"]
+            if 0 <= age_ms < LEASE_MS:
+                raise LeaseHeldError(self._holder(held, f" for {(_now_ms() - held['since_ms']) // 1000} s"))
+            if self._is_renewed(table.version()):
+                clocks = (
+                    f"; its clock and this host's differ by some {abs(age_ms) / 1000:.0f} s: run NTP on both"
+                )
+                raise LeaseHeldError(self._holder(held, "") + clocks)
         self._table, self._record["since_ms"] = table, _now_ms()
         try:
             self._commit(released=False)
@@ -101,6 +108,22 @@ class Lease:
             raise LeaseHeldError(f"{self.subject}: another run took it at the same moment; run again later")
         self.token = table.version()
         return self.token
+
+    def _holder(self, held: dict[str, Any], since: str) -> str:
+        return (
+            f"{self.subject} is being written by {held['stage']} (process {held['pid']} on {held['host']})"
+            f"{since}; wait for it, or stop it and run again"
+        )
+
+    def _is_renewed(self, version: int) -> bool:
+        """Whether somebody commits within two renewals by this process's own clock."""
+        wait_s = LEASE_MS / _RENEWALS_A_LEASE * _RENEWALS_WATCHED / 1000
+        end = time.monotonic() + wait_s
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, wait_s / 10))
+            if open_table(self.uri).version() != version:
+                return True
+        return False
 
     def check(self) -> None:
         """Raises `FencedError` when the lease is known to be lost: cheaper than to find it at the commit."""
@@ -140,12 +163,11 @@ class Lease:
                 self._lost = True
 
 
-def _is_live(record: dict[str, Any]) -> bool:
+def _is_free(record: dict[str, Any]) -> bool:
+    """Whether a lease is free whatever the time is."""
     if not record or record["released"]:
-        return False
-    if record["host"] == _this_process()["host"] and not _is_running(record["pid"], record["started"]):
-        return False
-    return bool(_now_ms() - record["renewed_ms"] < LEASE_MS)
+        return True
+    return record["host"] == _this_process()["host"] and not _is_running(record["pid"], record["started"])
 
 
 def _this_process() -> dict[str, Any]:

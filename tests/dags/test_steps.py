@@ -171,12 +171,42 @@ def test_the_alert_of_a_step_says_why(tmp_path, monkeypatch):
     run = SimpleNamespace(dag_id="retraining_daily", partition_key="2026-03-01", run_id="manual__1")
     error = RuntimeError("model.promote refused: a leak")
     DEFAULT_ARGUMENTS["on_failure_callback"](
-        {"dag_run": run, "ti": SimpleNamespace(task_id="promote"), "exception": error}
+        {"dag_run": run, "ti": SimpleNamespace(task_id="promote", try_number=1), "exception": error}
     )
     kept = json.loads((tmp_path / "alerts.jsonl").read_text())
     expected = "retraining_daily.promote of 2026-03-01: model.promote refused: a leak"
     assert (kept["kind"], kept["text"]) == ("failed", expected)
     assert alerts.task_failed is DEFAULT_ARGUMENTS["on_failure_callback"]
+
+
+def test_a_try_that_airflow_reports_more_than_once_is_told_once(tmp_path, monkeypatch):
+    from dags import alerts
+
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path))
+
+    def of(number, day="2026-03-01"):
+        run = SimpleNamespace(dag_id="retraining_daily", partition_key=day, run_id=f"manual__{day}")
+        return {"dag_run": run, "ti": SimpleNamespace(task_id="train", try_number=number)}
+
+    reports = [(alerts.task_retried, of(1))] * 4  # as the DAG processor has them of a killed worker
+    reports += [
+        (alerts.task_retried, of(2)),
+        (alerts.task_failed, of(2)),
+        (alerts.task_retried, of(1, "2026-03-02")),
+    ]
+    threads = [threading.Thread(target=report, args=(context,)) for report, context in reports]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept = [json.loads(line) for line in (tmp_path / "alerts.jsonl").read_text().splitlines()]
+    assert sorted((one["kind"], one["of"]) for one in kept) == [
+        ("failed", "retraining_daily.train manual__2026-03-01 try 2"),
+        ("retried", "retraining_daily.train manual__2026-03-01 try 1"),
+        ("retried", "retraining_daily.train manual__2026-03-01 try 2"),
+        ("retried", "retraining_daily.train manual__2026-03-02 try 1"),
+    ]
+    assert "without saying why" in kept[0]["text"]
 
 
 def test_a_result_is_one_json_object():
@@ -329,7 +359,8 @@ def test_a_task_links_to_the_pages_of_what_it_did(tmp_path, monkeypatch, module,
     monkeypatch.setattr(told, "DOCS_URL", "http://docs")
     monkeypatch.setattr(told, "MLFLOW_URL", "http://mlflow")
     (tmp_path / "result").write_text(json.dumps(RESULTS[module]))
-    assert _told(tmp_path, module, f"cat {tmp_path}/result")[0] == ({button: address} if button else {})
+    buttons = _told(tmp_path, module, f"cat {tmp_path}/result")[0]
+    assert {name: where for name, where in buttons.items() if where} == ({button: address} if button else {})
     monkeypatch.setattr(told, "DOCS_URL", "")
     monkeypatch.setattr(told, "MLFLOW_URL", "")
     assert set(_told(tmp_path, module, f"cat {tmp_path}/result")[0].values()) <= {""}
@@ -360,22 +391,31 @@ def test_a_failed_gate_links_to_its_page_and_its_task_fails_with_its_message(tmp
     )
     monkeypatch.setattr(StepOperator, "log", log)
     why = "gate events of 2026-03-03: ctr is 0.7, allowed: 0.5; table events; and 1 more: rows"
-    (tmp_path / "result").write_text(json.dumps({**RESULTS["expectations.gate"], "refused": why}))
-    links, error = _told(tmp_path, "expectations.gate", f"cat {tmp_path}/result; exit 1")
-    assert links == {"data docs": "http://docs/validations/foodlog_events/2026-03-03/x/page.html"}
+    verdicts = {"2026-03-02": True, "2026-03-03": False}
+    result = {**RESULTS["expectations.gate"], "verdicts": verdicts, "refused": why}
+    (tmp_path / "result").write_text(json.dumps(result))
+    gate = f"cat {tmp_path}/result; exit 1"
+    docs = "http://docs/validations/foodlog_events/2026-03-03/x/page.html"
+    # The report is written by itself; where it cannot be, the gate's failure is told all the same.
+    report = f'case "$*" in *model.report*) echo "$@" > {tmp_path}/reported; echo {{}};; *) {gate};; esac'
+    links, error = _told(tmp_path, "expectations.gate", report)
+    assert links == {"data docs": docs, "report of the day": "http://docs/reports/foodlog/2026-03-03.html"}
+    assert (tmp_path / "reported").read_text() == "-m model.report --dataset foodlog --ds 2026-03-03\n"
     assert error == f"expectations.gate refused: {why}"
-    assert logged == [
+    assert _told(tmp_path, "expectations.gate", gate) == ({"data docs": docs, "report of the day": ""}, error)
+    assert logged[:3] == [
         "gate events of 2026-03-03: ctr is 0.7, allowed: 0.5",
         "table events",
         "and 1 more: rows",
     ]
+    assert any("no report of 2026-03-03" in line for line in logged[3:])
 
 
 def test_buttons_survive_in_the_dag_as_airflow_stores_it(dags):
     from airflow.serialization.serialized_objects import DagSerialization
 
     stored = DagSerialization.from_dict(DagSerialization.to_dict(dags["samples_daily"]))
-    assert list(stored.get_task("gate_events").extra_links) == ["data docs"]
+    assert list(stored.get_task("gate_events").extra_links) == ["data docs", "report of the day"]
     assert list(stored.get_task("ingest").extra_links) == []
 
 

@@ -83,6 +83,8 @@ def test_a_backfill_with_an_empty_day_and_a_failing_gate(environment):
     assert f"samples_daily.gate_events of {DAYS[2]}" in done.stderr
     assert _sample_days(environment) == [DAYS[0]]
     assert not Path(environment["MTGR_VAR"], "runs").exists()
+    report = Path(environment["MTGR_VAR"], "data_docs", "reports", "foodlog", f"{DAYS[2]}.html")
+    assert "Stopped by a gate: gate_events." in report.read_text()
 
     for path, content in whole.items():
         path.write_bytes(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from model import promote, register, rollback
 from model.config.presets import preset_named
-from model.registry import inputs, packaging, pages, tracking
+from model.registry import inputs, machine, packaging, pages, tracking
 from model.registry import record as run_record
 from model.registry import versions as registry
 from model.registry.store import client
@@ -86,6 +87,19 @@ def test_a_run_says_what_it_has_read_and_from_which_code(registered: list[Run]) 
     assert run.data.tags["mlflow.source.git.dirty"] == "False"
 
 
+def test_a_long_training_is_measured_over_all_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_POINTS", 8)
+    now = iter(range(1000))
+    monkeypatch.setattr(machine.time, "time", lambda: float(next(now)))
+    watched = machine.Machine(every_s=1.0)
+    for _ in range(60):
+        watched.measure()
+    steps = list(watched.points)
+    assert len(steps) <= 8
+    assert steps[0] == 1000
+    assert max(steps) > 50_000
+
+
 @pytest.mark.usefixtures("var")
 def test_a_training_says_its_rows_and_what_it_took_of_the_machine() -> None:
     record = {
@@ -95,13 +109,20 @@ def test_a_training_says_its_rows_and_what_it_took_of_the_machine() -> None:
         "seconds": 2.0, "tokens": 500, "rows": {DAYS[0]: 571},
         "lineage": [{"ds": "2026-03-02", "days": {DAYS[0]: 3}, "samples_table": "b5e2"}],
     }  # fmt: skip
-    run = client().get_run(run_record.log_training(preset_named("tiny").sized(FOODLOG), record, "d" * 64))
+    config = preset_named("tiny").sized(FOODLOG)
+    with machine.Machine(every_s=0.001) as watched:
+        while len(watched.points) < 5:
+            time.sleep(0.001)
+        run = client().get_run(run_record.log_training(config, record, "d" * 64, watched))
     (read,) = run.inputs.dataset_inputs
     assert json.loads(read.dataset.profile) == {"num_rows": 571}
     assert (tags_of(read)["table"], tags_of(read)["versions"]) == ("b5e2", "3")
     assert run.data.metrics["system/tokens_per_second"] == 250.0
     assert run.data.metrics["system/process_memory_megabytes"] > 50
     assert run.data.tags["mlflow.source.git.commit"] == CODE
+    curve = client().get_metric_history(run.info.run_id, "system/process_memory_usage_megabytes")
+    assert len({point.timestamp - point.step for point in curve}) == 1 < 5 <= len(curve)
+    assert all(point.value > 50 for point in curve)
     assert run.data.tags["mlflow.source.git.dirty"] == "True"
     names = list(run.data.params)
     assert names[:3] == ["model.architecture", "model.d_model", "model.max_static"]

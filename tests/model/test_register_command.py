@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.lake.verdicts import NotPassedError
 from tests.model.conftest import evaluation_of, pass_gate
+from tests.spark_servers import free_port
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04")
 PHASES = ("before_log", "after_log", "before_version", "after_version", "after_alias")
@@ -266,7 +269,31 @@ def test_a_budget_keeps_as_many_as_fit_and_a_dry_run_changes_nothing(
     assert {path: path.stat().st_mtime_ns for path in (var / "runs").rglob("*")} == before
 
 
-def test_pruning_through_a_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert prune.main(["--dataset", "foodlog", "--keep", "3"]) == 1
+@pytest.mark.slow
+def test_pruning_through_a_server_frees_the_same_bytes(
+    var: Path, make_version: Callable[..., tuple[Run, Version]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "model.tracking", "serve", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline().startswith("ready ")
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+            for place in (1, 2, 3):
+                run, version = make_version(DAYS[place], DAYS[:place])
+                client().log_text(version.run_id, "x" * 1000, "pages/report.html")
+            artifacts = var / "mlflow" / "artifacts"
+            before, total = _bytes(artifacts), prune.size_of_all("foodlog")
+            assert total > before > 3 * 1000  # and the runs on this machine
+            freed = prune.size_of_outdated("foodlog", 1)
+            assert prune.main(["--dataset", "foodlog", "--keep", "3", "--budget", str(total - freed)]) == 0
+            assert [v.version for v in registry.versions("foodlog")] == [3]
+            assert prune.size_of_all("foodlog") == total - freed
+            assert _bytes(artifacts) == prune.size_of_all("foodlog") - _bytes(run.path.parents[1])
+        finally:
+            server.terminate()
+
+
+def test_at_least_one_version_stays() -> None:
     assert prune.main(["--dataset", "foodlog", "--keep", "0"]) == 2

@@ -12,6 +12,7 @@ from deltalake import write_deltalake
 
 from model import train
 from model.data.synthetic import random_samples
+from model.registry.machine import Machine
 from model.runs.store import load_run
 from spark_jobs.contract import locations
 from spark_jobs.contract.command import UsageError
@@ -46,8 +47,9 @@ def test_all_presets_of_a_day_are_trained_on_one_version_of_the_samples(
         monkeypatch.delenv(name, raising=False)
     add_day(DAYS[0])
 
-    def log(*arguments: Any) -> str:  # while the first preset ends, another day is built
+    def log(*arguments: Any, machine: Machine) -> str:  # while the first preset ends, another day is built
         add_day(DAYS[1])
+        assert machine.points
         return ""
 
     monkeypatch.setattr(train.record, "log_training", log)

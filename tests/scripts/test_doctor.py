@@ -2,7 +2,11 @@
 
 import importlib.metadata
 import os
+import re
 import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -186,13 +190,29 @@ def test_it_runs_without_the_packages_of_the_lock():
     assert "import psutil" not in text
 
 
+class _Service(BaseHTTPRequestHandler):
+    """Answers, and says the time by a clock of its own."""
+
+    ahead_s = 0
+
+    def do_GET(self):
+        self.send_response(403)
+        self.end_headers()
+
+    def date_time_string(self, timestamp=None):
+        return super().date_time_string(time.time() + self.ahead_s)
+
+    def log_message(self, *args):
+        pass
+
+
 @pytest.fixture
 def deployed(monkeypatch, tmp_path):
-    """A deployment whose settings are right, its services being one socket that listens."""
-    with socket.socket() as service:
-        service.bind(("127.0.0.1", 0))
-        service.listen()
-        at = f"127.0.0.1:{service.getsockname()[1]}"
+    """A deployment whose settings are right, its services being one that listens."""
+    monkeypatch.setattr(ThreadingHTTPServer, "request_queue_size", 64)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Service) as service:
+        threading.Thread(target=service.serve_forever, args=(0.01,), daemon=True).start()
+        at = f"127.0.0.1:{service.server_port}"
         for name, value in {
             "PYTHONPATH": str(doctor.REPOSITORY),
             "AIRFLOW__CORE__DAGS_FOLDER": str(doctor.REPOSITORY / "dags"),
@@ -217,6 +237,7 @@ def deployed(monkeypatch, tmp_path):
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("MTGR_RUNS", raising=False)
         yield at
+        service.shutdown()
 
 
 def _of_deployment():
@@ -279,6 +300,19 @@ def test_a_service_of_a_deployment_that_does_not_answer_blocks(monkeypatch, depl
     monkeypatch.setenv(setting, os.environ[setting].replace(deployed, f"127.0.0.1:{free_port()}"))
     finding = _only(finding for finding in _of_deployment() if finding.level is not Level.OK)
     assert (finding.level, finding.subject) == (Level.BLOCKS, setting)
+
+
+@pytest.mark.usefixtures("deployed")
+@pytest.mark.parametrize(
+    ("ahead_s", "named"), [(3, ""), (40, r"(39|40|41) s behind"), (-40, r"(39|40|41) s ahead of")]
+)
+def test_a_clock_that_differs_from_those_of_services_is_named(monkeypatch, ahead_s, named):
+    monkeypatch.setattr(_Service, "ahead_s", ahead_s)
+    told = [finding for finding in _of_deployment() if finding.level is not Level.OK]
+    assert [finding.subject for finding in told] == ["AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI"][
+        : 2 * bool(named)
+    ]
+    assert all(re.search(named, finding.text) and "NTP" in finding.fix for finding in told)
 
 
 @pytest.mark.usefixtures("deployed")

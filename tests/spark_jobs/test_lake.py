@@ -188,6 +188,36 @@ def test_a_lease_is_renewed_while_it_is_held(lake: Path, monkeypatch: pytest.Mon
             Lease(table, "ds=x", "other").acquire()
 
 
+@pytest.mark.parametrize("skew_s", [-600, 600])
+def test_clocks_of_other_hosts_decide_nothing(
+    lake: Path, monkeypatch: pytest.MonkeyPatch, skew_s: int
+) -> None:
+    """A live holder keeps its lease, a lost one's is free at once, by whatever clock one looks."""
+    table = str(lake / "tiny" / "samples")
+    holder = Lease(table, "ds=x", "build_samples")
+    token = holder.acquire()  # and renews when it is told to
+    here, now, look = lease_module._this_process(), lease_module._now_ms(), lease_module.open_table
+    monkeypatch.setattr(lease_module, "_this_process", lambda: {**here, "host": "elsewhere"})
+    wrong_by = [skew_s]
+    monkeypatch.setattr(lease_module, "_now_ms", lambda: now + 1000 * wrong_by[0])
+    monkeypatch.setattr(lease_module, "LEASE_MS", 100)
+    looks: list[str] = []
+
+    def renew_then_look(uri: str) -> Any:
+        if looks:
+            wrong_by[0] = 0  # the holder's clock
+            holder._commit(released=False)
+            wrong_by[0] = skew_s
+        looks.append(uri)
+        return look(uri)
+
+    with monkeypatch.context() as alive:
+        alive.setattr(lease_module, "open_table", renew_then_look)
+        with pytest.raises(LeaseHeldError, match="clock and this host's differ by some 600 s"):
+            Lease(table, "ds=x", "retry").acquire()
+    assert Lease(table, "ds=x", "retry").acquire() > token
+
+
 def test_writers_of_different_days_both_succeed(spark: Any, uri: str) -> None:
     write(rows(spark, [0], "2026-02-28"), uri, "2026-02-28")
     errors: list[BaseException] = []
