@@ -64,7 +64,7 @@ kill-points: setup  ## kill every stage at every phase, run it again, compare; J
 	@$(PY) -m tests.end_to_end.kill_points --out var/bench/kill_points.json
 
 drill: setup  ## kill one step at random, run it again and show that nothing was lost (SEED=N for the same again)
-	@$(PY) -m tests.end_to_end.kill_points --drill $(SEED) --options users=300 impressions-a-day=6000
+	@$(PY) -m tests.end_to_end.kill_points --drill $(SEED) --options users=300 impressions-a-day=9000 bot-impressions=2100
 
 serve: setup  ## the champion answers requests on loopback until Ctrl-C; prints a request to try (DATASET, PORT)
 	@$(PY) -m model.publish --dataset $(or $(DATASET),foodlog) >/dev/null

@@ -11,7 +11,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch
 
 _POINTS = 200  # more are thinned out: half of them go, and the next ones are taken half as often

@@ -1,12 +1,15 @@
 """A part of the kill points, in a small world; and the table in the documentation is the record's."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.simulator.settings import SimulationSettings
 from tests.end_to_end.chain import difference
 from tests.end_to_end.kill_points import STAGES, compared, drawn, table
 
@@ -49,6 +52,16 @@ def test_a_drill_kills_what_its_seed_draws_and_says_that_nothing_was_lost(tmp_pa
     last = done.stdout.splitlines()[-1]
     assert last.startswith("ingest of 2026-03-02 was killed at ingest")
     assert "nothing was lost, all is as after an undisturbed run (raw file: 15, table: 5)" in last
+
+
+def test_the_world_of_a_drill_stays_within_what_gates_allow():
+    """One bot of a small app is a large part of a day."""
+    (options,) = re.findall(r"--drill .*--options (.*)", (ROOT / "Makefile").read_text())
+    given = {name.replace("-", "_"): int(value) for name, value in re.findall(r"([a-z-]+)=(\d+)", options)}
+    world = SimulationSettings(**given)
+    bots = world.bots * world.bot_impressions
+    assert bots > FOODLOG.max_impressions_a_day, "a bot is left out as one"
+    assert bots / (bots + world.impressions_a_day) < 0.8 * FOODLOG.limits.left_out_share
 
 
 def test_every_stage_may_be_drawn_and_a_seed_draws_the_same_again():
