@@ -205,7 +205,9 @@ class FeatureEmbeddings(nn.Module):
             group: rows[group] + self.get_buffer(f"begins_{group}") for group in {g for g, _ in places}
         }
         asked = [shifted[group][index] for group, index in places]
-        vectors = nn.functional.embedding(torch.cat(asked), weight).split([len(some) for some in asked])
+        vectors = torch.split_with_sizes(
+            nn.functional.embedding(torch.cat(asked), weight), [len(some) for some in asked]
+        )
         return dict(zip(keys, vectors, strict=True))
 
     def _fixed_ids(self, batch: JaggedBatch) -> dict[str, KeyedJaggedTensor]:

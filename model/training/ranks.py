@@ -81,18 +81,19 @@ class Replicas:
         self.collections: list[str] = []
         self.names: dict[str, nn.Parameter] = {}
         self.state: dict[str, dict[str, Tensor]] = {}
-        self._widths: list[tuple[list[nn.Parameter], Tensor]] = []
+        self._widths: list[tuple[list[Tensor], Tensor]] = []
         for name, collection in ranker.inputs.embeddings.tables.items():
             weights = {f"{_TABLES}.{name}.{key}": weight for key, weight in collection.named_parameters()}
             if dist.get_world_size() == 1 or max(map(torch.numel, weights.values())) > SMALL_TABLE:
                 continue
             sums = torch.zeros(sum(map(len, weights.values())), device=next(iter(weights.values())).device)
-            own = sums.split([len(weight) for weight in weights.values()])
-            for (key, one), table in zip(zip(weights, own, strict=True), collection.embeddings, strict=True):
+            own = torch.split_with_sizes(sums, [len(weight) for weight in weights.values()])
+            tables: Any = collection.embeddings
+            for (key, one), table in zip(zip(weights, own, strict=True), tables, strict=True):
                 self.state[key] = {f"{table}.momentum1": one}
             self.collections.append(name)
             self.names |= weights
-            self._widths.append((list(weights.values()), sums))
+            self._widths.append(([*weights.values()], sums))
 
     def __contains__(self, weight: nn.Parameter) -> bool:
         return any(weight is one for one in self.names.values())
@@ -110,12 +111,13 @@ class Replicas:
         )
         dist.all_reduce(flat)
         flat.div_(dist.get_world_size())
-        of_widths = flat.split([sum(map(torch.numel, weights)) for weights, _ in self._widths])
+        sizes = [sum(map(torch.numel, weights)) for weights, _ in self._widths]
+        of_widths = torch.split_with_sizes(flat, sizes)
         for (weights, sums), of_width in zip(self._widths, of_widths, strict=True):
             by_row = of_width.view(len(sums), -1)
             sums.add_(by_row.square().mean(1))
             by_row.mul_(sums.sqrt().add_(_EPS).reciprocal_().mul_(-self._lr)[:, None])
-            torch._foreach_add_(weights, by_row.split([len(weight) for weight in weights]))
+            torch._foreach_add_(weights, torch.split_with_sizes(by_row, [len(weight) for weight in weights]))
         for weight in self.names.values():
             weight.grad = None
 
