@@ -90,7 +90,7 @@ evidence: setup  ## MTGR beside DLRMs, HSTU, LightGBM and its own ablations on f
 	@export MTGR_VAR=$(CURDIR)/var/evidence && $(PY) -m benchmarks.evidence.world && \
 	$(PY) -m benchmarks.evidence.compare --dataset foodlog --learn 2026-03-17 2026-03-21 \
 	  --choose 2026-03-22 2026-03-24 --test 2026-03-25 2026-03-26 --budget 3 && \
-	$(PY) -m benchmarks.evidence.page
+	$(PY) -m benchmarks.evidence.steps && $(PY) -m benchmarks.evidence.page
 
 lock:  ## compile requirements.in, and what a deployment has beside it, to the locks for Python 3.11 and 3.12
 	@$(PY) -m uv pip compile -q requirements.in --universal --python-version 3.11 -o requirements.txt

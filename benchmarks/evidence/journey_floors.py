@@ -2,8 +2,9 @@
 
     PYTHONPATH=<folder with lightgbm>:. python -m benchmarks.evidence.journey_floors --out var/journey
 
-LightGBM learns weeks 41 to 48 and scores weeks 49 to 52. `--choose` tries settings on weeks 47 and 48,
-learned on weeks 41 to 46. Scores lie beside those of the rankers (`benchmarks/evidence/journey.py`), and
+LightGBM learns weeks 41 to 48, or from another first day on, and scores weeks 49 to 52. `--choose` tries
+settings on weeks 47 and 48, learned from the first day to week 46. Scores lie beside those of the rankers
+(`benchmarks/evidence/journey.py`), and
 `benchmarks/results/journey_floors.json` says what they were worth, with intervals over households.
 """
 
@@ -41,12 +42,18 @@ COUNTS = ("item_buy_90d", "user_type_buy_365d", "user_item_buy_365d")
 TRIED = {
     f"{objective}-{leaves}-{rounds}": Boosting(objective=objective, leaves=leaves, rounds=rounds)
     for objective in ("binary", "lambdarank")
-    for leaves, rounds in ((15, 300), (31, 300), (63, 150))
+    for leaves, rounds in (
+        (15, 300),
+        (31, 300),
+        (63, 150),
+        (7, 600),
+        (15, 600),
+        (31, 600),
+        (15, 1200),
+        (63, 300),
+    )
 }
-CHOSEN = {
-    "lightgbm_binary": TRIED["binary-15-300"],
-    "lightgbm_lambdarank": TRIED["lambdarank-15-300"],
-}
+CHOSEN = ("binary-15-300", "lambdarank-15-300")
 
 
 def counted(rows: Rows, name: str) -> Frame:
@@ -64,20 +71,30 @@ def learned(train: Rows, test: Rows, boosting: Boosting, seed: int) -> tuple[Fra
     return scores_of(test, boosters), gains(boosters["ctcvr"]), seconds
 
 
-def choose(samples: SamplesTable, names: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
+def choose(
+    samples: SamplesTable, names: Sequence[str], train_days: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Some of `TRIED` for conversion on the last weeks before the test weeks, learned on those before."""
-    train = rows_of(samples, TRAIN_DAYS[:-CHOICE_DAYS])
-    test = rows_of(samples, TRAIN_DAYS[-CHOICE_DAYS:])
+    train = rows_of(samples, train_days[:-CHOICE_DAYS])
+    test = rows_of(samples, train_days[-CHOICE_DAYS:])
     for name in names:
         start = time.monotonic()
         booster = fit(JOURNEY, train, "ctcvr", TRIED[name], 1)
         seconds = round(time.monotonic() - start, 1)
         trips = by_trip(test.frame, booster.predict(test.values, raw_score=True))
-        yield name, {"ctcvr_gauc_request": trips.gauc, "mean": trips.mean, "seconds": seconds}
+        made = {"ctcvr_gauc_request": trips.gauc, "mean": trips.mean, "seconds": seconds}
+        yield _named(name, train_days), {**made, "first": train_days[0]}
+
+
+def _named(tried: str, train_days: Sequence[str]) -> str:
+    """The name of settings, with their weeks where these are other than 41 to 48."""
+    objective, _, sizes = tried.partition("-")
+    sized = f"lightgbm_{objective}" + ("" if tried in CHOSEN else f"_{sizes.replace('-', '_')}")
+    return sized if train_days == TRAIN_DAYS else f"{sized}_{len(train_days) // 7}_weeks"
 
 
 def floors(
-    samples: SamplesTable, out: Path, seeds: Sequence[int], train_days: Sequence[str]
+    samples: SamplesTable, out: Path, seeds: Sequence[int], train_days: Sequence[str], settings: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """The result after each of the floors on the test days, those that are there left as they are."""
     train, test = rows_of(samples, train_days), rows_of(samples, TEST_DAYS)
@@ -91,8 +108,8 @@ def floors(
         "counts": {name: measured(test.frame, counted(test, name)) for name in COUNTS},
     }
     for seed in seeds:
-        for base, boosting in CHOSEN.items():
-            name = base if train_days == TRAIN_DAYS else f"{base}_{len(train_days) // 7}_weeks"
+        for tried in settings:
+            name, boosting = _named(tried, train_days), TRIED[tried]
             path = out / name / f"{seed}.npz"
             if path.exists() and seed in _seeds_of(_held().get("learned", {}), name):
                 continue
@@ -163,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=list(TRIED),
         help="try settings on weeks before the test weeks: these, or all",
     )
+    parser.add_argument("--settings", nargs="+", choices=list(TRIED), default=CHOSEN, help="what to learn")
 
     def body(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
         if arguments.table:
@@ -172,11 +190,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         train_days = days_between(arguments.first, TRAIN_DAYS[-1])
         samples.require_days([*train_days, *TEST_DAYS])
         if arguments.choose is None:
-            for part in floors(samples, arguments.out, arguments.seeds, train_days):
+            for part in floors(samples, arguments.out, arguments.seeds, train_days, arguments.settings):
                 _keep(part)
             return dict(_held()["summary"])
         choice: dict[str, Any] = _held().get("choice", {})
-        for name, made in choose(samples, arguments.choose or list(TRIED)):
+        for name, made in choose(samples, arguments.choose or list(TRIED), train_days):
             logger.info("%s: %s", name, made)
             choice[name] = made
             _keep({"choice": choice})

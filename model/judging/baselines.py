@@ -48,11 +48,17 @@ def item_baselines(dataset: Dataset, table: pa.Table) -> dict[str, dict[str, Arr
     }
 
 
-def oracle(dataset: Dataset, ds: str, impression_id: Array) -> dict[str, Array] | None:
+def oracle(dataset: Dataset, ds: str, impression_id: Array, knows: str = "all") -> dict[str, Array] | None:
     """True probabilities of a simulated day, in the order of `impression_id`; None where there is no oracle.
 
+    Args:
+        dataset: Whose oracle.
+        ds: The day.
+        impression_id: Of the rows.
+        knows: What the live ones know: `all`, or `session`, as much as the session's clicks have told.
+
     Raises:
-        ValueError: The oracle lacks an impression.
+        ValueError: The oracle lacks an impression, or was written by a version that had no such step.
     """
     try:
         table = DeltaTable(locations.table(dataset.name, "oracle"))
@@ -69,6 +75,9 @@ def oracle(dataset: Dataset, ds: str, impression_id: Array) -> dict[str, Array] 
     if (known[rows] != impression_id).any():
         lacking = impression_id[known[rows] != impression_id]
         raise ValueError(f"the oracle of {ds} lacks {len(lacking)} impressions, e.g. {lacking[0]}")
-    columns = {"ctr_live": "p_click", "ctcvr_live": "p_conversion",
+    step = "" if knows == "all" else f"_{knows}"
+    if f"p_click{step}" not in truth.column_names:
+        raise ValueError(f"the oracle of {ds} has no column p_click{step}: simulate its days again")
+    columns = {"ctr_live": f"p_click{step}", "ctcvr_live": f"p_conversion{step}",
                "ctr_frozen": "p_click_frozen", "ctcvr_frozen": "p_conversion_frozen"}  # fmt: skip
     return {name: truth.column(column).to_numpy()[rows] for name, column in columns.items()}

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spark_jobs.contract.clock import DAY_MS
+from spark_jobs.simulator.phenomena import ORDER_SHARE, lift, spend_on
 from spark_jobs.simulator.sessions import HOUR_MS, Requests, Sessions, plan_day, rounds_of, rows_of
 from spark_jobs.simulator.settings import MAX_CANDIDATES, MIN_CANDIDATES, SimulationSettings
 from spark_jobs.simulator.world import WET, Floats, Ints, World
@@ -39,6 +40,7 @@ class State:
     fatigue_um: Floats
     satiation_uc: Floats
     order_ms_u: Ints  # the user's last order, since the start of the day that begins
+    last_cuisine_u: Ints  # of that order, -1 without one
     clicked_um: Floats  # clicked in a session that goes on, and not followed by an order
     requests: Requests  # what is left of sessions that go on
     sessions: Sessions
@@ -53,6 +55,7 @@ class State:
             fatigue_um=np.zeros(shape),
             satiation_uc=np.zeros(world.taste_uc.shape),
             order_ms_u=np.full(shape[0], -DAY_MS),
+            last_cuisine_u=np.full(shape[0], -1),
             clicked_um=np.zeros(shape),
             requests=Requests(nobody, nobody, nobody),
             sessions=Sessions(nobody, nobody, np.zeros((0, num_cuisines))),
@@ -68,6 +71,7 @@ class State:
         self.loyalty_um = _LOYALTY_KEPT * (self.loyalty_um + today.ordered_um)
         self.fatigue_um = _FATIGUE_KEPT * (self.fatigue_um + today.shown_um)
         self.satiation_uc = _SATIATION_KEPT * (self.satiation_uc + today.ordered_uc)
+        self.last_cuisine_u = today.last_cuisine_u
         self.order_ms_u = np.maximum(today.order_ms_u - DAY_MS, -DAY_MS)
         rows = today.hungry_s[later.session]
         going_on, session = np.unique(later.session[rows], return_inverse=True)
@@ -87,8 +91,10 @@ class Shown:
     """The day's impressions in the order in which they were computed; all arrays have one entry each.
 
     Probabilities: `p_click` and `p_conversion` know all that moved the simulated user, the craving included;
-    the `_frozen` ones know the user as the day began, average over the craving and over the positions of the
-    request. In a session that midnight has interrupted they know what it did before.
+    the `_session` ones average over the positions of the request and over the craving, by what the session's
+    clicks have told of it until then; the `_frozen` ones know the user as the day began, and of the craving
+    what was likely then, or what the session did before midnight has interrupted it. The `_plain` ones are
+    frozen, too, and do not know of `phenomena`.
     """
 
     request: Ints
@@ -101,8 +107,12 @@ class Shown:
     delivery_minutes: Floats
     p_click: Floats
     p_conversion: Floats
+    p_click_session: Floats
+    p_conversion_session: Floats
     p_click_frozen: Floats
     p_conversion_frozen: Floats
+    p_click_plain: Floats
+    p_conversion_plain: Floats
     click_ms: Ints  # since the start of the day, may lie after its end; -1 without a click
     order_ms: Ints
 
@@ -113,6 +123,7 @@ class _Today:
 
     sessions: Sessions
     order_ms_u: Ints
+    last_cuisine_u: Ints
     shown_um: Floats
     clicked_um: Floats  # and not followed by an order yet
     ordered_um: Floats
@@ -134,6 +145,7 @@ def simulate_day(
     today = _Today(
         sessions=sessions,
         order_ms_u=state.order_ms_u.copy(),
+        last_cuisine_u=state.last_cuisine_u.copy(),
         shown_um=np.zeros_like(state.fatigue_um),
         clicked_um=state.clicked_um.copy(),
         ordered_um=np.zeros_like(state.loyalty_um),
@@ -145,7 +157,9 @@ def simulate_day(
     for number in range(int(rounds.max(initial=-1)) + 1):
         rows = np.flatnonzero((rounds == number) & today.hungry_s[requests.session])
         if len(rows):
-            today.parts.append(_round(settings, world, state, today, requests, rows, rng, weather))
+            today.parts.append(
+                _round(settings, world, state, today, requests, rows, rng, (day_number, weather))
+            )
     state.overnight(today, later)
     names = Shown.__dataclass_fields__
     if not today.parts:
@@ -165,9 +179,10 @@ def _round(
     requests: Requests,
     rows: Ints,
     rng: np.random.Generator,
-    weather: int,
+    day: tuple[int, int],
 ) -> dict[str, NDArray[np.generic]]:
-    """One request of each of N users: shows, clicks, orders; changes `today`."""
+    """One request of each of N users, on a day (number, weather): shows, clicks, orders; changes `today`."""
+    day_number, weather = day
     user, time_ms, session = requests.user[rows], requests.time_ms[rows], requests.session[rows]
     meal = today.sessions.meal[session]
     at_work = (meal == 1) | (meal == 2)
@@ -179,12 +194,16 @@ def _round(
     km = np.take_along_axis(km_nm, merchant, axis=1)
     minutes = world.prep_minutes[merchant] + 8 + 3.5 * km + 7 * WET[weather]
     minutes = np.round(np.clip(minutes + rng.normal(0, 2.5, km.shape), 10, 120))
-    logits = _logits(world, state, user, merchant, dish, km, minutes, meal, weather)
     at = (user[:, None], merchant)
+    spend_u = spend_on(settings, world, day_number)
+    logits = _logits(world, state, spend_u, user, merchant, dish, km, minutes, meal, weather)
+    cuisine = world.cuisine[merchant]
+    added = lift(settings, world, day_number, user, cuisine, state.loyalty_um[at], state.last_cuisine_u)
+    logits = logits[0] + added, logits[1] + ORDER_SHARE * added
     worn = 0.3 * np.log1p(state.fatigue_um[at] + today.shown_um[at]) - 0.3 * np.log1p(state.fatigue_um[at])
     click, order = _lately(logits, today.clicked_um[at], time_ms, today.order_ms_u[user])
     click = click - worn
-    craved = world.cuisine[merchant] == today.sessions.craving[session][:, None]
+    craved = cuisine == today.sessions.craving[session][:, None]
     seen = 1 / (1 + 0.11 * np.arange(width))
     p_click = seen * _sigmoid(click + CRAVING * craved)
     p_order = _sigmoid(order + CRAVING_ORDER * craved)
@@ -193,14 +212,21 @@ def _round(
     delay = 3_000 + 1_500 * np.arange(width) + np.minimum(rng.exponential(8_000, km.shape), 30_000)
     click_ms = np.where(clicked, time_ms[:, None] + delay.astype(np.int64), -1)
     order_ms = np.where(ordered, click_ms + _decision_ms(settings, rng, km.shape), -1)
+    known = today.sessions.craving_logit_sc[session] + today.told_sc[session]
     told = used * _told(clicked, seen, click, order)
-    np.add.at(today.told_sc, (session[:, None], world.cuisine[merchant]), told)
+    np.add.at(today.told_sc, (session[:, None], cuisine), told)
     _learn(world, today, session, user, merchant, used, clicked, order_ms)
     seen_mean = (seen * used).sum(axis=1, keepdims=True) / used.sum(axis=1, keepdims=True)
-    prior = _softmax(today.sessions.craving_logit_sc[session])
-    wanted = np.take_along_axis(prior, world.cuisine[merchant], axis=1)
+    wanted = np.take_along_axis(_softmax(today.sessions.craving_logit_sc[session]), cuisine, axis=1)
+    wanted_now = np.take_along_axis(_softmax(known), cuisine, axis=1)
     morning = _lately(logits, state.clicked_um[at], time_ms, state.order_ms_u[user])
-    p_click_frozen, p_conversion_frozen = _frozen(*morning, wanted, seen_mean)
+    plain = _logits(world, state, world.spend_u, user, merchant, dish, km, minutes, meal, weather)
+    plain = _lately(plain, state.clicked_um[at], time_ms, state.order_ms_u[user])
+    steps = {
+        "session": _averaged(click, order, wanted_now, seen_mean),
+        "frozen": _averaged(*morning, wanted, seen_mean),
+        "plain": _averaged(*plain, wanted, seen_mean),
+    }
     values = {
         "request": np.broadcast_to(rows[:, None], km.shape),
         "user": np.broadcast_to(user[:, None], km.shape),
@@ -212,8 +238,8 @@ def _round(
         "delivery_minutes": minutes,
         "p_click": p_click,
         "p_conversion": p_click * p_order,
-        "p_click_frozen": p_click_frozen,
-        "p_conversion_frozen": p_conversion_frozen,
+        **{f"p_click_{step}": of_step[0] for step, of_step in steps.items()},
+        **{f"p_conversion_{step}": of_step[1] for step, of_step in steps.items()},
         "click_ms": click_ms,
         "order_ms": order_ms,
     }
@@ -267,6 +293,7 @@ def _dishes(world: World, merchant: Ints, rng: np.random.Generator) -> Ints:
 def _logits(
     world: World,
     state: State,
+    spend_u: Floats,
     user: Ints,
     merchant: Ints,
     dish: Ints,
@@ -279,7 +306,7 @@ def _logits(
     at = (user[:, None], merchant)
     cuisine = world.cuisine[merchant]
     taste = world.taste_uc[user[:, None], cuisine]
-    dear = np.log(world.price_mp[merchant, dish]) - world.spend_u[user][:, None]
+    dear = np.log(world.price_mp[merchant, dish]) - spend_u[user][:, None]
     pain = np.where(dear > 0, 1.5 * dear, -0.5 * dear)
     dish_quality = world.dish_quality_mp[merchant, dish]
     loyal = np.log1p(state.loyalty_um[at])
@@ -312,7 +339,7 @@ def _logits(
     return click, order
 
 
-def _frozen(click0: Floats, order0: Floats, wanted: Floats, seen_mean: Floats) -> tuple[Floats, Floats]:
+def _averaged(click0: Floats, order0: Floats, wanted: Floats, seen_mean: Floats) -> tuple[Floats, Floats]:
     """Probabilities with the craving averaged out and the mean position of the request."""
     with_craving, without = _sigmoid(click0 + CRAVING), _sigmoid(click0)
     click = wanted * with_craving + (1 - wanted) * without
@@ -342,6 +369,8 @@ def _learn(
     np.add.at(today.ordered_uc, (user[row], world.cuisine[merchant[row, slot]]), 1.0)
     sated = np.flatnonzero(ordered.any(axis=1))
     today.order_ms_u[user[sated]] = order_ms[sated].max(axis=1)
+    last = merchant[sated, order_ms[sated].argmax(axis=1)]
+    today.last_cuisine_u[user[sated]] = world.cuisine[last]
     today.clicked_um[user[sated]] = 0.0
     today.hungry_s[session[sated]] = False
 

@@ -30,7 +30,8 @@ from spark_jobs.sources.foodlog_names import WEATHERS
 
 EVENT_LOGS = ("impressions", "clicks", "orders")
 LOGS = (*EVENT_LOGS, "users", "items")
-ORACLE_COLUMNS = ("impression_id", "p_click", "p_conversion", "p_click_frozen", "p_conversion_frozen")
+ORACLE_COLUMNS = ("impression_id", "p_click", "p_conversion", "p_click_frozen", "p_conversion_frozen",
+                  "p_click_session", "p_conversion_session")  # fmt: skip
 _CONTEXT = ["user_id", "item_id", "time_ms", "weather", "distance_km", "delivery_minutes"]
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from spark_jobs.contract.clock import parse_day
 
 # Append only: the position seeds the stream.
-STREAMS = ("world", "day", "mess", "weather", "common", "bots", "change", "opening")
+STREAMS = ("world", "day", "mess", "weather", "common", "bots", "change", "opening", "phenomena")
+PHENOMENA = ("weekly", "following", "payday", "changing", "exploring")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class SimulationSettings:
         null_rate: Share of log lines without a user id or a time; ten times as many have no weather.
         unknown_item_rate: Share of impressions of a dish that the catalogue does not have.
         malformed_rate: Share of log lines that are cut off or not JSON.
+        phenomena: Names of `PHENOMENA` that are on, with commas between them; see `phenomena.py`.
 
     Raises:
         ValueError: A setting is out of range.
@@ -69,6 +71,7 @@ class SimulationSettings:
     null_rate: float = 0.0005
     unknown_item_rate: float = 0.001
     malformed_rate: float = 0.0005
+    phenomena: str = ""
 
     def __post_init__(self) -> None:
         parse_day(self.first_day)
@@ -82,6 +85,9 @@ class SimulationSettings:
         for name in ("seed", "bots", "bot_impressions"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it cannot be negative")
+        for name in self.phenomena.split(",") if self.phenomena else ():
+            if name not in PHENOMENA:
+                raise ValueError(f"phenomena has {name!r}; known are {', '.join(PHENOMENA)}")
         if self.merchants_a_district < MAX_CANDIDATES:
             raise ValueError(
                 f"merchants_a_district is {self.merchants_a_district}; {MAX_CANDIDATES} is the least"
@@ -106,6 +112,10 @@ class SimulationSettings:
     def districts(self) -> int:
         """Number of districts."""
         return -(-self.users // self.users_a_district)
+
+    def has(self, phenomenon: str) -> bool:
+        """Whether one of `PHENOMENA` is on."""
+        return phenomenon in self.phenomena.split(",")
 
     def day_number(self, ds: str) -> int:
         """Days from the first day to `ds`.

@@ -116,6 +116,7 @@ def _write_oracle(oracle_df: DataFrame, days: list[str]) -> None:
         .write.format("delta")
         .mode("overwrite")
         .option("replaceWhere", f"ds in ({listed})")
+        .option("mergeSchema", "true")  # a table of an earlier version has fewer columns
         .partitionBy("ds")
         .save(locations.table("foodlog", "oracle"))
     )

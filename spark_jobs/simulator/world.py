@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spark_jobs.simulator.phenomena import Habits, draw_habits, tastes_on
 from spark_jobs.simulator.settings import MAX_CANDIDATES, SimulationSettings
 from spark_jobs.sources.foodlog_names import AGES, BUDGETS, CITIES, CUISINES, WEATHERS
 
@@ -66,6 +67,7 @@ class World:
     home_km_um: Floats
     work_km_um: Floats
     meal_match_kc: Floats
+    habits: Habits
 
 
 def build_world(settings: SimulationSettings, district: int) -> World:
@@ -118,6 +120,7 @@ def build_world(settings: SimulationSettings, district: int) -> World:
         home_km_um=_distance_km(rng, home, place),
         work_km_um=_distance_km(rng, work, place),
         meal_match_kc=_meal_match(),
+        habits=draw_habits(settings, district, num_users, len(CUISINES)),
     )
 
 
@@ -146,7 +149,7 @@ def next_day(settings: SimulationSettings, world: World, day_number: int) -> Wor
     budget = np.clip(world.budget + rng.choice([-1, 1], num_users), 0, len(BUDGETS) - 1)
     budget = np.where(kind == 1, budget, world.budget)
     return replace(
-        world,
+        tastes_on(settings, world, day_number),
         price_mp=np.round(np.clip(price, 5, 300), 1),
         is_sold_mp=world.opens_day_mp <= day_number,
         home_cell=np.where(kind == 0, _cell_id(world.district, home), world.home_cell),

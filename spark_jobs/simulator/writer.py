@@ -100,4 +100,12 @@ def _oracle_table(oracle: pd.DataFrame, ds: str) -> pa.Table:
 def _write_oracle(ds: str, oracle: pa.Table) -> None:
     path = locations.table("foodlog", "oracle")
     Path(path).mkdir(parents=True, exist_ok=True)
-    write_deltalake(path, oracle, mode="overwrite", partition_by=["ds"], predicate=f"ds = '{ds}'")
+    # A table of an earlier version has fewer columns: it takes on those that it lacks.
+    write_deltalake(
+        path,
+        oracle,
+        mode="overwrite",
+        partition_by=["ds"],
+        predicate=f"ds = '{ds}'",
+        schema_mode="merge",
+    )

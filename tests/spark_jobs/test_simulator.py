@@ -25,7 +25,7 @@ from spark_jobs.simulator.behaviour import Shown, State, simulate_day
 from spark_jobs.simulator.deliveries import EVENT_LOGS, LOGS, DistrictDelivery, district_deliveries
 from spark_jobs.simulator.mess import MAX_LATE_DAYS, UNKNOWN_ITEM, with_mess
 from spark_jobs.simulator.sessions import craving_logits
-from spark_jobs.simulator.settings import MAX_CANDIDATES, SimulationSettings
+from spark_jobs.simulator.settings import MAX_CANDIDATES, PHENOMENA, SimulationSettings
 from spark_jobs.simulator.world import build_world, next_day, weather_of
 
 SMALL = SimulationSettings(users=60, users_a_district=30, impressions_a_day=900, bot_impressions=30)
@@ -167,6 +167,11 @@ def test_the_oracle_knows_more_than_the_item(shown: Shown) -> None:
         )  # knows its label
         assert auc(p, label) > auc(frozen, label) > auc(item_mean, label)
         assert auc(frozen, label) > 0.75
+    for p, session, frozen, label in (
+        (shown.p_click, shown.p_click_session, shown.p_click_frozen, shown.click_ms >= 0),
+        (shown.p_conversion, shown.p_conversion_session, shown.p_conversion_frozen, shown.order_ms >= 0),
+    ):
+        assert auc(p, label) > auc(session, label) > auc(frozen, label)
 
 
 def auc(score: np.ndarray, label: np.ndarray) -> float:
@@ -175,6 +180,60 @@ def auc(score: np.ndarray, label: np.ndarray) -> float:
     return float(
         (rank[label].sum() - positives * (positives + 1) / 2) / (positives * (len(label) - positives))
     )
+
+
+def test_the_session_oracle_knows_what_clicks_tell_of_the_craving() -> None:
+    """Where the session has clicked the cuisine at another merchant, it expects as many clicks as come."""
+    settings = SimulationSettings(users=400, users_a_district=400, impressions_a_day=20_000)
+    world, parts = build_world(settings, 0), []
+    state = State.fresh(world)
+    for n in range(6):
+        world = next_day(settings, world, n)
+        day = simulate_day(settings, world, state, n, weather_of(settings, 0, n))
+        names = ("user", "merchant", "time_ms", "click_ms", "p_click_session")
+        rows = pd.DataFrame({name: getattr(day, name) for name in names})
+        rows = rows.assign(cuisine=world.cuisine[day.merchant], row=np.arange(len(rows)))
+        clicks = rows.loc[rows["click_ms"] >= 0, ["user", "cuisine", "merchant", "time_ms"]]
+        both = rows.merge(clicks, on=["user", "cuisine"], suffixes=("", "_of_click"))
+        since_ms = both["time_ms"] - both["time_ms_of_click"]
+        after = (since_ms > 0) & (since_ms < 3_600_000) & (both["merchant"] != both["merchant_of_click"])
+        parts.append(both[after].drop_duplicates("row"))
+    told = pd.concat(parts)
+    clicked, said = (told["click_ms"] >= 0).sum(), told["p_click_session"].sum()
+    assert abs(clicked - said) < 3 * np.sqrt(said)
+
+
+@pytest.mark.parametrize("phenomenon", PHENOMENA)
+def test_a_phenomenon_moves_people_as_the_oracle_says(phenomenon: str) -> None:
+    """Where it speaks for a click there are more than somebody who does not know of it expects."""
+    size = {"users": 300, "users_a_district": 300, "impressions_a_day": 6_000}
+    settings = SimulationSettings(**size, phenomena=phenomenon)
+    world = build_world(settings, 0)
+    state, tastes, days = State.fresh(world), world.taste_uc, []
+    for n in range(8):
+        world = next_day(settings, world, n)
+        shown = simulate_day(settings, world, state, n, weather_of(settings, 0, n))
+        days.append(shown)
+    clicked = np.concatenate([day.click_ms >= 0 for day in days])
+    p, frozen, plain = (
+        np.concatenate([getattr(day, name) for day in days])
+        for name in ("p_click", "p_click_frozen", "p_click_plain")
+    )
+    assert abs(clicked.sum() - p.sum()) < 4 * np.sqrt((p * (1 - p)).sum())
+    moved = (world.taste_uc != tastes).any(axis=1).sum()
+    if phenomenon == "changing":
+        assert 300 * 8 / 28 * 0.5 < moved < 300 * 8 / 28 * 1.5
+        return
+    assert moved == 0
+    for up, sign in ((frozen > 1.1 * plain, 1), (frozen < plain / 1.1, -1)):
+        if phenomenon in ("weekly", "exploring") and sign < 0:
+            assert not up.any()
+            continue
+        sigma = np.sqrt(plain[up].sum())
+        assert sign * (clicked[up].sum() - plain[up].sum()) > 3 * sigma
+    none = next_day(replace(settings, phenomena=""), build_world(settings, 0), 0)
+    usual = simulate_day(replace(settings, phenomena=""), none, State.fresh(none), 0, 0)
+    np.testing.assert_array_equal(usual.p_click_frozen, usual.p_click_plain)
 
 
 def test_orders_follow_clicks_within_the_attribution_window(shown: Shown) -> None:
@@ -295,7 +354,7 @@ def test_what_midnight_leaves_of_a_session_is_known_as_well_as_its_clicks_tell()
     world, state = build_world(settings, 0), State.fresh(build_world(settings, 0))
     said, is_it, told, liked = [], [], [], []
     happened = expected = 0.0
-    for n in range(15):
+    for n in range(9):
         left = len(state.sessions.meal)
         shown = simulate_day(settings, world, state, n, weather_of(settings, 0, n))
         night = shown.time_ms < 3 * 3_600_000
@@ -382,6 +441,7 @@ def test_a_program_is_shown_what_is_sold_on_the_day() -> None:
         (["--from", "2026-03-02", "--to", "2026-03-01"], "lies after"),
         (["--from", "2026-3-1", "--to", "2026-03-01"], "is not a day"),
         (["--from", "2026-03-01", "--to", "2026-03-01", "--late-rate", "2"], "late_rate is 2.0"),
+        (["--from", "2026-03-01", "--to", "2026-03-01", "--phenomena", "weekly,full moon"], "'full moon'"),
         (
             ["--from", "2026-03-01", "--to", "2026-03-01", "--users", "10"],
             "change users or impressions_a_day",
