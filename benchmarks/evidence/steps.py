@@ -2,9 +2,9 @@
 
 The oracle's GAUC by request, of somebody who knows the lasting state of people and things (`plain`), what
 they do beside it (`frozen`: the phenomena that the world has), what the day so far and the session's clicks
-have told (`session`), and everything (`all`, the hidden craving and the position, too). Each phenomenon is switched on
-alone, and all of them together. No model is trained: the steps say how much one could gain at best, and by
-what. Writes `benchmarks/results/foodlog_steps.json`; intervals are over users.
+have told (`session`), and everything (`all`, the hidden craving and the position, too). Each phenomenon is
+switched on alone, and all of them together. No model is trained: the steps say how much one could gain at
+best, and by what. Writes `benchmarks/results/foodlog_steps.json`; intervals are over users.
 """
 
 from __future__ import annotations
