@@ -135,13 +135,13 @@ def report_of(samples: SamplesTable, days: Days, work: Path) -> dict[str, Any]:
             },
         }
     baselines["earlier labels alone"] = control(frame)
-    for told, knows in (("oracle", "all"), ("oracle of the session's clicks", "session")):
+    for title, knows in (("oracle", "all"), ("oracle of the session's clicks", "session")):
         truth = [
             oracle(dataset, day, frame["impression_id"][_of_day(dataset, frame, day)], knows)
             for day in days.test
         ]
         if all(one is not None for one in truth):
-            baselines[told] = joined([one for one in truth if one is not None])
+            baselines[title] = joined([one for one in truth if one is not None])
     measured = {name: metrics_of(dataset, frame, one) for name, one in baselines.items()}
     return {
         "dataset": dataset.name,

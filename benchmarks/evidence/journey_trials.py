@@ -101,9 +101,9 @@ def tables(result: Mapping[str, Any]) -> str:
         }
         if of:
             best = max(of, key=lambda model: of[model])
-            ours, equal = chosen(result, family)
-            value = f"{of[ours]:.4f}" if ours else ""
-            cells = [str(equal), f"`{ours}`", value, str(len(of)), f"{of[best]:.4f}"]
+            of_equal, equal = chosen(result, family)
+            of_these = f"{of[of_equal]:.4f}" if of_equal else ""
+            cells = [str(equal), f"`{of_equal}`", of_these, str(len(of)), f"{of[best]:.4f}"]
             lines.append(f"| `{family}` | {' | '.join(cells)} |")
     base = f"tiny,{SETTING}"
     lines += ["", f"| `{SETTING}` and | conversion GAUC by trip | less `tiny` |", "|---|---|---|"]

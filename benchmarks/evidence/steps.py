@@ -96,23 +96,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body(arguments: argparse.Namespace) -> Mapping[str, Any]:
         worlds = {"none of them": "", **{f"`{name}`": name for name in PHENOMENA}}
         worlds["all of them"] = ",".join(PHENOMENA)
-        made, rows = {}, 0
+        made: dict[str, Any] = {}
+        rows = 0
         for told, phenomena in worlds.items():
             shown = simulated(SimulationSettings(phenomena=phenomena), arguments.warm_up, arguments.days)
             made[told], rows = measured(shown), len(shown["user"])
+        summary = _summary(made)
         result = {
             "worlds": made,
             "impressions": rows,
             "days": [arguments.warm_up, arguments.warm_up + arguments.days],
             "settings": asdict(SimulationSettings()),
-            "summary": _summary(made),
+            "summary": summary,
             "commit": git_sha("spark_jobs", "benchmarks"),
             "card": "CPU",
             "versions": {"numpy": version("numpy"), "python": sys.version.split()[0]},
         }
         write_text(RESULT, json.dumps(result, indent=1, sort_keys=False) + "\n")
         sys.stdout.write(table(result))
-        return dict(result["summary"])
+        return summary
 
     return command.run(parser, body, argv)
 
