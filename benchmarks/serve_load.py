@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "lengths": {preset: LENGTHS[preset] for preset in arguments.presets},
         "lines": [],
     }
-    sides = SIDES if arguments.device == "cuda" else {"evaluation": SIDES["evaluation"]}
+    names = arguments.sides if arguments.device == "cuda" else ["evaluation"]
     for preset in arguments.presets:
         with tempfile.TemporaryDirectory() as folder:
             environment.override({"MTGR_VAR": folder})
@@ -141,8 +141,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 Call(path=path, body=body, headers={kserve.LENGTH_HEADER: str(length)})
                 for body, length in bodies
             ]
-            for side, options in sides.items():
-                of = {"preset": preset, "side": side}
+            for side in names:
+                of, options = {"preset": preset, "side": side}, SIDES[side]
                 own = in_process(package, tensors, arguments.device, options, arguments.rounds)
                 report["lines"] += [{**of, "way": "process", **line} for line in own]
                 torch.cuda.empty_cache()
@@ -204,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, metavar="FILE", help="only prints a result file as a table")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--presets", nargs="+", choices=tuple(LENGTHS), default=list(LENGTHS))
+    parser.add_argument("--sides", nargs="+", choices=tuple(SIDES), default=list(SIDES), help="on a GPU")
     parser.add_argument("--instances", nargs="+", type=int, default=[2], help="processes of the server")
     parser.add_argument("--rounds", type=int, default=200, help="batches of each size in process")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each closed loop")

@@ -35,7 +35,7 @@ from dags.settings import (
     TRAINING_QUEUE,
 )
 from dags.told import line_of, links_of, pages_of, report_of
-from spark_jobs.contract.clock import HOUR_MS, parse_day
+from spark_jobs.contract.clock import HOUR_MS, parse_day, shift_day
 from spark_jobs.contract.datasets import dataset_named
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -105,6 +105,11 @@ def day(partition_key: str | None) -> str:
         return parse_day(partition_key).isoformat()
     except ValueError as error:
         raise AirflowFailException(f"the run's partition key: {error}") from error
+
+
+def day_after(partition_key: str | None) -> str:
+    """The day behind the run's: the one that is served once the run's has been built; raises as `day`."""
+    return shift_day(day(partition_key), 1)
 
 
 def result_of(line: str) -> Any:

@@ -139,7 +139,14 @@ def _promote(result: Mapping[str, Any]) -> str:
     return f"{_by_preset(result, one)}. Champion: version {result['champion']}"
 
 
+def _build_lookups(result: Mapping[str, Any]) -> str:
+    rows = ", ".join(f"{count} of {kind}" for kind, count in result["rows"].items())
+    return f"lookups of {result['ds']}: {rows}"
+
+
 def _publish(result: Mapping[str, Any]) -> str:
+    if "lookups" in result:
+        return f"lookups of {result['lookups']} serve: {result['rows']} rows, {result['bytes']} bytes"
     if not result["changed"]:
         return (
             "no champion to serve yet" if result["version"] is None else f"version {result['version']} serves"
@@ -167,6 +174,7 @@ def _prune(result: Mapping[str, Any]) -> str:
 _LINES = {
     "spark_jobs.ingest": _ingest,
     "spark_jobs.build_samples": _build_samples,
+    "spark_jobs.build_lookups": _build_lookups,
     "expectations.gate": _gate,
     "spark_jobs.maintain": _maintain,
     "model.prune": _prune,

@@ -61,7 +61,10 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
         port=arguments.port,
         instances=arguments.instances or _instances(),
         limits=Limits(
-            max_waiting=arguments.max_waiting, deadline_ms=arguments.deadline_ms, is_mirrored=arguments.mirror
+            max_waiting=arguments.max_waiting,
+            deadline_ms=arguments.deadline_ms,
+            is_mirrored=arguments.mirror,
+            today_events=arguments.today_events,
         ),
         is_logged=not arguments.no_log,
         engine=EngineOptions(
@@ -98,6 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-waiting", type=int, default=256, help="requests under way; more get 429")
     parser.add_argument("--deadline-ms", type=int, default=1000, help="greatest time to an answer")
     parser.add_argument("--mirror", action="store_true", help="the shadow scores what the champion is asked")
+    parser.add_argument(
+        "--today-events",
+        type=int,
+        default=0,
+        help="events of today that are held (default: a request has its day)",
+    )
     parser.add_argument("--no-log", action="store_true", help="do not log scores")
     gpu = parser.add_argument_group("on a GPU", "an MTGR is computed by the engine, see docs/serving.md")
     gpu.add_argument("--precision", choices=PRECISIONS, help="to compute in (default: the training's)")

@@ -34,7 +34,7 @@ from spark_jobs.lake.log import exists, open_table
 from spark_jobs.lake.session import spark_session
 
 logger = logging.getLogger(__name__)
-TABLES = ("events", "users", "items", "quarantine", "samples")
+TABLES = ("events", "users", "items", "quarantine", "samples", "lookups")
 LEAST_HOURS = 168
 
 

@@ -4,6 +4,7 @@
 |---|---|---|
 | `POST /score`, `/score/shadow` | a row as JSON; with `time_ms`, what lookups do not have | `{"ctr": [...], "ctcvr": [...], "version": 4}` |
 | `POST /v2/models/<model>/infer` | the three tensors, binary | `scores` float32 `[1, 2, C]` and `version`, binary |
+| `POST /events` | `{"events": [...]}`, what users have done today, see `today` | `{"events": 3}`, how many are held |
 | `GET /v2/health/live`, `/v2/health/ready` | | 200, or 503 |
 | `GET /metrics` | | Triton's metrics and these, for Prometheus |
 
@@ -36,6 +37,7 @@ from model.serving import kserve
 from model.serving.batching import Batcher
 from model.serving.lookups import Lookups
 from model.serving.request import ROW, RequestError, RequestForm, json_object
+from model.serving.today import FullError, Today
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class Limits:
         max_batch: Requests of a batch.
         batch_tokens: Tokens of a batch.
         is_mirrored: Whether the shadow scores what the champion is asked.
+        today_events: Events of today that are held; 0: none, a request brings its day itself.
     """
 
     max_body: int = 4 << 20
@@ -67,6 +70,7 @@ class Limits:
     max_batch: int = 32
     batch_tokens: int = 20_000
     is_mirrored: bool = False
+    today_events: int = 0
 
 
 class Front:
@@ -94,6 +98,7 @@ class Front:
         self._models, self._limits = models, limits
         self._lookups_link, self._lookups_file = lookups, lookups
         self._lookups: Lookups | None = None
+        self._today = Today(form.dataset, limits.today_events) if limits.today_events else None
         self._batchers = {
             name: Batcher[_Tensors, _Scored](
                 functools.partial(self._send, name),
@@ -115,6 +120,7 @@ class Front:
         app = web.Application(client_max_size=self._limits.max_body, middlewares=[self._guarded])
         app.router.add_post("/score", self._score)
         app.router.add_post("/score/{role}", self._score)
+        app.router.add_post("/events", self._events)
         app.router.add_post("/v2/models/{model}/infer", self._infer)
         app.router.add_get("/v2/health/live", self._live)
         app.router.add_get("/v2/health/ready", self._ready)
@@ -148,6 +154,8 @@ class Front:
                 self._waiting -= 1
         except (RequestError, kserve.ProtocolError) as error:
             response = _told(400, str(error))
+        except FullError as error:
+            response = _told(429, str(error))
         except TimeoutError:
             response = _told(504, f"no answer within {DEADLINE_HEADER} {self._deadline_ms(request)}")
         except aiohttp.ClientError as error:
@@ -181,13 +189,27 @@ class Front:
             raise web.HTTPNotFound(text=f"there is no model {role!r}; ask {', '.join(self._paths())}")
         row = json_object(await request.read())
         if "time_ms" in row:
-            row = self._completed(row)
+            row = self._published().complete(row, self._today)
         tensors = self._form.tensors_of(self._form.of_row(row))
         scores, version = await self._asked(self._models[role], tensors)
         return web.json_response({"ctr": scores[0].tolist(), "ctcvr": scores[1].tolist(), "version": version})
 
-    def _completed(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row of a request that leaves to the lookups what they have."""
+    async def _events(self, request: web.Request) -> web.Response:
+        if self._today is None:
+            raise web.HTTPNotFound(text="no events are held here: start the server with --today-events")
+        events = json_object(await request.read()).get("events")
+        if not isinstance(events, list):
+            raise RequestError("column events must be a list")
+        day = self._published().day
+        for place, event in enumerate(events):
+            try:
+                self._today.add(event, day)
+            except RequestError as error:
+                raise RequestError(f"events[{place}]: {error}") from error
+        return web.json_response({"events": len(self._today)})
+
+    def _published(self) -> Lookups:
+        """The lookups that are published now."""
         file = self._lookups_link.resolve()
         if self._lookups is None or file != self._lookups_file:
             if not self._lookups_link.is_symlink():
@@ -198,7 +220,7 @@ class Front:
             self._lookups_file = file
             if before is not None:
                 before.close()
-        return self._lookups.complete(row)
+        return self._lookups
 
     def _paths(self) -> list[str]:
         return ["/score" + (f"/{role}" if role else "") for role in self._models]
@@ -288,6 +310,8 @@ class Front:
         lines += [
             "# TYPE mtgr_waiting gauge",
             f"mtgr_waiting {self._waiting}",
+            "# TYPE mtgr_events_today gauge",
+            f"mtgr_events_today {0 if self._today is None else len(self._today)}",
             "# TYPE mtgr_batches_total counter",
             *(f'mtgr_batches_total{{model="{name}"}} {b.batches}' for name, b in self._batchers.items()),
             "# TYPE mtgr_seconds histogram",

@@ -25,9 +25,11 @@ from deltalake.exceptions import DeltaError
 
 from model.data.stored import Array, id_features, number_features
 from model.runs.files import RunError, sync_folder
-from model.serving.request import RequestError
+from model.serving import so_far
+from model.serving.request import RequestError, integer_of, is_id
+from model.serving.today import Event, Today
 from spark_jobs.contract import locations
-from spark_jobs.contract.clock import DAY_MS, HOUR_MS
+from spark_jobs.contract.clock import DAY_MS, clock_features
 from spark_jobs.contract.features import Dataset, FeatureSpec, Group, Kind, Owner
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,6 @@ logger = logging.getLogger(__name__)
 LINK = "lookups"
 _KEPT = 2  # stores: a reader may be about to open the one that was named a moment ago
 _DAY = b"day"
-_THURSDAY = 3  # 1970-01-01, with Monday 0
 _Values = tuple[Array, Array]  # ids, numbers
 
 
@@ -71,28 +72,35 @@ class Lookups:
         self._read.abort()
         self._store.close()
 
-    def complete(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(self, request: Mapping[str, Any], today: Today | None = None) -> dict[str, Any]:
         """A row of samples: what the request has, and all that it lacks and that hangs on its keys.
+
+        Args:
+            request: What is asked.
+            today: Where behaviours and statistics of today come from if it has no `realtime_time_ms`.
 
         Raises:
             RequestError: It lacks a key, or one is not right; names the field.
         """
-        user, time_ms = (_integer(request, name) for name in ("user_id", "time_ms"))
+        user, time_ms = (integer_of(request, name) for name in ("user_id", "time_ms"))
         items = request.get("candidate_item_id")
-        if not isinstance(items, list) or not all(_is_id(item) for item in items):
+        if not isinstance(items, list) or not all(is_id(item) for item in items):
             raise RequestError("column candidate_item_id must be a list of integers of 64 bits")
-        local = time_ms + self._dataset.utc_offset_ms
-        clock = {"hour": local // HOUR_MS % 24, "weekday": (local // DAY_MS + _THURSDAY) % 7}
+        offset_ms = self._dataset.utc_offset_ms
+        clock = clock_features(time_ms, offset_ms)
         row: dict[str, Any] = {
             "user_id": user,
             "profile_user_id": user,
-            "window_start_ms": local // DAY_MS * DAY_MS - self._dataset.utc_offset_ms,
+            "window_start_ms": (time_ms + offset_ms) // DAY_MS * DAY_MS - offset_ms,
         }
         self._add_user(row, user)
         self._add_static(row, user)
-        known = self._add_items(row, items, clock)
-        self._add_statistics(row, user, {**known, **{name: [v] * len(items) for name, v in clock.items()}})
-        self._add_today(row, request, time_ms, len(items))
+        known = self._add_items(row, items, clock) | {name: [v] * len(items) for name, v in clock.items()}
+        self._add_statistics(row, user, known)
+        if today is None or "realtime_time_ms" in request:
+            self._add_behaviours(row, request, time_ms, len(items))
+        else:
+            self._add_today(row, today.before(user, time_ms), {"user_id": [user] * len(items), **known})
         return row | {name: value for name, value in request.items() if name != "time_ms"}
 
     def _get(self, kind: str, key: Sequence[int]) -> _Values:
@@ -147,7 +155,30 @@ class Lookups:
                 else:
                     row[f"candidate_{feature.name}"] = column
 
-    def _add_today(self, row: dict[str, Any], request: Mapping[str, Any], time_ms: int, count: int) -> None:
+    def _add_today(
+        self, row: dict[str, Any], events: Sequence[Event], known: Mapping[str, list[int]]
+    ) -> None:
+        """Adds the user's day so far, from its events before the request."""
+        done = [so_far.Done(event=event, known=self._known_of(event)) for event in events]
+        so_far.add_behaviours(
+            row, self._dataset, [one for one in done if one.event.action], len(known["item_id"])
+        )
+        row |= so_far.statistics(self._dataset, done, known)
+
+    def _known_of(self, event: Event) -> dict[str, Any]:
+        """What a token of an event has, by feature."""
+        return {
+            "user_id": event.user,
+            "item_id": event.item,
+            "action": event.action,
+            **self._item.of(self._get("item", [event.item])),
+            **event.context,
+            **clock_features(event.time_ms, self._dataset.utc_offset_ms),
+        }
+
+    def _add_behaviours(
+        self, row: dict[str, Any], request: Mapping[str, Any], time_ms: int, count: int
+    ) -> None:
         """Adds visibility, and without real-time behaviours their empty lists."""
         times = request.get("realtime_time_ms", [])
         if not isinstance(times, list) or not all(type(time) is int for time in times):
@@ -174,17 +205,6 @@ class _Fields:
 
 def _key(kind: str, key: Sequence[int]) -> bytes:
     return kind.encode() + b"\0" + np.array(key, np.int64).tobytes()
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and -(2**63) <= value < 2**63
-
-
-def _integer(request: Mapping[str, Any], name: str) -> int:
-    value = request.get(name)
-    if not _is_id(value) or not isinstance(value, int):
-        raise RequestError(f"{name} is {value!r}; a request needs this integer")
-    return value
 
 
 def write_store(dataset: Dataset, ds: str) -> dict[str, Any]:

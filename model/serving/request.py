@@ -38,6 +38,23 @@ class RequestError(ValueError):
     """A request is not right; the message names the field and the rule."""
 
 
+def is_id(value: Any) -> bool:
+    """Whether a value of JSON is an integer of 64 bits."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def integer_of(values: Mapping[str, Any], name: str) -> int:
+    """An integer that there has to be.
+
+    Raises:
+        RequestError: It is missing, or something else.
+    """
+    value = values.get(name)
+    if not is_id(value) or not isinstance(value, int):
+        raise RequestError(f"{name} is {value!r}; there has to be an integer of 64 bits")
+    return value
+
+
 def json_object(body: bytes | str) -> dict[str, Any]:
     """The object that a body is.
 

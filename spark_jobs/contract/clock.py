@@ -36,3 +36,10 @@ def days_between(first: str, last: str) -> list[str]:
 
 
 CLOCK_FEATURES = ("hour", "weekday")  # hour 0..23 and Monday 0 .. Sunday 6 in the dataset's clock
+THURSDAY = 3  # 1970-01-01, with Monday 0
+
+
+def clock_features(time_ms: int, utc_offset_ms: int) -> dict[str, int]:
+    """`CLOCK_FEATURES` of a time, in a clock that is so far ahead of UTC."""
+    local = time_ms + utc_offset_ms
+    return {"hour": local // HOUR_MS % 24, "weekday": (local // DAY_MS + THURSDAY) % 7}

@@ -111,6 +111,15 @@ class Measure(StrEnum):
         return self in (Measure.ACTIONS, Measure.DAYS_SINCE)
 
 
+SMOOTHING = 20  # impressions at the rate of all users that a rate begins with
+EVENT_OF = {
+    Measure.IMPRESSIONS: EventType.IMPRESSION,
+    Measure.CLICKS: EventType.CLICK,
+    Measure.CONVERSIONS: EventType.CONVERSION,
+}
+COUNTED_BY = {Measure.CTR: Measure.CLICKS, Measure.CTCVR: Measure.CONVERSIONS}
+
+
 class Snapshot(StrEnum):
     """When the snapshots of users and items are taken that come with the delivery of a day."""
 

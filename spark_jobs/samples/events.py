@@ -11,13 +11,12 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract.clock import DAY_MS, HOUR_MS, shift_day
+from spark_jobs.contract.clock import DAY_MS, HOUR_MS, THURSDAY, shift_day
 from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Owner, Snapshot
 from spark_jobs.contract.tables import SCALAR_TYPES
 
 REQUEST_MS = HOUR_MS  # a request goes on for at most an hour after midnight
 _EVENT = ["event_type", "event_id", "ds"]
-_THURSDAY = 3  # 1970-01-01, with Monday 0
 
 
 def repeated(events_df: DataFrame) -> DataFrame:
@@ -148,7 +147,7 @@ def with_context(events_df: DataFrame, dataset: Dataset) -> DataFrame:
     day = F.floor(local / F.lit(DAY_MS))
     clock = {
         "hour": F.floor(local / F.lit(HOUR_MS)) % 24,
-        "weekday": (day + _THURSDAY) % 7,
+        "weekday": (day + THURSDAY) % 7,
     }
     columns = {name: value.cast("int") for name, value in clock.items()}
     for feature in dataset.of(Owner.CONTEXT):

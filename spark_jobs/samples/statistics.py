@@ -18,16 +18,17 @@ from typing import NamedTuple
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - Spark's own convention
 
-from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Measure, Statistic
+from spark_jobs.contract.features import (
+    COUNTED_BY,
+    EVENT_OF,
+    SMOOTHING,
+    Dataset,
+    FeatureSpec,
+    Measure,
+    Statistic,
+)
 from spark_jobs.samples.events import is_event
 
-SMOOTHING = 20
-_EVENT_OF = {
-    Measure.IMPRESSIONS: EventType.IMPRESSION,
-    Measure.CLICKS: EventType.CLICK,
-    Measure.CONVERSIONS: EventType.CONVERSION,
-}
-_COUNTED_BY = {Measure.CTR: Measure.CLICKS, Measure.CTCVR: Measure.CONVERSIONS}
 _EXACT = "decimal(28,9)"
 Keys = tuple[str, ...]
 
@@ -42,7 +43,7 @@ class Count(NamedTuple):
     @property
     def flag(self) -> str:
         """Column that says whether an event is one; no declared column starts with an underscore."""
-        return f"_did_{self.action}" if self.action else f"_is_{_EVENT_OF[self.measure]}"
+        return f"_did_{self.action}" if self.action else f"_is_{EVENT_OF[self.measure]}"
 
 
 def by_keys(features: Iterable[FeatureSpec], *, today: bool) -> dict[Keys, list[FeatureSpec]]:
@@ -57,7 +58,7 @@ def by_keys(features: Iterable[FeatureSpec], *, today: bool) -> dict[Keys, list[
 def counts(statistic: Statistic, is_weighted: bool = False) -> tuple[Count, ...]:
     """The counts that a statistic is computed from: of a rate, sums of weights where candidates have them."""
     if statistic.measure.is_rate:
-        parts = (_COUNTED_BY[statistic.measure], Measure.IMPRESSIONS)
+        parts = (COUNTED_BY[statistic.measure], Measure.IMPRESSIONS)
         return tuple(Count(measure, is_weighted=is_weighted) for measure in parts)
     return (Count(statistic.measure, statistic.action),)
 
@@ -78,7 +79,7 @@ def is_counted(counts: Iterable[Count], actions: Sequence[str]) -> dict[str, Col
     return {
         count.flag: F.coalesce(F.col("action") == 1 + actions.index(count.action), F.lit(False))
         if count.action
-        else is_event(_EVENT_OF[count.measure])
+        else is_event(EVENT_OF[count.measure])
         for count in counts
     }
 
@@ -149,7 +150,7 @@ def global_rates(
         *(
             F.coalesce(
                 F.try_divide(
-                    F.col(count_column((), Count(_COUNTED_BY[measure], is_weighted=is_weighted), days)),
+                    F.col(count_column((), Count(COUNTED_BY[measure], is_weighted=is_weighted), days)),
                     F.col(count_column((), Count(Measure.IMPRESSIONS, is_weighted=is_weighted), days)),
                 ),
                 F.lit(0.0),

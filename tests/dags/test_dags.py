@@ -1,4 +1,4 @@
-"""What the two DAGs are: tasks and their order, schedule, pools, retries, and what a task may not do."""
+"""What the DAGs are: tasks and their order, schedule, pools, retries, and what a task may not do."""
 
 import dataclasses
 import itertools
@@ -26,12 +26,16 @@ EDGES = {
         ("register", "promote"),
         ("promote", "publish"),
     ],
+    "serving_daily": [
+        ("is_newest", "build_lookups"),
+        ("build_lookups", "publish_lookups"),
+    ],
 }
 GATES = {"gate_events", "gate_samples", "gate_evaluation"}
 
 
 def test_the_dags_load_and_nothing_else(dags):
-    assert sorted(dags) == ["maintenance_weekly", "retraining_daily", "samples_daily"]
+    assert sorted(dags) == ["maintenance_weekly", "retraining_daily", "samples_daily", "serving_daily"]
 
 
 def test_maintenance_is_weekly_its_tasks_do_not_wait_for_each_other_and_it_can_be_tried_dry(dags):
@@ -90,6 +94,7 @@ def test_a_wrong_number_is_what_airflow_shows_as_import_error(monkeypatch):
         "maintenance_weekly",
         "retraining_daily",
         "samples_daily",
+        "serving_daily",
     ]
     last = {error.strip().splitlines()[-1].partition(": ")[2] for error in errors.values()}
     assert last == {"MTGR_RETRIES=two is not a whole number from 0 to 100"}
@@ -110,7 +115,9 @@ def test_every_dag_runs_one_day_at_a_time_and_never_catches_up(dags, dag_id):
     assert dag.has_on_failure_callback
 
 
-@pytest.mark.parametrize(("dag_id", "hours"), [("samples_daily", 4), ("retraining_daily", 12)])
+@pytest.mark.parametrize(
+    ("dag_id", "hours"), [("samples_daily", 4), ("retraining_daily", 12), ("serving_daily", 6)]
+)
 def test_a_deadline_is_stored_so_that_a_task_of_its_run_can_be_cleared(dags, dag_id, hours):
     from airflow.serialization.decoders import decode_deadline_alert
     from airflow.serialization.encoders import encode_deadline_alert
@@ -137,12 +144,28 @@ def test_only_gates_are_not_retried_and_every_task_has_a_timeout(dags, dag_id):
 
 @pytest.mark.parametrize("dag_id", EDGES)
 def test_steps_run_in_the_repository_with_its_environment_and_know_no_skip_code(dags, dag_id):
-    steps = [task for task in dags[dag_id].tasks if task.task_id != "has_history"]
+    steps = [task for task in dags[dag_id].tasks if task.task_id not in ("has_history", "is_newest")]
     for task in steps:
         assert task.cwd == str(ROOT)
         assert task.append_env is True
         assert task.skip_on_exit_code == []  # 99 would be "skipped": a failing gate could pass
-        assert "day(partition_key)" in task.bash_command
+        assert f"{'day_after' if dag_id == 'serving_daily' else 'day'}(partition_key)" in task.bash_command
+
+
+def test_what_is_served_tomorrow_is_built_and_published_for_the_newest_day(dags, tmp_path, monkeypatch):
+    from dags.steps import day_after
+    from spark_jobs.lake import log
+
+    assert day_after("2026-02-28") == "2026-03-01"
+    dag = dags["serving_daily"]
+    commands = [dag.get_task(name).bash_command for name in ("build_lookups", "publish_lookups")]
+    asked = "{{ day_after(partition_key) }}"
+    assert commands[0].endswith(f"-m spark_jobs.build_lookups --dataset foodlog --ds {asked}")
+    assert commands[1].endswith(f"-m model.publish --dataset foodlog --lookups {asked}")
+    assert dag.timetable.asset_condition == dags["retraining_daily"].timetable.asset_condition
+    monkeypatch.setattr(log, "partition_values", lambda uri, name: ["2026-03-02", "2026-03-03"])
+    is_newest = dag.get_task("is_newest").python_callable
+    assert [is_newest(f"2026-03-0{day}") for day in (2, 3)] == [False, True]
 
 
 def test_the_gate_of_samples_publishes_the_asset_that_retraining_waits_for(dags):
@@ -258,7 +281,7 @@ from airflow.providers.standard.operators.bash import BashOperator
 before = set(sys.modules)
 def refuse(*args, **kwargs): raise AssertionError("a connection at import")
 socket.socket.connect = refuse
-import dags.samples_daily, dags.retraining_daily, dags.maintenance_weekly
+import dags.samples_daily, dags.retraining_daily, dags.maintenance_weekly, dags.serving_daily
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 heavy = new & {"torch", "pyspark", "mlflow", "great_expectations", "pandas", "numpy", "deltalake", "pyarrow"}
 print(sorted(heavy))
@@ -271,5 +294,5 @@ print(sorted(heavy))
 
 
 def test_dag_files_are_thin():
-    for name in ("samples_daily", "retraining_daily", "maintenance_weekly"):
+    for name in ("samples_daily", "retraining_daily", "maintenance_weekly", "serving_daily"):
         assert len((ROOT / "dags" / f"{name}.py").read_text().splitlines()) <= 110

@@ -54,6 +54,7 @@ RESULTS = {
         },
     },
     "model.publish": {"version": 4, "before": 2, "changed": True},
+    "spark_jobs.build_lookups": {"ds": "2026-03-04", "rows": {"user": 759, "item": 1069}},
 }  # fmt: skip
 LINES = {
     "spark_jobs.ingest": (
@@ -82,6 +83,7 @@ LINES = {
         "version 4 (user_tower) promoted: ctcvr_gauc 0.73; ctr_gauc 0.65. Champion: version 4"
     ),
     "model.publish": "version 4 serves instead of version 2",
+    "spark_jobs.build_lookups": "lookups of 2026-03-04: 759 of user, 1069 of item",
 }
 
 pytestmark = pytest.mark.usefixtures("airflow_home")

@@ -14,6 +14,7 @@ from model.runs.files import RunError
 from model.serving import roles
 from model.serving.lookups import Lookups, write_store
 from model.serving.request import RequestError
+from model.serving.today import Today
 from spark_jobs.contract import locations
 from spark_jobs.contract.clock import HOUR_MS
 from spark_jobs.contract.declare import category, id_feature, number, statistics
@@ -40,6 +41,7 @@ SHOP = Dataset(
         *statistics(Owner.REALTIME_STATISTIC, ("user_id",), (0,), Measure.CLICKS),
     ),
 )
+DS = "2026-03-01"
 NOON = 1_772_337_600_000  # 2026-03-01 04:00 UTC, 12:00 in the shop
 ROWS: list[tuple[str, list[int], list[int], list[float]]] = [
     ("user", [], [0], [0.0]),
@@ -120,6 +122,25 @@ def test_what_the_request_has_is_not_looked_up_and_today_is_seen_up_to_its_time(
     assert row["profile_city"] == 8
     assert row["realtime_visible"] == [0, 0, 2, 3]
     assert row["candidate_visible"] == [3, 3, 3]
+
+
+def test_who_brings_no_day_has_what_the_log_of_today_has(lookups: Lookups) -> None:
+    today, done = Today(SHOP, most=9), {"user_id": 5, "item_id": 70, "place": 2}
+    today.add(
+        {**done, "event_id": "a", "event_type": "click", "time_ms": NOON - HOUR_MS, "action": "buy"}, DS
+    )
+    today.add({**done, "event_id": "b", "event_type": "impression", "time_ms": NOON - 9}, DS)
+    today.add({**done, "event_id": "c", "event_type": "click", "time_ms": NOON, "action": "buy"}, DS)
+    request = asked()
+    del request["candidate_user_clicks_today"]
+    row = lookups.complete(request, today)
+    assert row["candidate_user_clicks_today"] == [1.0] * 3
+    token = {"item_id": 70, "brand": 7, "price": 12.5, "hour": 11, "place": 2, "action": 1}
+    assert {name: row[f"realtime_{name}"] for name in token} == {name: [v] for name, v in token.items()}
+    assert (row["realtime_time_ms"], row["realtime_visible"]) == ([NOON - HOUR_MS], [0])
+    assert row["candidate_visible"] == [1] * 3
+    brought = lookups.complete(asked(realtime_time_ms=[NOON - 1]), today)
+    assert (brought["realtime_time_ms"], brought["candidate_visible"]) == ([NOON - 1], [1] * 3)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from model.serving.holder import Holder, Served
 from model.serving.package import PackageError
 from model.serving.request import RequestForm
 from model.serving.score_log import ScoreLog
+from model.serving.today import Today
 from spark_jobs.contract.foodlog import FOODLOG
 from tests.model.malformed import malformed_rows, malformed_tensors
 from tests.model.packages import folder_of, make_package
@@ -418,7 +419,8 @@ def test_requests_are_completed_from_the_lookups_that_are_published_now(
             self.opened.append(path.name)
             self.city = int(path.read_text())
 
-        def complete(self, request: dict[str, Any]) -> dict[str, Any]:
+        def complete(self, request: dict[str, Any], today: Today | None) -> dict[str, Any]:
+            assert today is None
             return {"profile_city": self.city, **{k: v for k, v in request.items() if k != "time_ms"}}
 
         def close(self) -> None:
@@ -442,6 +444,39 @@ def test_requests_are_completed_from_the_lookups_that_are_published_now(
         assert Store.opened == ["one", "two", "closed"]
 
     with_front(use, lookups=link)
+
+
+def test_events_of_today_are_held_and_what_is_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = "2026-03-02"
+    monkeypatch.setattr(front, "Lookups", lambda dataset, path: types.SimpleNamespace(day=day))
+    link = tmp_path / "lookups"
+    event = {"event_id": "a", "event_type": "impression", "user_id": 1, "item_id": 2}
+    event["time_ms"] = FOODLOG.day_start_ms(day)
+
+    async def use(client: Any) -> None:
+        async def told(*events: Any) -> tuple[int, Any]:
+            answer = await client.post("/events", json={"events": events})
+            return answer.status, await answer.json()
+
+        assert (await told(event))[0] == 503  # of which day it is
+        link.symlink_to("one")
+        assert await told(event, event) == (200, {"events": 1})
+        status, answer = await told({**event, "event_id": "b"}, {**event, "user_id": "x"})
+        assert (status, answer["error"][:31]) == (400, "events[1]: user_id is 'x'; there")
+        assert (await client.post("/events", json={})).status == 400
+        status, answer = await told({**event, "event_id": "c"})
+        assert (status, answer) == (429, {"error": "there are 2 events of today, and no room for more"})
+        assert "mtgr_events_today 2" in await (await client.get("/metrics")).text()
+
+    with_front(use, lookups=link, today_events=2)
+
+    async def none(client: Any) -> None:
+        answer = await client.post("/events", json={"events": [event]})
+        assert (answer.status, "--today-events" in (await answer.json())["error"]) == (404, True)
+
+    with_front(none)
 
 
 def test_without_triton_the_front_is_not_ready_and_says_so() -> None:
