@@ -54,9 +54,24 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     package = Package.load(roles.link(dataset.name, roles.CURRENT))
     folder = server.folder_of(dataset.name)
     folder.mkdir(parents=True, exist_ok=True)
+    if arguments.repository:
+        server.repository(dataset.name, arguments.repository, _options(arguments))
+        return {"dataset": dataset.name, "served": False, "repository": str(arguments.repository)}
     body = folder / "request.json"
     body.write_text(json.dumps(example(package)) + "\n", encoding="utf-8")
-    options = ServerOptions(
+
+    def ready(url: str) -> None:
+        gc.collect()
+        gc.freeze()  # a collection that walks all that was imported takes longer than an answer
+        logger.info("version %d of %s answers at %s; a request to try:", package.version, dataset.name, url)
+        logger.info("    %s", _curl(url, body))
+
+    uvloop.run(server.serve(dataset, _options(arguments), ready))
+    return {"dataset": dataset.name, "served": True}
+
+
+def _options(arguments: argparse.Namespace) -> ServerOptions:
+    return ServerOptions(
         host=arguments.host,
         port=arguments.port,
         instances=arguments.instances or _instances(),
@@ -67,6 +82,7 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
             today_events=arguments.today_events,
         ),
         is_logged=not arguments.no_log,
+        grpc_port=arguments.grpc_port,
         engine=EngineOptions(
             is_used=not arguments.no_engine,
             precision=arguments.precision,
@@ -74,15 +90,6 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any]:
             prefix_mb=arguments.prefix_mb,
         ),
     )
-
-    def ready(url: str) -> None:
-        gc.collect()
-        gc.freeze()  # a collection that walks all that was imported takes longer than an answer
-        logger.info("version %d of %s answers at %s; a request to try:", package.version, dataset.name, url)
-        logger.info("    %s", _curl(url, body))
-
-    uvloop.run(server.serve(dataset, options, ready))
-    return {"dataset": dataset.name, "served": True}
 
 
 def _curl(url: str, body: Path) -> str:
@@ -95,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_dataset(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: loopback)")
     parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument(
+        "--repository", type=Path, metavar="FOLDER", help="only write Triton's model repository there"
+    )
+    parser.add_argument("--grpc-port", type=int, help="answer gRPC there, too (0: a free one; default: not)")
     parser.add_argument(
         "--instances", type=int, help="processes that score (default: one for two cores, 2 on a GPU)"
     )

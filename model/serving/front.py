@@ -83,6 +83,10 @@ class Front:
         models: By path behind `/score`, the name of the model.
         limits: What passes.
         lookups: Link to the store of what requests need not carry.
+
+    Attributes:
+        form: As given.
+        models: Names of the models.
     """
 
     def __init__(
@@ -94,8 +98,9 @@ class Front:
         limits: Limits,
         lookups: Path,
     ) -> None:
-        self._form, self._triton, self._metrics = form, triton, metrics
+        self.form, self._triton, self._metrics = form, triton, metrics
         self._models, self._limits = models, limits
+        self.models = tuple(models.values())
         self._lookups_link, self._lookups_file = lookups, lookups
         self._lookups: Lookups | None = None
         self._today = Today(form.dataset, limits.today_events) if limits.today_events else None
@@ -167,8 +172,7 @@ class Front:
         except web.HTTPException as error:
             response = _told(error.status, error.text or error.reason, dict(error.headers))
         name = name if response.status != 404 else "other"
-        self._answers[name, response.status] += 1
-        self._time(name, time.perf_counter() - start)
+        self.count(name, response.status, time.perf_counter() - start)
         return response
 
     def _deadline_ms(self, request: web.Request) -> int:
@@ -177,7 +181,9 @@ class Front:
             raise RequestError(f"header {DEADLINE_HEADER} is {text[:40]!r}; it is milliseconds, 1 to 60000")
         return min(int(text), self._limits.deadline_ms)
 
-    def _time(self, name: str, seconds: float) -> None:
+    def count(self, name: str, status: int, seconds: float) -> None:
+        """Notes an answer for the metrics."""
+        self._answers[name, status] += 1
         self._seconds[name] += seconds
         for bound in _BOUNDS_S:
             if seconds <= bound:
@@ -190,8 +196,8 @@ class Front:
         row = json_object(await request.read())
         if "time_ms" in row:
             row = self._published().complete(row, self._today)
-        tensors = self._form.tensors_of(self._form.of_row(row))
-        scores, version = await self._asked(self._models[role], tensors)
+        tensors = self.form.tensors_of(self.form.of_row(row))
+        scores, version = await self.asked(self._models[role], tensors)
         return web.json_response({"ctr": scores[0].tolist(), "ctcvr": scores[1].tolist(), "version": version})
 
     async def _events(self, request: web.Request) -> web.Response:
@@ -216,7 +222,7 @@ class Front:
                 raise web.HTTPServiceUnavailable(
                     text="no lookups are published: send a whole row, no time_ms"
                 )
-            before, self._lookups = self._lookups, Lookups(self._form.dataset, file)
+            before, self._lookups = self._lookups, Lookups(self.form.dataset, file)
             self._lookups_file = file
             if before is not None:
                 before.close()
@@ -227,11 +233,11 @@ class Front:
 
     async def _infer(self, request: web.Request) -> web.Response:
         name = request.match_info["model"]
-        if name not in self._models.values():
-            raise web.HTTPNotFound(text=f"there is no model {name!r}; use {', '.join(self._models.values())}")
+        if name not in self.models:
+            raise web.HTTPNotFound(text=f"there is no model {name!r}; use {', '.join(self.models)}")
         tensors, _ = kserve.decode(await request.read(), request.headers.get(kserve.LENGTH_HEADER))
-        self._form.check(tensors)  # before it takes a place in a batch
-        scores, version = await self._asked(name, tensors)
+        self.form.check(tensors)  # before it takes a place in a batch
+        scores, version = await self.asked(name, tensors)
         answer = {"scores": scores[None], "version": np.array([[version]])}
         body, length = kserve.encode(answer, "outputs", model_name=name, model_version="1")
         return web.Response(
@@ -240,9 +246,9 @@ class Front:
             headers={kserve.LENGTH_HEADER: str(length)},
         )
 
-    async def _asked(self, model: str, tensors: _Tensors) -> _Scored:
+    async def asked(self, model: str, tensors: _Tensors) -> _Scored:
         """Scores of a request, float32 `[2, C]`, and the version that they are of."""
-        tokens, shadow = self._form.num_tokens(tensors), self._models.get("shadow")
+        tokens, shadow = self.form.num_tokens(tensors), self._models.get("shadow")
         if self._limits.is_mirrored and shadow is not None and model != shadow:
             batcher = self._batchers[shadow]
             if batcher.num_waiting < self._limits.max_waiting:  # else this one is left out
@@ -267,7 +273,7 @@ class Front:
     async def _send(self, model: str, requests: Sequence[_Tensors]) -> Sequence[_Scored | Exception]:
         """Triton's scores of a batch; where it refuses one of several, each is asked by itself."""
         try:
-            scores, version = await self._call(model, self._form.joined(requests))
+            scores, version = await self._call(model, self.form.joined(requests))
         except web.HTTPBadRequest as error:
             if len(requests) == 1:
                 return [error]
@@ -295,13 +301,17 @@ class Front:
         return web.Response()
 
     async def _ready(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if await self.is_ready() else 503)
+
+    async def is_ready(self) -> bool:
+        """Whether the champion can be asked."""
         assert self._session is not None
         try:
             url = f"{self._triton}/v2/models/{self._models['']}/ready"
             async with self._session.get(url, timeout=aiohttp.ClientTimeout(2)) as response:
-                return web.Response(status=200 if response.status == 200 else 503)
+                return response.status == 200
         except (aiohttp.ClientError, TimeoutError):
-            return web.Response(status=503)
+            return False
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         assert self._session is not None

@@ -7,6 +7,7 @@ the tensors end to end (the binary tensor data extension of Triton's protocol).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,28 @@ _OF = {dtype: name for name, dtype in _NAMES.items()}
 
 class ProtocolError(ValueError):
     """A body is not of the protocol; the message says where."""
+
+
+def name_of(dtype: np.dtype[Any]) -> str:
+    """What the protocol calls a type."""
+    return _OF[dtype]
+
+
+def tensor_of(name: str, datatype: str, shape: Any, content: bytes | memoryview) -> Array:
+    """A tensor from its bytes.
+
+    Raises:
+        ProtocolError: The type is none that is read, the shape is none, or needs other than these bytes.
+    """
+    dtype = _NAMES.get(datatype)
+    if dtype is None:
+        raise ProtocolError(f"tensor {name}: datatype {datatype!r} is none of {', '.join(_NAMES)}")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**31 for size in shape):
+        raise ProtocolError(f"tensor {name}: shape {shape!r} is no list of sizes")
+    needed = math.prod(shape) * dtype.itemsize
+    if len(content) != needed:
+        raise ProtocolError(f"tensor {name} has {len(content)} bytes, its shape {shape} needs {needed}")
+    return np.frombuffer(content, dtype).reshape(shape)
 
 
 def encode(tensors: Mapping[str, Array], key: str = "inputs", **more: Any) -> tuple[bytes, int]:
@@ -87,24 +110,11 @@ def decode(
 def _tensor(described: Any, body: bytes, at: int) -> tuple[str, Array, int]:
     if not isinstance(described, dict):
         raise ProtocolError(f"a tensor is described by {described!r}; an object is needed")
-    name = str(described.get("name"))
-    dtype = _NAMES.get(str(described.get("datatype")))
-    if dtype is None:
-        raise ProtocolError(
-            f"tensor {name}: datatype {described.get('datatype')!r} is none of {', '.join(_NAMES)}"
-        )
-    shape, parameters = described.get("shape"), described.get("parameters")
-    is_shape = isinstance(shape, list) and all(type(size) is int and 0 <= size < 2**31 for size in shape)
-    if not is_shape or not isinstance(shape, list):
-        raise ProtocolError(f"tensor {name}: shape {shape!r} is no list of sizes")
+    name, parameters = str(described.get("name")), described.get("parameters")
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
-    count = 1
-    for one in shape:
-        count *= one
-    if type(size) is not int or size != count * dtype.itemsize:
-        raise ProtocolError(
-            f"tensor {name}: binary_data_size is {size!r}, its shape {shape} needs {count * dtype.itemsize}"
-        )
+    if type(size) is not int or size < 0:
+        raise ProtocolError(f"tensor {name}: binary_data_size is {size!r}: send it binary")
     if at + size > len(body):
         raise ProtocolError(f"tensor {name}: the body ends {at + size - len(body)} bytes before it does")
-    return name, np.frombuffer(body, dtype, count, at).reshape(shape), at + size
+    content = memoryview(body)[at : at + size]
+    return name, tensor_of(name, str(described.get("datatype")), described.get("shape"), content), at + size

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from model.serving import roles, triton
+from model.serving import grpc_front, roles, triton
 from model.serving.front import Front, Limits
 from model.serving.lookups import LINK
 from model.serving.package import Package
@@ -43,6 +43,7 @@ class ServerOptions:
         limits: What the front lets pass.
         is_logged: Whether scores are logged.
         engine: How a GPU computes.
+        grpc_port: Where gRPC is answered, on the same address; None: nowhere.
     """
 
     host: str = "127.0.0.1"
@@ -51,6 +52,7 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     is_logged: bool = True
     engine: EngineOptions = DEFAULT
+    grpc_port: int | None = None
 
 
 def folder_of(dataset: str) -> Path:
@@ -64,6 +66,21 @@ def model_names(dataset: str) -> dict[str, str]:
     if roles.version_in(dataset, roles.SHADOW) is not None:
         names["shadow"] = f"{dataset}-shadow"
     return names
+
+
+def repository(dataset: str, folder: Path, options: ServerOptions) -> None:
+    """Writes the model repository of a dataset's roles, for the server here or for a Triton elsewhere."""
+    write_repository(folder, {
+        name: ModelOptions(
+            link=roles.link(dataset, role or roles.CURRENT),
+            log=folder_of(dataset) / "scores" / name if options.is_logged else None,
+            instances=options.instances,
+            max_batch=options.limits.max_batch,
+            batch_tokens=options.limits.batch_tokens,
+            engine=options.engine,
+        )
+        for role, name in model_names(dataset).items()
+    })  # fmt: skip
 
 
 async def serve(dataset: Dataset, options: ServerOptions, ready: Callable[[str], None]) -> None:
@@ -81,21 +98,11 @@ async def serve(dataset: Dataset, options: ServerOptions, ready: Callable[[str],
     """
     folder = folder_of(dataset.name)
     models = model_names(dataset.name)
-    write_repository(folder / "models", {
-        name: ModelOptions(
-            link=roles.link(dataset.name, role or roles.CURRENT),
-            log=folder / "scores" / name if options.is_logged else None,
-            instances=options.instances,
-            max_batch=options.limits.max_batch,
-            batch_tokens=options.limits.batch_tokens,
-            engine=options.engine,
-        )
-        for role, name in models.items()
-    })  # fmt: skip
+    repository(dataset.name, folder / "models", options)
     triton.write_backends(folder / "backends")
     package = Package.load(roles.link(dataset.name, roles.CURRENT))
     form = RequestForm(package.dataset, package.config.model.max_static)
-    port = _free_ports()
+    port = free_ports()
     front = Front(
         form,
         f"http://127.0.0.1:{port}",
@@ -111,6 +118,10 @@ async def serve(dataset: Dataset, options: ServerOptions, ready: Callable[[str],
     ended = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, ended.set)
+    by_grpc = None
+    if options.grpc_port is not None:
+        by_grpc, grpc_port = await grpc_front.start(front, options.limits, options.host, options.grpc_port)
+        logger.info("gRPC is answered at %s:%d", options.host, grpc_port)
     is_ready = asyncio.Event()
     keeper = asyncio.create_task(_keep(folder, port, is_ready))
     try:
@@ -124,6 +135,8 @@ async def serve(dataset: Dataset, options: ServerOptions, ready: Callable[[str],
         if keeper.done():
             keeper.result()
     finally:
+        if by_grpc is not None:
+            await by_grpc.stop(options.limits.deadline_ms / 1000)
         await runner.cleanup()  # first what asks, then what is asked
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
@@ -162,7 +175,7 @@ async def _until_ready(url: str, ended: asyncio.Event, keeper: asyncio.Task[None
             await asyncio.sleep(0.1)
 
 
-def _free_ports() -> int:
+def free_ports() -> int:
     """A free port whose neighbour is free, too."""
     while True:
         with socket.socket() as one, socket.socket() as next_one:

@@ -25,8 +25,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.load import Call, Load, at_rate, closed
+from model import serve
 from model.judging.scoring import Scorer
-from model.serving import kserve, roles
+from model.serving import kserve, roles, server, triton
 from model.serving.request import RequestForm
 from spark_jobs.contract.foodlog import FOODLOG
 from tests.model.malformed import malformed_rows, malformed_tensors
@@ -96,10 +97,10 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
 
 @pytest.fixture
 def serving(packages: dict[int, Any], tmp_path: Path) -> Iterator[Serving]:
-    server = Serving(tmp_path / "serve.log", "--instances", "2")
-    yield server
-    if server.process.poll() is None:
-        server.stop()
+    started = Serving(tmp_path / "serve.log", "--instances", "2")
+    yield started
+    if started.process.poll() is None:
+        started.stop()
 
 
 def calls(rows: list[dict[str, Any]]) -> list[Call]:
@@ -204,6 +205,47 @@ def test_the_shadow_is_asked_beside_the_champion(packages: Any, tmp_path: Path) 
     versions = [server.ask(row, path)[1]["version"] for path in ("/score", "/score/shadow")]
     assert versions == [1, 2]
     server.stop()
+
+
+def test_triton_alone_serves_the_repository(packages: Any, tmp_path: Path) -> None:
+    repository, backends, log = tmp_path / "repository", tmp_path / "backends", tmp_path / "triton.log"
+    assert serve.main(["--dataset", "foodlog", "--repository", str(repository), "--instances", "1"]) == 0
+    triton.write_backends(backends)
+    form, rows = RequestForm(FOODLOG), request_rows(3)
+    sent = form.joined([form.tensors_of(form.of_row(row)) for row in rows])
+    body, length = kserve.encode(sent)
+
+    async def run() -> dict[str, Any]:
+        port = server.free_ports()
+        process = await triton.start(repository, backends, log, port)
+        url = f"http://127.0.0.1:{port}/v2/models/foodlog"
+        try:
+            for _ in range(600):
+                assert process.returncode is None, log.read_text()
+                if await asyncio.to_thread(is_ready, f"{url}/ready"):
+                    break
+                await asyncio.sleep(0.1)
+            request = urllib.request.Request(f"{url}/infer", body, {kserve.LENGTH_HEADER: str(length)})
+            answer = await asyncio.to_thread(urllib.request.urlopen, request, timeout=30)
+            return kserve.decode(answer.read(), answer.headers[kserve.LENGTH_HEADER], "outputs")[0]
+        finally:
+            await triton.stop(process)
+
+    outputs = asyncio.run(run())
+    scorer = Scorer(packages[1].dataset, packages[1].config, packages[1].ranker())
+    scores = [scorer.score([row]) for row in rows]
+    for place, task in enumerate(("ctr", "ctcvr")):
+        wanted = np.concatenate([of_row[f"{task}_live"] for of_row in scores])
+        np.testing.assert_allclose(outputs["scores"][0, place], wanted, atol=1e-5)
+    assert outputs["version"].tolist() == [[1]]
+
+
+def is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def test_what_cannot_be_served_is_not_started(packages: Any, tmp_path: Path) -> None:
