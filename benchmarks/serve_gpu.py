@@ -84,7 +84,9 @@ def plain(ranker: nn.Module, precision: torch.dtype) -> Callable[[JaggedBatch], 
     return score
 
 
-def timed(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+def timed(
+    sides: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, dict[str, float]]:
     """Milliseconds of each side by percentile; the sides take turns of `_TURN` runs, as a server runs one.
 
     The first run of a turn finds what the side before has left in the caches: it is counted as all are, and
@@ -94,10 +96,10 @@ def timed(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[st
     for turn in range(1 + -(-rounds // _TURN)):
         for name, side in sides.items():
             for _ in range(_TURN):
-                begin = time.perf_counter()
+                begin = clock()
                 side()
                 if turn:
-                    taken[name].append(1e3 * (time.perf_counter() - begin))
+                    taken[name].append(1e3 * (clock() - begin))
     return {
         name: {f"p{q}": round(float(np.percentile(values, q)), 4) for q in (5, 50, 95, 99)}
         | {"first": round(float(np.median(values[::_TURN])), 4)}

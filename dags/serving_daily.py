@@ -4,7 +4,8 @@
 
 Started by the asset `samples`, whose partition key is the day: its samples stand, so the day behind it can be
 served. A day that another has samples behind is left to that one's run: `is_newest` skips the rest. A run
-disturbs no other: while one fails, the server goes on with the lookups that it has.
+disturbs no other: while one fails, the server goes on with the lookups that it has. Where nothing runs by the
+clock (`MTGR_SCHEDULED=0`: `make run`, `make backfill`) it is paused from the start.
 """
 
 import logging
@@ -13,7 +14,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, PartitionedAssetTimetable, task
 
 from dags.alerts import run_failed
-from dags.settings import DATASET
+from dags.settings import DATASET, IS_SCHEDULED
 from dags.steps import (
     DEFAULT_ARGUMENTS,
     SAMPLES,
@@ -31,6 +32,7 @@ with DAG(
     "serving_daily",
     schedule=PartitionedAssetTimetable(assets=SAMPLES),
     catchup=False,
+    is_paused_upon_creation=not IS_SCHEDULED,
     max_active_runs=1,
     default_args=DEFAULT_ARGUMENTS,
     user_defined_macros={"day_after": day_after},

@@ -159,6 +159,7 @@ def test_what_is_served_tomorrow_is_built_and_published_for_the_newest_day(dags,
     assert day_after("2026-02-28") == "2026-03-01"
     dag = dags["serving_daily"]
     commands = [dag.get_task(name).bash_command for name in ("build_lookups", "publish_lookups")]
+    assert dag.is_paused_upon_creation is False  # MTGR_SCHEDULED is not 0 here
     asked = "{{ day_after(partition_key) }}"
     assert commands[0].endswith(f"-m spark_jobs.build_lookups --dataset foodlog --ds {asked}")
     assert commands[1].endswith(f"-m model.publish --dataset foodlog --lookups {asked}")
