@@ -21,7 +21,6 @@ import functools
 import json
 import logging
 import time
-from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from aiohttp import web
 from model.data.stored import Array
 from model.runs.files import RunError
 from model.serving import kserve
+from model.serving.answers import Answers
 from model.serving.batching import Batcher
 from model.serving.lookups import Lookups
 from model.serving.request import ROW, RequestError, RequestForm, json_object
@@ -42,7 +42,6 @@ from model.serving.today import FullError, Today
 logger = logging.getLogger(__name__)
 
 DEADLINE_HEADER = "Deadline-Ms"
-_BOUNDS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _Tensors = Mapping[str, Array]
 _Scored = tuple[Array, int]  # float32 [2, C], and the version
 _CODES = {400: web.HTTPBadRequest, 404: web.HTTPNotFound, 503: web.HTTPServiceUnavailable}
@@ -87,6 +86,7 @@ class Front:
     Attributes:
         form: As given.
         models: Names of the models.
+        answers: How was answered.
     """
 
     def __init__(
@@ -116,9 +116,7 @@ class Front:
         self._mirrored: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._waiting = 0
-        self._answers: Counter[tuple[str, int]] = Counter()
-        self._within: Counter[tuple[str, float]] = Counter()
-        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self.answers = Answers()
 
     def app(self) -> web.Application:
         """The application."""
@@ -172,7 +170,7 @@ class Front:
         except web.HTTPException as error:
             response = _told(error.status, error.text or error.reason, dict(error.headers))
         name = name if response.status != 404 else "other"
-        self.count(name, response.status, time.perf_counter() - start)
+        self.answers.count(name, response.status, time.perf_counter() - start)
         return response
 
     def _deadline_ms(self, request: web.Request) -> int:
@@ -180,14 +178,6 @@ class Front:
         if not text.isdecimal() or not 0 < int(text[:10]) <= 60_000:
             raise RequestError(f"header {DEADLINE_HEADER} is {text[:40]!r}; it is milliseconds, 1 to 60000")
         return min(int(text), self._limits.deadline_ms)
-
-    def count(self, name: str, status: int, seconds: float) -> None:
-        """Notes an answer for the metrics."""
-        self._answers[name, status] += 1
-        self._seconds[name] += seconds
-        for bound in _BOUNDS_S:
-            if seconds <= bound:
-                self._within[name, bound] += 1
 
     async def _score(self, request: web.Request) -> web.Response:
         role = request.match_info.get("role", "")
@@ -268,7 +258,7 @@ class Front:
         except (web.HTTPException, aiohttp.ClientError) as error:
             logger.warning("the shadow does not score: %s", error)
             code = 503
-        self._answers["mirror", code] += 1
+        self.answers.count("mirror", code)
 
     async def _send(self, model: str, requests: Sequence[_Tensors]) -> Sequence[_Scored | Exception]:
         """Triton's scores of a batch; where it refuses one of several, each is asked by itself."""
@@ -315,28 +305,15 @@ class Front:
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         assert self._session is not None
-        lines = ["# TYPE mtgr_answers_total counter"]
-        lines += [f'mtgr_answers_total{{path="{p}",code="{c}"}} {n}' for (p, c), n in self._answers.items()]
-        lines += [
+        lines = [
+            *self.answers.lines(),
             "# TYPE mtgr_waiting gauge",
             f"mtgr_waiting {self._waiting}",
             "# TYPE mtgr_events_today gauge",
             f"mtgr_events_today {0 if self._today is None else len(self._today)}",
             "# TYPE mtgr_batches_total counter",
             *(f'mtgr_batches_total{{model="{name}"}} {b.batches}' for name, b in self._batchers.items()),
-            "# TYPE mtgr_seconds histogram",
         ]
-        for path in {path for path, _ in self._answers}:
-            total = sum(n for (of, _), n in self._answers.items() if of == path)
-            lines += [
-                f'mtgr_seconds_bucket{{path="{path}",le="{bound}"}} {self._within[path, bound]}'
-                for bound in _BOUNDS_S
-            ]
-            lines += [
-                f'mtgr_seconds_bucket{{path="{path}",le="+Inf"}} {total}',
-                f'mtgr_seconds_sum{{path="{path}"}} {self._seconds[path]}',
-                f'mtgr_seconds_count{{path="{path}"}} {total}',
-            ]
         try:
             async with self._session.get(self._metrics, timeout=aiohttp.ClientTimeout(2)) as response:
                 of_triton = await response.text()

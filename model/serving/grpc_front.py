@@ -115,7 +115,7 @@ class _Methods:
             answer, code, told = None, StatusCode.DEADLINE_EXCEEDED, "no answer within the deadline"
         except (web.HTTPServiceUnavailable, aiohttp.ClientError):
             answer, code, told = None, StatusCode.UNAVAILABLE, "the model is not ready; try again"
-        self._front.count(_PATH, _HTTP[code], time.perf_counter() - start)
+        self._front.answers.count(_PATH, _HTTP[code], time.perf_counter() - start)
         if answer is None:
             await context.abort(code, told)
         return answer
