@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ def events_of_today() -> list[dict[str, Any]]:
     """What happened on the day and was known by its end, as it is posted: impressions from their request."""
     table = DeltaTable(locations.table("foodlog", "events"))
     rows = table.to_pyarrow_table(filters=[("ds", "=", DS), ("delivery_ds", "<=", DS)]).to_pylist()
+    shown = Counter((row["user_id"], row["event_type"] == "impression") for row in rows)
+    bots = {user for (user, _), number in shown.items() if number > FOODLOG.max_impressions_a_day}
+    rows = [row for row in rows if row["user_id"] not in bots]  # of whom there are no samples
     began: dict[Any, int] = {}
     for row in rows:
         if row["event_type"] == "impression":
