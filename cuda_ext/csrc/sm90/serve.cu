@@ -75,9 +75,9 @@ char const* product(Product const& p, cudaStream_t stream) {
                 : run_product<ProductTraits<Element, 2, 64, 8, 2, 2, true>>(p, stream);
 }
 
-template <class Element>
-char const* gated(Gated const& p, cudaStream_t stream) {
-  using Traits = GatedTraits<Element>;
+template <class Traits>
+char const* run_gated(Gated const& p, cudaStream_t stream) {
+  using Element = typename Traits::Element;
   GatedParams params;
   params.p = p;
   int const dim = p.num_heads * Traits::kDim;
@@ -105,9 +105,19 @@ char const* gated(Gated const& p, cudaStream_t stream) {
     HSTU_SM90_TRY(encode_map(params.cached_k, p.dtype, keys, 5, dims, strides, box));
     HSTU_SM90_TRY(encode_map(params.cached_v, p.dtype, keys + Traits::kKeys * d, 5, dims, strides, box));
   }
-  dim3 const grid(p.parts, p.num_tiles, p.num_heads);
-  return start(gated_kernel<Traits>, params, grid, dim3(p.parts, 1, 1), kThreads, sizeof(typename Traits::Shared),
+  dim3 const grid(Traits::kParts, p.num_tiles, p.num_heads);
+  return start(gated_kernel<Traits>, params, grid, dim3(Traits::kParts, 1, 1), kThreads, sizeof(typename Traits::Shared),
                stream);
+}
+
+template <class Element>
+char const* gated(Gated const& p, cudaStream_t stream) {
+  switch (p.parts) {
+    case 1: return run_gated<GatedTraits<Element, 1>>(p, stream);
+    case 2: return run_gated<GatedTraits<Element, 2>>(p, stream);
+    case 4: return run_gated<GatedTraits<Element, 4>>(p, stream);
+    default: return run_gated<GatedTraits<Element, 8>>(p, stream);
+  }
 }
 
 }  // namespace

@@ -14,6 +14,8 @@
 
 namespace hstu_sm90 {
 
+constexpr int kGroups = 4;  // at most
+
 struct Sums {
   float sum, squares;
 };
@@ -28,7 +30,7 @@ struct Product {
   void* scaled;         // [T, N]: out w_g for the next norm; null: none follows
   float const* scale;   // [G, N]: w_g of the next norm
   Sums* out_sums;       // [T, N / 64]
-  int num_tokens, depth, num_columns, num_sums;
+  int num_tokens, depth, num_columns, num_sums, num_groups;
   float eps;
   DType dtype;
 };

@@ -39,6 +39,7 @@ void normed_product(at::Tensor const& x, at::Tensor const& sums, at::Tensor cons
   int64_t const tokens = x.size(0), depth = x.size(1), columns = weight.size(0), groups = affine.size(0);
   TORCH_CHECK_VALUE(depth % 64 == 0 && depth > 0 && columns % kHeadDim == 0 && columns > 0,
                     "K must be a multiple of 64, N of 256, got ", depth, " and ", columns);
+  TORCH_CHECK_VALUE(groups <= hstu_sm90::kGroups, "there may be ", hstu_sm90::kGroups, " groups, got ", groups);
   TORCH_CHECK_VALUE(scale.has_value() == scaled.has_value() && scale.has_value() == out_sums.has_value(),
                     "scale, scaled and out_sums go together");
   check("x", x, x, x.scalar_type(), {tokens, depth});
@@ -68,6 +69,7 @@ void normed_product(at::Tensor const& x, at::Tensor const& sums, at::Tensor cons
   p.depth = static_cast<int>(depth);
   p.num_columns = static_cast<int>(columns);
   p.num_sums = static_cast<int>(sums.size(1));
+  p.num_groups = static_cast<int>(groups);
   p.eps = static_cast<float>(eps);
   p.dtype = dtype_of(x);
   char const* const message = hstu_sm90::serve_product(p, c10::cuda::getCurrentCUDAStream(x.get_device()));

@@ -15,10 +15,10 @@ struct GatedParams {
   Gated p;
 };
 
-template <class Element_>
+template <class Element_, int kParts_>
 struct GatedTraits {
   using Element = Element_;
-  static constexpr int kDim = 256, kKeys = kHalf, kStages = 2;
+  static constexpr int kParts = kParts_, kDim = 256, kKeys = kHalf, kStages = 2;
   using QLayout = KMajor<Element, kHalf, kDim>;
   using KLayout = KMajor<Element, kKeys, kDim>;
   using VLayout = MNMajor<Element, kKeys, kDim>;
@@ -67,11 +67,14 @@ __device__ __forceinline__ void gated_load(GatedParams const& params, typename T
   constexpr int kStages = Traits::kStages;
   constexpr uint32_t kQBytes = sizeof(s.q[0]), kKeyBytes = sizeof(s.kv[0]);
   Gated const& p = params.p;
-  KeyRange const keys(tile, block_rank_in_cluster(), p.parts);
+  KeyRange const keys(tile, block_rank_in_cluster(), Traits::kParts);
+  auto page_of = [&](int i) {
+    return keys.is_cached(i) && i < keys.end ? __ldg(p.pages + static_cast<int64_t>(tile.row) * p.num_pages + i) : 0;
+  };
+  int page = page_of(keys.begin);
   auto load = [&](CUtensorMap const& own, CUtensorMap const& cached, Barrier& full, void* to, int i) {
     full.arrive_and_expect_tx(kKeyBytes);
     if (keys.is_cached(i)) {
-      int const page = __ldg(p.pages + static_cast<int64_t>(tile.row) * p.num_pages + i);
       SM90_TMA_LOAD_5D::copy(&cached, reinterpret_cast<uint64_t*>(&full),
                              static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL), to, 0, 0, 0, head, page);
     } else {
@@ -86,10 +89,12 @@ __device__ __forceinline__ void gated_load(GatedParams const& params, typename T
   for (int i = keys.begin, count = 0; i < keys.end; ++i, ++count) {
     int const stage = count % kStages;
     uint32_t const empty = (count / kStages & 1) ^ 1;
+    int const next_page = page_of(i + 1);
     s.k_empty[stage].wait(empty);
     load(params.k, params.cached_k, s.k_full[stage], s.kv[stage], i);
     s.v_empty[stage].wait(empty);
     load(params.v, params.cached_v, s.v_full[stage], s.kv[kStages + stage], i);
+    page = next_page;
   }
 }
 
@@ -116,7 +121,7 @@ __device__ __forceinline__ void gated_sum(GatedParams const& params, typename Tr
   auto scores = partition_fragment_C(mma_scores, Shape<_64, Int<kKeys>>{});
   auto weights = make_operand<Element, kKeys>();
 
-  KeyRange const keys(tile, block_rank_in_cluster(), p.parts);
+  KeyRange const keys(tile, block_rank_in_cluster(), Traits::kParts);
   int const rows = tile.rows - half * kHalf, own = keys.own(half), num_keys = keys.end - keys.begin;
   int const row = tile.first + half * kHalf + fragment_row(), least = tile.least[half] - tile.cached;
   int limit[2];
@@ -191,10 +196,11 @@ __device__ __forceinline__ void gated_sum(GatedParams const& params, typename Tr
 
 // Sends a warp's 16 rows to the CTA of the cluster that adds them up.
 template <class Traits, class Out>
-__device__ __forceinline__ void send_sums(typename Traits::Shared& s, int parts, int warp, Out const& out) {
-  int const share = 8 / parts, part = block_rank_in_cluster();
-  uint32_t const here = cast_smem_ptr_to_uint(&s.sums[(part * share + warp % share) * 32][threadIdx.x % 32]);
-  uint32_t const there = set_block_rank(here, warp / share);
+__device__ __forceinline__ void send_sums(typename Traits::Shared& s, int warp, Out const& out) {
+  constexpr int kShare = 8 / Traits::kParts;
+  int const part = block_rank_in_cluster();
+  uint32_t const here = cast_smem_ptr_to_uint(&s.sums[(part * kShare + warp % kShare) * 32][threadIdx.x % 32]);
+  uint32_t const there = set_block_rank(here, warp / kShare);
   CUTE_UNROLL
   for (int b = 0; b < 32; ++b) {
     asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(there + 512 * b), "f"(out(4 * b)),
@@ -203,63 +209,92 @@ __device__ __forceinline__ void send_sums(typename Traits::Shared& s, int parts,
   }
 }
 
-// Adds up all parts of 16 rows and some of their columns, gates, and stores them with their sums.
+// The end of a tile: 16 rows and 256 / kParts columns a warp. What it needs from memory is on its way before the sums.
 template <class Traits>
-__device__ __forceinline__ void store_gated(Gated const& p, typename Traits::Shared& s, QueryTile const& tile, int head,
-                                            int warp) {
+struct GatedEnd {
   using Element = typename Traits::Element;
-  constexpr int kDim = Traits::kDim;
-  int const parts = p.parts, share = 8 / parts, blocks = 32 / parts;
-  int const of_share = warp / parts, slice = warp % parts, lane = threadIdx.x % 32;
-  int const first_block = slice * blocks, dim = p.num_heads * kDim;
-  int const first_row = (block_rank_in_cluster() * share + of_share) * 16 + lane / 4;
-  int const column = head * kDim + first_block * 8 + lane % 4 * 2;
+  static constexpr int kParts = Traits::kParts, kShare = 8 / kParts, kBlocks = 32 / kParts;
+  static constexpr int kAhead = kBlocks < 8 ? kBlocks : 8;
+  int first_block, first_row, of_share, slice, lane;
   int64_t token[2];
   Element const* gate[2];
   Element* to[2];
   float const* scale[2];
-  CUTE_UNROLL
-  for (int j = 0; j < 2; ++j) {
-    token[j] = tile.start + min(first_row + 8 * j, tile.rows - 1);
-    gate[j] = static_cast<Element const*>(p.uvqk) + token[j] * 4 * dim + column;
-    to[j] = static_cast<Element*>(p.out) + token[j] * dim + column;
-    scale[j] = p.scale + static_cast<int64_t>(__ldg(p.group + token[j])) * dim + column;
-  }
-  float2 sums[2] = {};
-#pragma unroll 4
-  for (int b = 0; b < blocks; ++b) {
-    float4 x = s.sums[of_share * 32 + first_block + b][lane];
-    for (int part = 1; part < parts; ++part) {
-      float4 const other = s.sums[(part * share + of_share) * 32 + first_block + b][lane];
-      x.x += other.x;
-      x.y += other.y;
-      x.z += other.z;
-      x.w += other.w;
-    }
+  uint32_t u[kAhead][2];
+  float2 w[kAhead][2];
+
+  __device__ GatedEnd(Gated const& p, QueryTile const& tile, int head, int warp) {
+    int const dim = p.num_heads * Traits::kDim;
+    lane = threadIdx.x % 32;
+    of_share = warp / kParts;
+    slice = warp % kParts;
+    first_block = slice * kBlocks;
+    first_row = (block_rank_in_cluster() * kShare + of_share) * 16 + lane / 4;
+    int const column = head * Traits::kDim + first_block * 8 + lane % 4 * 2;
     CUTE_UNROLL
     for (int j = 0; j < 2; ++j) {
-      float2 const u = unpack<Element>(*reinterpret_cast<uint32_t const*>(gate[j] + 8 * b));
-      float2 const w = *reinterpret_cast<float2 const*>(scale[j] + 8 * b);
-      float const low = (j ? x.z : x.x) * p.inv_n * u.x, high = (j ? x.w : x.y) * p.inv_n * u.y;
-      sums[j].x += low + high;
-      sums[j].y += low * low + high * high;
-      if (first_row + 8 * j < tile.rows) {
-        *reinterpret_cast<uint32_t*>(to[j] + 8 * b) = pack<Element>(low * w.x, high * w.y);
+      token[j] = tile.start + min(first_row + 8 * j, tile.rows - 1);
+      gate[j] = static_cast<Element const*>(p.uvqk) + token[j] * 4 * dim + column;
+      to[j] = static_cast<Element*>(p.out) + token[j] * dim + column;
+      scale[j] = p.scale + static_cast<int64_t>(__ldg(p.group + token[j])) * dim + column;
+    }
+    load(0);
+  }
+
+  __device__ void load(int first) {
+    CUTE_UNROLL
+    for (int b = 0; b < kAhead; ++b) {
+      CUTE_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        u[b][j] = *reinterpret_cast<uint32_t const*>(gate[j] + 8 * (first + b));
+        w[b][j] = __ldg(reinterpret_cast<float2 const*>(scale[j] + 8 * (first + b)));
       }
     }
   }
-  CUTE_UNROLL
-  for (int j = 0; j < 2; ++j) {
-    CUTE_UNROLL
-    for (int step = 1; step < 4; step *= 2) {
-      sums[j].x += __shfl_xor_sync(0xffffffffu, sums[j].x, step);
-      sums[j].y += __shfl_xor_sync(0xffffffffu, sums[j].y, step);
+
+  // Adds up all parts, gates, and stores them with their sums.
+  __device__ void store(Gated const& p, typename Traits::Shared& s, QueryTile const& tile, int head) {
+    float2 sums[2] = {};
+#pragma unroll 1
+    for (int first = 0; first < kBlocks; first += kAhead) {
+      if (first > 0) load(first);
+      CUTE_UNROLL
+      for (int b = 0; b < kAhead; ++b) {
+        int const at = of_share * 32 + first_block + first + b;
+        float4 x = s.sums[at][lane];
+        CUTE_UNROLL
+        for (int part = 1; part < kParts; ++part) {
+          float4 const other = s.sums[part * kShare * 32 + at][lane];
+          x.x += other.x;
+          x.y += other.y;
+          x.z += other.z;
+          x.w += other.w;
+        }
+        CUTE_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          float2 const by = unpack<Element>(u[b][j]);
+          float const low = (j ? x.z : x.x) * p.inv_n * by.x, high = (j ? x.w : x.y) * p.inv_n * by.y;
+          sums[j].x += low + high;
+          sums[j].y += low * low + high * high;
+          if (first_row + 8 * j < tile.rows) {
+            *reinterpret_cast<uint32_t*>(to[j] + 8 * (first + b)) = pack<Element>(low * w[b][j].x, high * w[b][j].y);
+          }
+        }
+      }
     }
-    if (lane % 4 == 0 && first_row + 8 * j < tile.rows) {
-      *reinterpret_cast<float2*>(p.sums + (token[j] * p.num_heads + head) * parts + slice) = sums[j];
+    CUTE_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      CUTE_UNROLL
+      for (int step = 1; step < 4; step *= 2) {
+        sums[j].x += __shfl_xor_sync(0xffffffffu, sums[j].x, step);
+        sums[j].y += __shfl_xor_sync(0xffffffffu, sums[j].y, step);
+      }
+      if (lane % 4 == 0 && first_row + 8 * j < tile.rows) {
+        *reinterpret_cast<float2*>(p.sums + (token[j] * p.num_heads + head) * kParts + slice) = sums[j];
+      }
     }
   }
-}
+};
 
 template <class Traits>
 __global__ void __launch_bounds__(kThreads, 1) gated_kernel(__grid_constant__ GatedParams const params) {
@@ -289,14 +324,15 @@ __global__ void __launch_bounds__(kThreads, 1) gated_kernel(__grid_constant__ Ga
     cluster_sync();
   } else {
     cutlass::arch::warpgroup_reg_alloc<Registers<1>::kCompute>();
-    wait_for_kernel_before();
     auto out = partition_fragment_C(typename Traits::MmaOut{}, Shape<_64, Int<Traits::kDim>>{});
     gated_sum<Traits>(params, s, tile, group - 1, out);
     int const warp = threadIdx.x / 32 - 4;
+    wait_for_kernel_before();
+    GatedEnd<Traits> end(params.p, tile, head, warp);
     cluster_sync();  // keys and values have been read by all
-    send_sums<Traits>(s, params.p.parts, warp, out);
+    send_sums<Traits>(s, warp, out);
     cluster_sync();
-    store_gated<Traits>(params.p, s, tile, head, warp);
+    end.store(params.p, s, tile, head);
   }
 }
 

@@ -1,7 +1,8 @@
 // A product whose left side is still to be normed (serve.h), one tile of kRows x kColumns a CTA.
 //
-// A thread loads; each of kWarpgroups owns 64 rows. CTAs of a cluster that share rows or columns load a part of them
-// each and send it to all. Weights are on their way before the kernel before this one has ended.
+// A thread loads; three warps bring what the end needs, moments and affine, while the product runs; each of kWarpgroups
+// owns 64 rows. CTAs of a cluster that share rows or columns load a part of them each and send it to all. Weights are on
+// their way before the kernel before this one has ended.
 #pragma once
 
 #include "device.cuh"
@@ -30,7 +31,10 @@ struct ProductTraits {
     Element a[kStages][kRows * kDepth];
     Element b[kStages][kColumns * kDepth];
     Outbox outbox[kWarpgroups];
-    Barrier full[kStages], empty[kStages];
+    float4 affine[kGroups][kColumns / 2];
+    float2 scale[kAdds ? kGroups : 1][kColumns / 2];
+    float2 moments[kRows];  // mean and reciprocal deviation
+    Barrier full[kStages], empty[kStages], prepared;
   };
 };
 
@@ -76,21 +80,33 @@ __device__ __forceinline__ void product_load(ProductParams const& params, typena
   }
 }
 
-// Mean and reciprocal deviation of a token, from its sums; the four lanes of a row of fragments share the work.
-__device__ __forceinline__ float2 moments(Product const& p, int token) {
-  float sum = 0.f, squares = 0.f;
-  for (int i = threadIdx.x % 4; i < p.num_sums; i += 4) {
-    float2 const part = *reinterpret_cast<float2 const*>(p.sums + static_cast<int64_t>(token) * p.num_sums + i);
-    sum += part.x;
-    squares += part.y;
+constexpr int kPreparing = kWarpgroup - 32;  // threads
+
+template <class Traits>
+__device__ __forceinline__ void product_prepare(Product const& p, typename Traits::Shared& s) {
+  constexpr int kColumns = Traits::kColumns;
+  int const thread = threadIdx.x - 32, first_column = blockIdx.y * kColumns;
+  for (int i = thread; i < p.num_groups * kColumns / 2; i += kPreparing) {
+    int const group = i / (kColumns / 2), pair = i % (kColumns / 2);
+    int64_t const at = static_cast<int64_t>(group) * p.num_columns + first_column + 2 * pair;
+    s.affine[group][pair] = __ldg(reinterpret_cast<float4 const*>(p.affine + 2 * at));
+    if constexpr (Traits::kAdds) s.scale[group][pair] = __ldg(reinterpret_cast<float2 const*>(p.scale + at));
   }
-  CUTE_UNROLL
-  for (int lane = 1; lane < 4; lane *= 2) {
-    sum += __shfl_xor_sync(0xffffffffu, sum, lane);
-    squares += __shfl_xor_sync(0xffffffffu, squares, lane);
+  wait_for_kernel_before();
+  for (int row = thread; row < Traits::kRows; row += kPreparing) {
+    int64_t const token = min(static_cast<int>(blockIdx.x) * Traits::kRows + row, p.num_tokens - 1);
+    auto const* const from = reinterpret_cast<float2 const*>(p.sums + token * p.num_sums);
+    float sum = 0.f, squares = 0.f;
+#pragma unroll 8
+    for (int i = 0; i < p.num_sums; ++i) {
+      float2 const part = from[i];
+      sum += part.x;
+      squares += part.y;
+    }
+    float const mean = sum / p.depth;
+    s.moments[row] = {mean, rsqrtf(fmaxf(squares / p.depth - mean * mean, 0.f) + p.eps)};
   }
-  float const mean = sum / p.depth;
-  return {mean, rsqrtf(fmaxf(squares / p.depth - mean * mean, 0.f) + p.eps)};
+  s.prepared.arrive();
 }
 
 template <class Traits>
@@ -117,20 +133,13 @@ __device__ __forceinline__ void product_compute(ProductParams const& params, typ
   auto release = [&](int step) { s.empty[step % kStages].arrive(peer, tells); };
 
   int const first_row = blockIdx.x * Traits::kRows + half * kHalf, first_column = blockIdx.y * kColumns;
-  int token[2];
-  float2 moment[2];
-  float const* affine[2];
-  float const* scale[2];
+  int token[2], of_group[2];
   CUTE_UNROLL
   for (int j = 0; j < 2; ++j) {
     token[j] = min(first_row + fragment_row() + 8 * j, p.num_tokens - 1);
-    int64_t const at = static_cast<int64_t>(p.group[token[j]]) * p.num_columns + first_column + threadIdx.x % 4 * 2;
-    affine[j] = p.affine + 2 * at;
-    scale[j] = Traits::kAdds ? p.scale + at : nullptr;
+    of_group[j] = __ldg(p.group + token[j]);
   }
   wait_for_kernel_before();
-  CUTE_UNROLL
-  for (int j = 0; j < 2; ++j) moment[j] = moments(p, token[j]);
   uint32_t before[Traits::kAdds ? 2 * kBlocks : 1];
   if constexpr (Traits::kAdds) {
     CUTE_UNROLL
@@ -154,14 +163,15 @@ __device__ __forceinline__ void product_compute(ProductParams const& params, typ
   }
   finish<0>(out);
 
-  float2 sums[2] = {};
-  bool const is_one_group = affine[0] == affine[1];
+  s.prepared.wait(0);
+  float2 sums[2] = {}, moment[2];
+  CUTE_UNROLL
+  for (int j = 0; j < 2; ++j) moment[j] = s.moments[half * kHalf + fragment_row() + 8 * j];
   CUTE_UNROLL
   for (int b = 0; b < kBlocks; ++b) {
-    float4 of_column = *reinterpret_cast<float4 const*>(affine[0] + 16 * b);
     CUTE_UNROLL
     for (int j = 0; j < 2; ++j) {
-      if (j == 1 && !is_one_group) of_column = *reinterpret_cast<float4 const*>(affine[1] + 16 * b);
+      float4 const of_column = s.affine[of_group[j]][4 * b + threadIdx.x % 4];
       float& x = out(4 * b + 2 * j);
       float& y = out(4 * b + 2 * j + 1);
       x = moment[j].y * (x - moment[j].x * of_column.x) + of_column.y;
@@ -183,7 +193,7 @@ __device__ __forceinline__ void product_compute(ProductParams const& params, typ
     for (int b = 0; b < kBlocks; ++b) {
       CUTE_UNROLL
       for (int j = 0; j < 2; ++j) {
-        float2 const of_column = *reinterpret_cast<float2 const*>(scale[j] + 8 * b);
+        float2 const of_column = s.scale[of_group[j]][4 * b + threadIdx.x % 4];
         out(4 * b + 2 * j) *= of_column.x;
         out(4 * b + 2 * j + 1) *= of_column.y;
       }
@@ -215,6 +225,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) product_kernel(__grid_con
       s.full[i].init(1);
       s.empty[i].init((Traits::kAcross + Traits::kAlong - 1) * Traits::kWarpgroups);
     }
+    s.prepared.init(kPreparing);
     cutlass::arch::fence_barrier_init();
   }
   if constexpr (kIsCluster) {
@@ -226,6 +237,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) product_kernel(__grid_con
   if (group == 0) {
     if constexpr (Traits::kWarpgroups == 2) cutlass::arch::warpgroup_reg_dealloc<Registers<1>::kLoad>();
     if (threadIdx.x == 0) product_load<Traits>(params, s);
+    if (threadIdx.x >= 32) product_prepare<Traits>(params.p, s);
     __syncwarp();
   } else {
     if constexpr (Traits::kWarpgroups == 2) cutlass::arch::warpgroup_reg_alloc<Registers<1>::kCompute>();
