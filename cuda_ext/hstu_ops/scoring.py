@@ -28,7 +28,7 @@ from torch import Tensor
 from hstu_ops import backends
 
 HEAD_DIM = 256
-TILE = 128  # queries
+TILES = (64, 128)  # queries
 _FACTS = 12  # of a tile, as QueryTile in csrc/sm90/serve.h
 _MOST_PARTS = 8  # CTAs of a cluster
 _FAR = 1 << 30
@@ -104,19 +104,25 @@ def fold(weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float)
     return Folded(weight=weight.contiguous(), affine=affine, eps=eps)
 
 
-def parts_for(num_tokens: int, num_rows: int, num_heads: int, num_processors: int) -> int:
-    """Parts of the keys by which tiles and heads are at most as many CTAs as processors, a power of two."""
-    programs = (num_tokens // TILE + num_rows) * num_heads
+def split_for(num_tokens: int, num_rows: int, num_heads: int, num_processors: int) -> tuple[int, int]:
+    """Queries of a tile, and parts of its keys, a power of two.
+
+    Tiles, heads and parts are at most as many CTAs as processors; tiles are small where they are so few that
+    the most parts leave half of the processors idle.
+    """
+    small, large = ((num_tokens // tile + num_rows) * num_heads for tile in TILES)
+    if small * _MOST_PARTS <= num_processors:
+        return TILES[0], _MOST_PARTS
     parts = 1
-    while parts < _MOST_PARTS and 2 * parts * programs <= num_processors:
+    while parts < _MOST_PARTS and 2 * parts * large <= num_processors:
         parts *= 2
-    return parts
+    return TILES[1], parts
 
 
 @triton.jit
 def _tiles_kernel(
     offsets, cached_ptr, visible_end, out, num_rows,
-    HAS_CACHE: tl.constexpr, SIZE: tl.constexpr, FACTS: tl.constexpr, FAR: tl.constexpr,
+    HAS_CACHE: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, FACTS: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     row = -1
@@ -137,7 +143,7 @@ def _tiles_kernel(
     i = first + tl.arange(0, SIZE)
     end = tl.load(visible_end + key_start + i, mask=i < length, other=0)
     least = tl.where(i < length, end, FAR)
-    upper = tl.arange(0, SIZE) < SIZE // 2
+    upper = tl.arange(0, SIZE) < HALF
     tl.store(out, key_start + first)
     tl.store(out + 1, tl.minimum(length - first, SIZE))
     tl.store(out + 2, first)
@@ -150,21 +156,22 @@ def _tiles_kernel(
     tl.store(out + 9, row)
 
 
-def query_tiles(offsets: Tensor, visible_end: Tensor, cached: Tensor | None) -> Tensor:
-    """Tiles of 128 queries of each row, for all blocks: int32 `[tiles, 12]`, as `QueryTile` in serve.h.
+def query_tiles(offsets: Tensor, visible_end: Tensor, cached: Tensor | None, size: int) -> Tensor:
+    """Tiles of queries of each row, for all blocks: int32 `[tiles, 12]`, as `QueryTile` in serve.h.
 
     Args:
         offsets: int32 `[B + 1]`, of the rows, from 0 to T.
         visible_end: int32 `[T]`, as in `Seen`.
         cached: int32 `[B]`, leading tokens of a row that are in the cache; None: no row has any.
+        size: Queries of a tile, of `TILES`.
     """
     num_rows = offsets.shape[0] - 1
     out = torch.empty(
-        visible_end.shape[0] // TILE + num_rows, _FACTS, dtype=torch.int32, device=offsets.device
+        visible_end.shape[0] // size + num_rows, _FACTS, dtype=torch.int32, device=offsets.device
     )
     _tiles_kernel[(len(out),)](
         offsets, cached, visible_end, out, num_rows,
-        HAS_CACHE=cached is not None, SIZE=TILE, FACTS=_FACTS, FAR=_FAR,
+        HAS_CACHE=cached is not None, SIZE=size, HALF=TILES[0], FACTS=_FACTS, FAR=_FAR,
     )  # fmt: skip
     return out
 

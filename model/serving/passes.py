@@ -119,12 +119,13 @@ class Pass:
         is_rest = self.part is Part.REST
         offsets, cached = given["facts"][kernels.OFFSET], given["facts"][kernels.CACHED]
         num_heads, num_processors = self.shared.config.num_heads, self.shared.num_processors
+        tile, parts = scoring.split_for(self.num_tokens, num_rows - 1, num_heads, num_processors)
         return scoring.Seen(
-            tiles=scoring.query_tiles(offsets, places["visible_end"], cached if is_rest else None),
+            tiles=scoring.query_tiles(offsets, places["visible_end"], cached if is_rest else None, tile),
             visible_end=places["visible_end"],
             group=places["group"],
             pages=given["pages"] if is_rest else None,
-            parts=scoring.parts_for(self.num_tokens, num_rows - 1, num_heads, num_processors),
+            parts=parts,
         )
 
     def _blocks(self, tokens: Tensor) -> Tensor | None:

@@ -47,7 +47,8 @@ lengths, *held = json.loads(sys.argv[1])
 offsets = torch.tensor([0, *lengths]).cumsum(0).int()
 ends = (torch.arange(sum(lengths)) * 7919 % 500).int()
 of = [None if cached is None else torch.tensor(cached).int() for cached in held]
-print(json.dumps([ends.tolist(), *(scoring.query_tiles(offsets, ends, one).tolist() for one in of)]))
+made = [scoring.query_tiles(offsets, ends, one, size).tolist() for one in of for size in scoring.TILES]
+print(json.dumps([ends.tolist(), *made]))
 """
 
 
@@ -59,15 +60,17 @@ def test_tiles_of_queries_say_what_their_halves_see() -> None:
         capture_output=True, text=True, check=True, env={**os.environ, "TRITON_INTERPRET": "1"},
     )  # fmt: skip
     ends, *made = json.loads(done.stdout)
-    for cached, tiles in zip(of_rows, made, strict=True):
+    cases = [(cached, size) for cached in of_rows for size in scoring.TILES]
+    for (cached, size), tiles in zip(cases, made, strict=True):
         wanted, start = [], 0
         for row, length in enumerate(LENGTHS):
-            for first in range(0, length, 128):
+            for first in range(0, length, size):
+                last = min(first + size, length)
                 halves = [
-                    ends[start + min(at, length) : start + min(at + 64, length)] for at in (first, first + 64)
+                    ends[start + min(at, last) : start + min(at + 64, last)] for at in (first, first + 64)
                 ]
                 least = [min(half, default=1 << 30) for half in halves]
-                rows, held = min(128, length - first), cached[row] if cached else 0
+                rows, held = last - first, cached[row] if cached else 0
                 most = max(end for half in halves for end in half)
                 wanted.append([start + first, rows, first, length, start, held, most, *least, row])
             start += length
@@ -76,7 +79,8 @@ def test_tiles_of_queries_say_what_their_halves_see() -> None:
 
 
 def test_parts_fill_the_processors_and_no_more() -> None:
-    assert [scoring.parts_for(tokens, 1, 3, 132) for tokens in (250, 1260, 3000, 10_000)] == [8, 4, 1, 1]
+    splits = [scoring.split_for(tokens, 1, 3, 132) for tokens in (250, 700, 1260, 3000, 10_000)]
+    assert splits == [(64, 8), (128, 4), (128, 4), (128, 1), (128, 1)]
 
 
 @pytest.mark.gpu
@@ -121,8 +125,11 @@ def close(got: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", scoring.TILES)
 @pytest.mark.parametrize("is_cached", [False, True])
-def test_gated_attention_in_parts_and_from_pages(dtype: torch.dtype, parts: int, is_cached: bool) -> None:
+def test_gated_attention_in_parts_and_from_pages(
+    dtype: torch.dtype, parts: int, size: int, is_cached: bool
+) -> None:
     generator = torch.Generator().manual_seed(parts)
     heads, alpha, inv_n, page = 3, 1 / 16, 1 / 64, 64
     held = [0, 1, 64, 65, 300, 0, 900] if is_cached else [0] * 7
@@ -146,7 +153,7 @@ def test_gated_attention_in_parts_and_from_pages(dtype: torch.dtype, parts: int,
     cached = torch.tensor(held).int().cuda() if is_cached else None
     seen_end = visible_end[mine.cuda()].contiguous()
     seen = scoring.Seen(
-        tiles=scoring.query_tiles(queries, seen_end, cached),
+        tiles=scoring.query_tiles(queries, seen_end, cached, size),
         visible_end=seen_end, group=group, pages=pages, parts=parts,
     )  # fmt: skip
     got = scoring.gated_attention(uvqk, seen, scale, cache, alpha, inv_n)

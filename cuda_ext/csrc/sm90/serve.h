@@ -35,7 +35,7 @@ struct Product {
   DType dtype;
 };
 
-// A tile of 128 queries of a row and what is seen from it. Keys are counted in the row, those in the cache first.
+// A tile of 64 or 128 queries of a row and what is seen from it. Keys are counted in the row, those in the cache first.
 struct alignas(16) QueryTile {
   int start;      // token of the first query
   int rows;       // queries, 0: the tile is empty

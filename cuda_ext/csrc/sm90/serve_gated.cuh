@@ -2,7 +2,8 @@
 //
 // A request has few tiles, and scores are not normalised over keys: each CTA of a cluster takes a part of the tiles of
 // 64 keys, as the kernel of forward.cuh takes all of them, and sums of all parts are added up through shared memory,
-// each CTA some of the rows. Keys of a row's leading tokens may lie in pages of a cache.
+// each CTA some of the rows. What is sent is rounded to 16 bits: the way between CTAs is narrow, and of 128 rows in
+// float32 it would take as long as the products. Keys of a row's leading tokens may lie in pages of a cache.
 #pragma once
 
 #include "forward.cuh"
@@ -19,6 +20,7 @@ template <class Element_, int kParts_>
 struct GatedTraits {
   using Element = Element_;
   static constexpr int kParts = kParts_, kDim = 256, kKeys = kHalf, kStages = 2;
+  static constexpr int kShare = 8 / kParts, kLines = kDim / 16;  // warps' rows that a CTA adds up; 16 columns a line
   using QLayout = KMajor<Element, kHalf, kDim>;
   using KLayout = KMajor<Element, kKeys, kDim>;
   using VLayout = MNMajor<Element, kKeys, kDim>;
@@ -29,7 +31,7 @@ struct GatedTraits {
     Element q[2][kHalf * kDim];
     union {
       Element kv[2 * kStages][kKeys * kDim];   // keys of all stages, then values
-      float4 sums[kTile / 16 * kDim / 8][32];  // 16 rows x 8 columns of a part, as they lie in a warp
+      uint4 sums[kTile / 16 * kLines][32];     // 16 rows x 16 columns of a part, as they lie in a warp
     };
     Barrier q_full[2], k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
   };
@@ -38,22 +40,23 @@ struct GatedTraits {
 // The tiles of keys of a tile of queries: cached ones, then the row's own below the largest visible_end, then one for
 // each half whose self terms lie beyond. Places are counted from the first key that is not in the cache.
 struct KeyRange {
-  int cached_tiles, regular, covered, begin, end;
-  bool diagonal[2];
+  int cached_tiles, regular, begin, end;
+  bool has_first, has_second;  // whether self terms of each half lie beyond
   __device__ KeyRange(QueryTile const& tile, int part, int parts) {
     cached_tiles = (min(tile.most, tile.cached) + kHalf - 1) / kHalf;
     int const own = (max(tile.most - tile.cached, 0) + kHalf - 1) / kHalf;
-    covered = own * kHalf;
     regular = cached_tiles + own;
-    for (int half = 0; half < 2; ++half) {
-      int const first = tile.first + half * kHalf;
-      diagonal[half] = first < tile.length && min(first + kHalf, tile.length) > covered;
-    }
-    int const count = regular + diagonal[0] + diagonal[1];
+    int const second = tile.first + kHalf, end_of_first = min(second, tile.first + tile.rows);
+    has_first = end_of_first > own * kHalf;
+    has_second = tile.rows > kHalf && tile.first + tile.rows > own * kHalf;
+    int const count = regular + has_first + has_second;
     begin = count * part / parts;
     end = count * (part + 1) / parts;
   }
-  __device__ int own(int half) const { return diagonal[half] ? regular + (half == 1 && diagonal[0]) : -1; }
+  __device__ int own(int half) const {
+    if (half == 0) return has_first ? regular : -1;
+    return has_second ? regular + has_first : -1;
+  }
   __device__ bool is_cached(int i) const { return i < cached_tiles; }
   __device__ int place(int i, QueryTile const& tile) const {
     if (i < cached_tiles) return i * kHalf - tile.cached;
@@ -81,13 +84,8 @@ __device__ __forceinline__ void gated_load(GatedParams const& params, typename T
       load_rows(own, full, to, tile.key_start + keys.place(i, tile), head);
     }
   };
-  wait_for_kernel_before();
-  for (int half = 0; half < 2; ++half) {
-    s.q_full[half].arrive_and_expect_tx(kQBytes);
-    load_rows(params.q, s.q_full[half], s.q[half], tile.start + half * kHalf, head);
-  }
-  for (int i = keys.begin, count = 0; i < keys.end; ++i, ++count) {
-    int const stage = count % kStages;
+  auto load_tile = [&](int i) {
+    int const count = i - keys.begin, stage = count % kStages;
     uint32_t const empty = (count / kStages & 1) ^ 1;
     int const next_page = page_of(i + 1);
     s.k_empty[stage].wait(empty);
@@ -95,7 +93,15 @@ __device__ __forceinline__ void gated_load(GatedParams const& params, typename T
     s.v_empty[stage].wait(empty);
     load(params.v, params.cached_v, s.v_full[stage], s.kv[kStages + stage], i);
     page = next_page;
+  };
+  int i = keys.begin;
+  for (; i < keys.end && i < keys.begin + kStages && keys.is_cached(i); ++i) load_tile(i);  // are there already
+  wait_for_kernel_before();
+  for (int half = 0; half < 2 && half * kHalf < tile.rows; ++half) {
+    s.q_full[half].arrive_and_expect_tx(kQBytes);
+    load_rows(params.q, s.q_full[half], s.q[half], tile.start + half * kHalf, head);
   }
+  for (; i < keys.end; ++i) load_tile(i);
 }
 
 // A thread's part of the sum over the keys of this CTA.
@@ -123,14 +129,15 @@ __device__ __forceinline__ void gated_sum(GatedParams const& params, typename Tr
 
   KeyRange const keys(tile, block_rank_in_cluster(), Traits::kParts);
   int const rows = tile.rows - half * kHalf, own = keys.own(half), num_keys = keys.end - keys.begin;
-  int const row = tile.first + half * kHalf + fragment_row(), least = tile.least[half] - tile.cached;
+  int const row = tile.first + half * kHalf + fragment_row();
+  int const least = (half == 0 ? tile.least[0] : tile.least[1]) - tile.cached;
   int limit[2];
   CUTE_UNROLL
   for (int j = 0; j < 2; ++j) {
     int const in_tile = half * kHalf + fragment_row() + 8 * j;
     limit[j] = in_tile < tile.rows ? __ldg(p.visible_end + tile.start + in_tile) - tile.cached : INT_MIN;
   }
-  auto skips = [&](int n) { return rows <= 0 || (keys.begin + n >= keys.regular && keys.begin + n != own); };
+  auto skips = [&](int n) { return keys.begin + n >= keys.regular && keys.begin + n != own; };
   auto skip = [&](int n) {
     int const stage = n % kStages;
     uint32_t const full = n / kStages & 1;
@@ -160,8 +167,12 @@ __device__ __forceinline__ void gated_sum(GatedParams const& params, typename Tr
   };
 
   clear(out);
-  s.q_full[half].wait(0);
   int n = 0;
+  if (rows <= 0) {
+    while (n < num_keys) skip(n++);
+    return;
+  }
+  s.q_full[half].wait(0);
   while (n < num_keys && skips(n)) skip(n++);
   if (n == num_keys) return;
   s.k_full[n % kStages].wait(n / kStages & 1);
@@ -194,17 +205,23 @@ __device__ __forceinline__ void gated_sum(GatedParams const& params, typename Tr
   finish<0>(out);
 }
 
-// Sends a warp's 16 rows to the CTA of the cluster that adds them up.
+// Sends a warp's 16 rows, scaled, to the CTA of the cluster that adds them up.
 template <class Traits, class Out>
-__device__ __forceinline__ void send_sums(typename Traits::Shared& s, int warp, Out const& out) {
-  constexpr int kShare = 8 / Traits::kParts;
-  int const part = block_rank_in_cluster();
-  uint32_t const here = cast_smem_ptr_to_uint(&s.sums[(part * kShare + warp % kShare) * 32][threadIdx.x % 32]);
+__device__ __forceinline__ void send_sums(typename Traits::Shared& s, int warp, float scale, Out const& out) {
+  using Element = typename Traits::Element;
+  constexpr int kShare = Traits::kShare, kLines = Traits::kLines;
+  int const slot = block_rank_in_cluster() * kShare + warp % kShare;
+  uint32_t const here = cast_smem_ptr_to_uint(&s.sums[slot * kLines][threadIdx.x % 32]);
   uint32_t const there = set_block_rank(here, warp / kShare);
   CUTE_UNROLL
-  for (int b = 0; b < 32; ++b) {
-    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(there + 512 * b), "f"(out(4 * b)),
-                 "f"(out(4 * b + 1)), "f"(out(4 * b + 2)), "f"(out(4 * b + 3))
+  for (int line = 0; line < kLines; ++line) {
+    uint32_t word[4];
+    CUTE_UNROLL
+    for (int w = 0; w < 4; ++w) {
+      word[w] = pack<Element>(out(8 * line + 2 * w) * scale, out(8 * line + 2 * w + 1) * scale);
+    }
+    asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(there + 512 * line), "r"(word[0]),
+                 "r"(word[1]), "r"(word[2]), "r"(word[3])
                  : "memory");
   }
 }
@@ -213,7 +230,7 @@ __device__ __forceinline__ void send_sums(typename Traits::Shared& s, int warp, 
 template <class Traits>
 struct GatedEnd {
   using Element = typename Traits::Element;
-  static constexpr int kParts = Traits::kParts, kShare = 8 / kParts, kBlocks = 32 / kParts;
+  static constexpr int kParts = Traits::kParts, kShare = Traits::kShare, kBlocks = 32 / kParts;
   static constexpr int kAhead = kBlocks < 8 ? kBlocks : 8;
   int first_block, first_row, of_share, slice, lane;
   int64_t token[2];
@@ -252,6 +269,12 @@ struct GatedEnd {
     }
   }
 
+  __device__ static void add(float2& sum, uint32_t pair) {
+    float2 const x = unpack<Element>(pair);
+    sum.x += x.x;
+    sum.y += x.y;
+  }
+
   // Adds up all parts, gates, and stores them with their sums.
   __device__ void store(Gated const& p, typename Traits::Shared& s, QueryTile const& tile, int head) {
     float2 sums[2] = {};
@@ -259,25 +282,27 @@ struct GatedEnd {
     for (int first = 0; first < kBlocks; first += kAhead) {
       if (first > 0) load(first);
       CUTE_UNROLL
-      for (int b = 0; b < kAhead; ++b) {
-        int const at = of_share * 32 + first_block + first + b;
-        float4 x = s.sums[at][lane];
+      for (int b = 0; b < kAhead; b += 2) {
+        int const at = of_share * Traits::kLines + (first_block + first + b) / 2;
+        float2 x[4] = {};
         CUTE_UNROLL
-        for (int part = 1; part < kParts; ++part) {
-          float4 const other = s.sums[part * kShare * 32 + at][lane];
-          x.x += other.x;
-          x.y += other.y;
-          x.z += other.z;
-          x.w += other.w;
+        for (int part = 0; part < kParts; ++part) {
+          uint4 const of_part = s.sums[part * kShare * Traits::kLines + at][lane];
+          add(x[0], of_part.x);
+          add(x[1], of_part.y);
+          add(x[2], of_part.z);
+          add(x[3], of_part.w);
         }
         CUTE_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          float2 const by = unpack<Element>(u[b][j]);
-          float const low = (j ? x.z : x.x) * p.inv_n * by.x, high = (j ? x.w : x.y) * p.inv_n * by.y;
+        for (int i = 0; i < 4; ++i) {
+          int const block = b + i / 2, j = i % 2;
+          float2 const by = unpack<Element>(u[block][j]);
+          float const low = x[i].x * by.x, high = x[i].y * by.y;
           sums[j].x += low + high;
           sums[j].y += low * low + high * high;
           if (first_row + 8 * j < tile.rows) {
-            *reinterpret_cast<uint32_t*>(to[j] + 8 * (first + b)) = pack<Element>(low * w[b][j].x, high * w[b][j].y);
+            *reinterpret_cast<uint32_t*>(to[j] + 8 * (first + block)) =
+                pack<Element>(low * w[block][j].x, high * w[block][j].y);
           }
         }
       }
@@ -304,6 +329,13 @@ __global__ void __launch_bounds__(kThreads, 1) gated_kernel(__grid_constant__ Ga
   QueryTile const tile = params.p.tiles[blockIdx.y];
   if (tile.rows == 0) return;  // all of a cluster
   if (threadIdx.x == 0) {
+    prefetch_tma_descriptor(&params.q);
+    prefetch_tma_descriptor(&params.k);
+    prefetch_tma_descriptor(&params.v);
+    if (params.p.cache != nullptr) {
+      prefetch_tma_descriptor(&params.cached_k);
+      prefetch_tma_descriptor(&params.cached_v);
+    }
     s.q_full[0].init(1);
     s.q_full[1].init(1);
     for (int i = 0; i < Traits::kStages; ++i) {
@@ -330,9 +362,9 @@ __global__ void __launch_bounds__(kThreads, 1) gated_kernel(__grid_constant__ Ga
     wait_for_kernel_before();
     GatedEnd<Traits> end(params.p, tile, head, warp);
     cluster_sync();  // keys and values have been read by all
-    send_sums<Traits>(s, warp, out);
+    if (warp * 16 < tile.rows) send_sums<Traits>(s, warp, params.p.inv_n, out);
     cluster_sync();
-    end.store(params.p, s, tile, head);
+    if (end.first_row / 16 * 16 < tile.rows) end.store(params.p, s, tile, head);
   }
 }
 

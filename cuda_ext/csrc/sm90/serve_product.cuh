@@ -221,6 +221,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) product_kernel(__grid_con
   constexpr bool kIsCluster = Traits::kAcross * Traits::kAlong > 1;
   let_next_kernel_start();
   if (threadIdx.x == 0) {
+    prefetch_tma_descriptor(&params.weight);
+    prefetch_tma_descriptor(&params.x);
     for (int i = 0; i < Traits::kStages; ++i) {
       s.full[i].init(1);
       s.empty[i].init((Traits::kAcross + Traits::kAlong - 1) * Traits::kWarpgroups);
