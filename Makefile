@@ -9,7 +9,7 @@ export GPU PYTHON TENSORRT
 # The environment's own programs (uv, ruff, java's friends of pyspark) before the machine's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup run backfill status report new-dataset ui doctor test test-slow test-gpu check format kill-points drill serve bench-attention bench-attention-gpu bench-tables bench-samples bench-train evidence lock clean
+.PHONY: help setup run backfill status report new-dataset ui doctor test test-slow test-gpu check format kill-points drill pictures serve bench-attention bench-attention-gpu bench-tables bench-samples bench-train evidence lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ kill-points: setup  ## kill every stage at every phase, run it again, compare; J
 
 drill: setup  ## kill one step at random, run it again and show that nothing was lost (SEED=N for the same again)
 	@$(PY) -m tests.end_to_end.kill_points --drill $(SEED) --options users=300 impressions-a-day=9000 bot-impressions=2100
+
+pictures: setup  ## Airflow's pages of a failed day and of the day mended, as docs/operations.md shows them (Chromium)
+	@$(PY) -m tests.end_to_end.pictures docs/pictures
 
 serve: setup  ## the champion answers requests on loopback until Ctrl-C; prints a request to try (DATASET, PORT)
 	@$(PY) -m model.publish --dataset $(or $(DATASET),foodlog) >/dev/null

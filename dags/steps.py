@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -136,6 +137,14 @@ def refused(line: str) -> dict[str, Any] | None:
     return result if "refused" in result else None
 
 
+def why_failed(module: str, ended: SubprocessResult) -> str:
+    """What a step that failed has said last: its error, if it could still say one."""
+    said = re.sub(r"^\S+ \S+ ERROR [\w.]+: ", "", ended.output)
+    if said != ended.output:
+        return f"{module} failed: {said}"
+    return f"{module} failed with exit code {ended.exit_code}; its last line: {said or 'none'}"
+
+
 def command(launcher: str, module: str, *arguments: str) -> str:
     """Shell command of a step over the run's day; `arguments` may hold templates."""
     return f"exec {launcher} -m {module} --dataset {shlex.quote(DATASET)} {' '.join(arguments)}"
@@ -203,7 +212,9 @@ class StepOperator(BashOperator):  # type: ignore[misc]
             ended = self.subprocess_hook.ended
             answer = refused(ended.output) if ended is not None and ended.exit_code == 1 else None
             if answer is None:
-                raise
+                if ended is None or not ended.exit_code:
+                    raise
+                raise AirflowException(why_failed(self.module, ended)) from None
             self.pages = pages_of(self.module, answer) | self._report(context, answer)
             for part in str(answer["refused"]).split("; "):  # Airflow's page of a log cuts what is longer
                 self.log.error("%s", part)

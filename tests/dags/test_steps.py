@@ -138,8 +138,18 @@ def test_a_step_is_a_command_in_the_repository(tmp_path):
 def test_any_exit_code_but_0_fails_the_task(tmp_path, code):
     from airflow.sdk.exceptions import AirflowException
 
-    with pytest.raises(AirflowException, match=f"non-zero exit code {code}"):
+    with pytest.raises(AirflowException, match=rf"failed with exit code {code}; its last line: none"):
         _operator(tmp_path, f"exit {code}").execute({})
+
+
+def test_a_step_that_fails_says_its_error(tmp_path):
+    from airflow.sdk.exceptions import AirflowException
+
+    line = "2026-03-03 02:30:00,746 ERROR spark_jobs.contract.command: foodlog 2026-03-03: no delivery"
+    with pytest.raises(AirflowException, match=r"^\w+\.\w+ failed: foodlog 2026-03-03: no delivery$"):
+        _operator(tmp_path, f"echo start; echo '{line}'; exit 1").execute({})
+    with pytest.raises(AirflowException, match=r"failed with exit code 137; its last line: step 12$"):
+        _operator(tmp_path, "echo step 12; exit 137").execute({})
 
 
 @pytest.mark.parametrize(
@@ -196,12 +206,13 @@ def test_a_try_that_airflow_reports_more_than_once_is_told_once(tmp_path, monkey
         (alerts.task_failed, of(2)),
         (alerts.task_retried, of(1, "2026-03-02")),
     ]
+    (tmp_path / "alerts.jsonl").write_text('{"kind": "retr\n')  # cut by a crash
     threads = [threading.Thread(target=report, args=(context,)) for report, context in reports]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    kept = [json.loads(line) for line in (tmp_path / "alerts.jsonl").read_text().splitlines()]
+    kept = [json.loads(line) for line in (tmp_path / "alerts.jsonl").read_text().splitlines()[1:]]
     assert sorted((one["kind"], one["of"]) for one in kept) == [
         ("failed", "retraining_daily.train manual__2026-03-01 try 2"),
         ("retried", "retraining_daily.train manual__2026-03-01 try 1"),
