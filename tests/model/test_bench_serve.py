@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import graph, prefix_hits, serve, serve_gpu, serve_load
+from benchmarks import graph, prefix_hits, serve, serve_cost, serve_gpu, serve_load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +24,16 @@ def test_the_documents_table_of_the_compiled_graph_is_the_result_files() -> None
     result = json.loads((ROOT / "benchmarks" / "results" / "graph_cpu.json").read_text())
     assert "\n".join(graph.table(result)) in (ROOT / "docs" / "serving.md").read_text()
     assert result["summary"] == graph.summary(result)
+
+
+def test_the_documents_table_of_costs_is_the_result_files() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "serve_cost_cpu.json").read_text())
+    assert "\n".join(serve_cost.table(result)) in (ROOT / "docs" / "serving.md").read_text()
+    assert result["summary"] == serve_cost.summary(result, "cpu")
+    ours, theirs = serve_cost.PRESETS["cpu"]
+    quickest = min(ms["p50"] for side, ms in result["ms"]["8"].items() if side.startswith(ours))
+    other = result["ms"]["8"][f"{theirs}, evaluation"]["p50"]
+    assert result["summary"]["serve_cost_eight_over_user_tower_cpu"] == round(quickest / other, 3)
 
 
 def test_the_load_of_a_server_is_summed_up_by_the_most_and_by_the_tail_at_half_of_it() -> None:
