@@ -32,7 +32,7 @@ class Machine:
         self._thread = threading.Thread(target=self._watch, name="machine", daemon=True)
 
     def __enter__(self) -> Self:
-        self.measure()
+        psutil.cpu_percent()  # measures from one call to the next: the first says nothing
         self._thread.start()
         return self
 

@@ -123,6 +123,8 @@ def test_a_training_says_its_rows_and_what_it_took_of_the_machine() -> None:
     curve = client().get_metric_history(run.info.run_id, "system/process_memory_usage_megabytes")
     assert len({point.timestamp - point.step for point in curve}) == 1 < 5 <= len(curve)
     assert all(point.value > 50 for point in curve)
+    busy = client().get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+    assert sum(point.value for point in busy) > 0
     assert run.data.tags["mlflow.source.git.dirty"] == "True"
     names = list(run.data.params)
     assert names[:3] == ["model.architecture", "model.d_model", "model.max_static"]
