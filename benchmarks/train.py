@@ -325,7 +325,7 @@ def _covered_ms(spans: Sequence[tuple[float, float]]) -> float:
 def _joined(paths: Sequence[Path]) -> dict[str, Any]:
     """Runs of more and more ranks, with the ratios of what neighbours do of MTGR large on shape P.
 
-    How long ranks wait for the slowest is that of the last run.
+    How long ranks wait for the slowest is that of the last run, cut by work if there is such a case.
     """
     runs = [json.loads(path.read_text()) for path in paths]
     rates = [
@@ -338,14 +338,15 @@ def _joined(paths: Sequence[Path]) -> dict[str, Any]:
         if many > few:  # else it is another run of as many, on another machine
             name = f"tokens_per_s_{_NUMBERS[many]}_gpus_over_{_NUMBERS[few]}"
             summary[name] = round(more / rate, 3)
-    for line in runs[-1]["results"]:
-        if line["case"] == "mfu_large_p_by_flops":
-            summary["straggler_idle_measured"] = line["straggler_idle"]
+    waited = {line["case"]: line.get("straggler_idle") for line in runs[-1]["results"]}
+    summary["straggler_idle_measured"] = waited.get("mfu_large_p_by_flops", waited["mfu_large_p"])
     return {"summary": summary, "runs": runs}
 
 
 def table(report: Mapping[str, Any]) -> list[str]:
-    """The lines of a Markdown table of a result file."""
+    """The lines of a Markdown table of a result file; of joined runs, those of the last machine."""
+    if "runs" in report:
+        return _table_of_ranks(report["runs"])
     head = ("CUDA graphs", "step ms", "least to most", "tokens/s", "MFU", "idle", "launches")
     lines = [f"| {report['machine']['device']} | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
     for one in report["results"]:
@@ -355,6 +356,24 @@ def table(report: Mapping[str, Any]) -> list[str]:
             f"| {ms['least']:.1f} to {ms['most']:.1f} | {one['tokens_per_s']:,} "
             f"| {one['mfu']:.3f} | {one['idle']:.1%} | {one['launches']:,} |"
         )
+    return lines
+
+
+def _table_of_ranks(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    first = max(number for number, run in enumerate(runs) if run["ranks"] == 1)
+    head = ("ranks", "cut by", "dense part", "step ms", "tokens/s", "MFU", "idle", "waits for the slowest")
+    lines = [f"| {runs[first]['machine']['device']} | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+    for run in runs[first:]:
+        for one in run["results"]:
+            case = one["case"].removeprefix("mfu_")
+            for other in ("_plain", "_sharded", "_by_flops", "_by_users"):
+                case = case.removesuffix(other)
+            how = "FSDP2" if one["sharded"] else "captured" if one["cuda_graphs"] else "DDP"
+            waits = f"{one['straggler_idle']:.1%}" if "straggler_idle" in one else "-"
+            lines.append(
+                f"| {case} | {run['ranks']} | {one['cut']} | {how} | {one['step_ms']['median']:.1f} "
+                f"| {one['tokens_per_s']:,} | {one['mfu']:.3f} | {one['idle']:.1%} | {waits} |"
+            )
     return lines
 
 

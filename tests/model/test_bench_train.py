@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks import train
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def test_the_documents_table_is_the_result_files() -> None:
-    lines = train.table(json.loads((RESULTS / "train_h100.json").read_text()))
+@pytest.mark.parametrize("name", ["train_h100", "train_many_gpus"])
+def test_the_documents_table_is_the_result_files(name: str) -> None:
+    lines = train.table(json.loads((RESULTS / f"{name}.json").read_text()))
     assert "\n".join(lines) in (ROOT / "docs" / "model.md").read_text()
 
 
