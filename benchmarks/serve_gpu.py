@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -216,6 +217,24 @@ def table(result: dict[str, Any]) -> list[str]:
         cells = [f"{of['p50']:.2f} / {of['p99']:.2f}" if of else "" for of in (of_one, eight.get(name))]
         lines.append(f"| {name} | {' | '.join(cells)} | {result['parity']['1'][name]:.1e} |")
     return lines
+
+
+def capacity(result: dict[str, Any]) -> str:
+    """What a GPU computes at most, and how many cores encode as much, in a sentence."""
+    one, eight = result["ms"]["1"], result["ms"]["8"]
+    encoding_ms = result["ms"]["encode one"]["p50"]
+    singly = 1000 / min(one[name]["p50"] for name in ("bf16", "fp16"))
+    rates = [
+        8000 / min(eight[f"{name}{kept}"]["p50"] for name in ("bf16", "fp16"))
+        for kept in ("", ", prefix kept")
+    ]
+    cores = [math.ceil(rate * encoding_ms / 1000) for rate in rates]
+    return (
+        f"A process on the GPU computes at most {singly:.0f} requests a second one by one, {rates[0]:.0f} by "
+        f"eights and {rates[1]:.0f} by eights whose prefixes are kept; encoding a request takes "
+        f"{encoding_ms:.2f} ms of a core, so that {cores[0]} and {cores[1]} cores encode what it computes by "
+        "eights."
+    )
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any] | None:

@@ -183,7 +183,7 @@ def _write_state(var: Path, answer: Path) -> None:
 
 
 def state_of(var: Path, cleaned: Callable[[str], str] = str) -> dict[str, Any]:
-    """What a step may leave: raw logs, table rows, runs with all their files, verdicts, registry.
+    """What a step may leave: raw logs, table rows, files of runs, packages, what serves, verdicts, registry.
 
     Times, random ids and the tables' own versions are left out: a rerun after a commit may make one more
     version of the same rows.
@@ -203,6 +203,12 @@ def state_of(var: Path, cleaned: Callable[[str], str] = str) -> dict[str, Any]:
     for path in sorted((var / "runs").rglob("*")):
         if path.is_file():
             result[f"file {path.relative_to(var)}"] = _file_hash(path, cleaned)
+    serving = var / "serving"
+    for path in sorted(serving.rglob("*")):
+        if path.is_symlink():
+            result[f"served {path.relative_to(serving)}"] = os.readlink(path)
+        elif path.is_file():
+            result[f"package {path.relative_to(serving)}"] = _file_hash(path, cleaned)
     for verdict in sorted((var / "gates").rglob("*.json")):
         result[f"verdict {verdict.relative_to(var)}"] = json.loads(verdict.read_text())["success"]
     store = var / "mlflow" / "mlflow.db"

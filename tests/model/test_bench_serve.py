@@ -16,6 +16,7 @@ def test_the_documents_table_is_the_result_files() -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "serve_h100.json").read_text())
     assert "\n".join(serve_gpu.table(result)) in (ROOT / "docs" / "serving.md").read_text()
     assert result["summary"] == serve_gpu.summary(result)
+    assert serve_gpu.capacity(result) in (ROOT / "docs" / "serving.md").read_text()
     of_cpu = json.loads((ROOT / "benchmarks" / "results" / "serve_cpu.json").read_text())
     assert "\n".join(serve.table(of_cpu)) in (ROOT / "docs" / "serving.md").read_text()
 
