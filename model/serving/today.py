@@ -12,7 +12,6 @@ is dropped. A copy of an event changes nothing.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy as np
 
 from model.serving.request import RequestError, integer_of, is_id
 from spark_jobs.contract.clock import CLOCK_FEATURES, DAY_MS
-from spark_jobs.contract.features import Dataset, EventType, Kind, Owner
+from spark_jobs.contract.features import Dataset, EventType, FeatureSpec, Kind, Owner
 from spark_jobs.contract.tables import WEIGHTS
 
 _NAMED = ("event_id", "event_type", "user_id", "item_id", "time_ms", "action", "weight")
@@ -131,7 +130,7 @@ class Today:
         if not isinstance(event_id, str) or not 0 < len(event_id) <= 128:
             raise RequestError(f"event_id is {event_id!r}; it must be text of 1 to 128 characters")
         user, item, time_ms = (integer_of(event, name) for name in ("user_id", "item_id", "time_ms"))
-        context = {f.name: self._known(event, f.name, f.unknown, f.kind) for f in self._context}
+        context = {f.name: self._known(event, f) for f in self._context}
         return Event(
             time_ms=time_ms,
             event_id=event_id,
@@ -144,16 +143,21 @@ class Today:
         )
 
     @staticmethod
-    def _known(event: Mapping[str, Any], name: str, unknown: float, kind: Kind) -> float:
-        if event.get(name) is None:
-            return unknown if kind is Kind.NUMBER else int(unknown)
-        value = event[name]
-        if kind is Kind.NUMBER and type(value) in (int, float) and math.isfinite(value):
-            return float(np.float32(value))
-        if kind is not Kind.NUMBER and is_id(value):
-            return int(value)
-        wanted = "a finite number" if kind is Kind.NUMBER else "an integer"
-        raise RequestError(f"{name} is {value!r}; it must be {wanted}")
+    def _known(event: Mapping[str, Any], feature: FeatureSpec) -> float:
+        """The value of a feature of the context, as it is stored."""
+        is_number, value = feature.kind is Kind.NUMBER, event.get(feature.name)
+        if value is None:
+            return feature.unknown if is_number else int(feature.unknown)
+        if is_number:
+            if type(value) in (int, float) and feature.low <= value <= feature.high:
+                return float(np.float32(value))
+            wanted = f"a number from {feature.low:g} to {feature.high:g}"
+        else:
+            is_category = feature.kind is Kind.CATEGORY
+            if is_id(value) and (not is_category or 0 <= value < feature.cardinality):
+                return int(value)
+            wanted = f"an integer below {feature.cardinality}" if is_category else "an integer of 64 bits"
+        raise RequestError(f"{feature.name} is {value!r}; it must be {wanted}")
 
     def _weight(self, event: Mapping[str, Any]) -> float:
         weight = event.get("weight")
