@@ -334,7 +334,9 @@ SOAK_S = 600
 
 
 @pytest.mark.timeout(SOAK_S + 300)
-def test_ten_minutes_at_saturation_answer_all_and_take_no_more_memory(serving: Serving) -> None:
+def test_ten_minutes_at_saturation_answer_all_and_take_no_more_memory(packages: Any, tmp_path: Path) -> None:
+    # The longest deadline: what is looked for is a lost answer or memory, not how fast this machine is.
+    serving = Serving(tmp_path / "serve.log", "--instances", "2", "--deadline-ms", "60000")
     sent = calls(request_rows(40))
     processes = [serving.process.pid, *serving.children()]
     asyncio.run(closed(serving.url, sent, 64, SOAK_S / 10))  # until all that is kept is there
@@ -346,3 +348,5 @@ def test_ten_minutes_at_saturation_answer_all_and_take_no_more_memory(serving: S
     assert [serving.process.pid, *serving.children()] == processes
     for first, last in zip(before, after, strict=True):
         assert last - first < 40_000, (before, after)
+    assert serving.stop() == 0
+    print(load.statuses, before, after)  # noqa: T201 - what a person who waited ten minutes wants to see
