@@ -106,17 +106,21 @@ char const* run_gated(Gated const& p, cudaStream_t stream) {
     HSTU_SM90_TRY(encode_map(params.cached_v, p.dtype, keys + Traits::kKeys * d, 5, dims, strides, box));
   }
   dim3 const grid(Traits::kParts, p.num_tiles, p.num_heads);
-  return start(gated_kernel<Traits>, params, grid, dim3(Traits::kParts, 1, 1), kThreads, sizeof(typename Traits::Shared),
-               stream);
+  return start(gated_kernel<Traits>, params, grid, dim3(Traits::kParts, 1, 1), kThreads,
+               sizeof(typename Traits::Shared), stream);
 }
 
 template <class Element>
 char const* gated(Gated const& p, cudaStream_t stream) {
   switch (p.parts) {
-    case 1: return run_gated<GatedTraits<Element, 1>>(p, stream);
-    case 2: return run_gated<GatedTraits<Element, 2>>(p, stream);
-    case 4: return run_gated<GatedTraits<Element, 4>>(p, stream);
-    default: return run_gated<GatedTraits<Element, 8>>(p, stream);
+    case 1:
+      return run_gated<GatedTraits<Element, 1>>(p, stream);
+    case 2:
+      return run_gated<GatedTraits<Element, 2>>(p, stream);
+    case 4:
+      return run_gated<GatedTraits<Element, 4>>(p, stream);
+    default:
+      return run_gated<GatedTraits<Element, 8>>(p, stream);
   }
 }
 

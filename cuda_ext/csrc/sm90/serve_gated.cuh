@@ -30,8 +30,8 @@ struct GatedTraits {
   struct alignas(1024) Shared {
     Element q[2][kHalf * kDim];
     union {
-      Element kv[2 * kStages][kKeys * kDim];   // keys of all stages, then values
-      uint4 sums[kTile / 16 * kLines][32];     // 16 rows x 16 columns of a part, as they lie in a warp
+      Element kv[2 * kStages][kKeys * kDim];  // keys of all stages, then values
+      uint4 sums[kTile / 16 * kLines][32];    // 16 rows x 16 columns of a part, as they lie in a warp
     };
     Barrier q_full[2], k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
   };

@@ -1,8 +1,8 @@
 // A product whose left side is still to be normed (serve.h), one tile of kRows x kColumns a CTA.
 //
 // A thread loads; three warps bring what the end needs, moments and affine, while the product runs; each of kWarpgroups
-// owns 64 rows. CTAs of a cluster that share rows or columns load a part of them each and send it to all. Weights are on
-// their way before the kernel before this one has ended.
+// owns 64 rows. CTAs of a cluster that share rows or columns load a part of them each and send it to all. Weights are
+// on their way before the kernel before this one has ended.
 #pragma once
 
 #include "device.cuh"
