@@ -7,6 +7,8 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.serving import so_far
 from model.serving.request import RequestError
@@ -127,6 +129,32 @@ def test_what_is_no_event_of_today_is_named(wrong: dict[str, Any], told: str) ->
     with pytest.raises(RequestError, match="an event is a list"):
         today.add([], DS)
     assert not len(today)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = ("event_id", "event_type", "user_id", "item_id", "time_ms", "action", "weather", "weight")
+
+
+@settings(max_examples=40, deadline=None, database=None)
+@given(
+    wrong=VALUES | st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4).map(lambda of: event(**of))
+)
+def test_whatever_is_posted_is_held_or_refused_with_its_field(wrong: Any) -> None:
+    today = Today(dataclasses.replace(TINY, has_weights=True), most=10)
+    told = ""
+    try:
+        today.add(wrong, DS)
+    except RequestError as error:
+        told = str(error)
+    if told:
+        assert any(name in told for name in (*FIELDS, "an event has no", "an event is a"))
+        assert not len(today)
+    else:
+        assert len(today.before(wrong["user_id"], wrong["time_ms"] + 1)) == 1
 
 
 def test_the_log_is_bounded_and_ends_with_the_day() -> None:
