@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -38,13 +37,13 @@ from model.serving.batching import Batcher
 from model.serving.lookups import Lookups
 from model.serving.request import ROW, RequestError, RequestForm, json_object
 from model.serving.today import FullError, Today
+from model.serving.triton_client import TritonClient
 
 logger = logging.getLogger(__name__)
 
 DEADLINE_HEADER = "Deadline-Ms"
 _Tensors = Mapping[str, Array]
 _Scored = tuple[Array, int]  # float32 [2, C], and the version
-_CODES = {400: web.HTTPBadRequest, 404: web.HTTPNotFound, 503: web.HTTPServiceUnavailable}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,7 @@ class Front:
         limits: Limits,
         lookups: Path,
     ) -> None:
-        self.form, self._triton, self._metrics = form, triton, metrics
+        self.form, self._triton = form, TritonClient(triton, metrics)
         self._models, self._limits = models, limits
         self.models = tuple(models.values())
         self._lookups_link, self._lookups_file = lookups, lookups
@@ -114,7 +113,6 @@ class Front:
             for name in models.values()
         }
         self._mirrored: set[asyncio.Task[None]] = set()
-        self._session: aiohttp.ClientSession | None = None
         self._waiting = 0
         self.answers = Answers()
 
@@ -132,8 +130,7 @@ class Front:
         return app
 
     async def _connected(self, app: web.Application) -> Any:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
-        async with aiohttp.ClientSession(connector=connector) as self._session:
+        async with self._triton:
             yield
 
     @web.middleware
@@ -263,7 +260,8 @@ class Front:
     async def _send(self, model: str, requests: Sequence[_Tensors]) -> Sequence[_Scored | Exception]:
         """Triton's scores of a batch; where it refuses one of several, each is asked by itself."""
         try:
-            scores, version = await self._call(model, self.form.joined(requests))
+            longest_s = self._limits.deadline_ms / 1000  # nobody waits any longer
+            scores, version = await self._triton.infer(model, self.form.joined(requests), longest_s)
         except web.HTTPBadRequest as error:
             if len(requests) == 1:
                 return [error]
@@ -271,21 +269,6 @@ class Front:
         counts = [int(one[ROW].reshape(-1)[-1]) for one in requests]
         parts = np.split(scores, np.cumsum(counts)[:-1], axis=1)
         return [(part, version) for part in parts]
-
-    async def _call(self, model: str, tensors: _Tensors) -> _Scored:
-        assert self._session is not None
-        body, length = kserve.encode(tensors)
-        async with self._session.post(
-            f"{self._triton}/v2/models/{model}/infer",
-            data=body,
-            headers={kserve.LENGTH_HEADER: str(length)},
-            timeout=aiohttp.ClientTimeout(self._limits.deadline_ms / 1000),  # nobody waits any longer
-        ) as response:
-            answer = await response.read()
-            if response.status != 200:
-                raise _refused(response.status, answer)
-            outputs, _ = kserve.decode(answer, response.headers.get(kserve.LENGTH_HEADER, ""), "outputs")
-        return outputs["scores"][0], int(outputs["version"][0, 0])
 
     async def _live(self, request: web.Request) -> web.Response:
         return web.Response()
@@ -295,16 +278,9 @@ class Front:
 
     async def is_ready(self) -> bool:
         """Whether the champion can be asked."""
-        assert self._session is not None
-        try:
-            url = f"{self._triton}/v2/models/{self._models['']}/ready"
-            async with self._session.get(url, timeout=aiohttp.ClientTimeout(2)) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError):
-            return False
+        return await self._triton.is_ready(self._models[""])
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
-        assert self._session is not None
         lines = [
             *self.answers.lines(),
             "# TYPE mtgr_waiting gauge",
@@ -314,23 +290,9 @@ class Front:
             "# TYPE mtgr_batches_total counter",
             *(f'mtgr_batches_total{{model="{name}"}} {b.batches}' for name, b in self._batchers.items()),
         ]
-        try:
-            async with self._session.get(self._metrics, timeout=aiohttp.ClientTimeout(2)) as response:
-                of_triton = await response.text()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            of_triton = f"# Triton's metrics are not there: {error}\n"
-        return web.Response(text=of_triton + "\n".join(lines) + "\n")
+        return web.Response(text=await self._triton.metrics() + "\n".join(lines) + "\n")
 
 
 def _told(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
     kept = {name: value for name, value in (headers or {}).items() if name in ("Retry-After", "Allow")}
     return web.json_response({"error": message}, status=status, headers=kept)
-
-
-def _refused(status: int, answer: bytes) -> web.HTTPException:
-    """What Triton said, as the error to answer with."""
-    try:
-        message = str(json.loads(answer)["error"])
-    except (ValueError, KeyError, TypeError):
-        message = answer[:200].decode(errors="replace")
-    return _CODES.get(status, web.HTTPInternalServerError)(text=message)
