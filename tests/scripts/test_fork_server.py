@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG = "long" * 25  # longer than the name of a socket may be
 SERVER = """
 import sys
 from pathlib import Path
@@ -48,8 +49,8 @@ time.sleep(60)
 
 @pytest.fixture
 def place(tmp_path):
-    """Folder of modules and socket; its name is longer than a socket's may be."""
-    folder = tmp_path / ("long" * 25)
+    """Folder of modules, and of the socket where there is a server."""
+    folder = tmp_path / LONG
     folder.mkdir()
     (folder / "step.py").write_text(STEP)
     (folder / "ender.py").write_text(ENDER)
@@ -57,17 +58,31 @@ def place(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory):
+    """Starts a server where none runs, which takes two seconds of a core, and gives it with its socket."""
+    folder = tmp_path_factory.mktemp("server") / LONG
+    folder.mkdir()
+    started = []
+
+    def serve():
+        if not started or started[-1].poll() is not None:
+            (folder / "socket").unlink(missing_ok=True)
+            command = [sys.executable, "-c", SERVER, str(folder / "socket")]
+            started.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT))
+            _await(lambda: (folder / "socket").exists())
+        return started[-1], folder / "socket"
+
+    yield serve
+    started[-1].terminate()
+    started[-1].wait(timeout=20)
+
+
 @pytest.fixture
-def server(place):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(place / "socket")],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{place}"},
-        cwd=ROOT,
-    )
-    _await(lambda: (place / "socket").exists())
-    yield process
-    process.terminate()
-    process.wait(timeout=20)
+def server(serve, place):
+    process, path = serve()
+    (place / "socket").symlink_to(path)
+    return process
 
 
 def _await(is_so):
