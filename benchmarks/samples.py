@@ -35,7 +35,7 @@ import numpy as np
 
 from benchmarks import samples_duckdb as bench_duckdb
 from benchmarks.samples_events import BENCH_DS, World, write_tables
-from spark_jobs.build_samples import inputs_of, samples_of, write_samples
+from spark_jobs.build_samples import samples_of, write_samples
 from spark_jobs.contract import command, environment, locations
 from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.foodlog import FOODLOG
@@ -43,6 +43,7 @@ from spark_jobs.contract.tables import sample_columns
 from spark_jobs.lake.log import current_version, git_sha, open_table
 from spark_jobs.lake.session import spark_session
 from spark_jobs.samples.deliveries import Deliveries
+from spark_jobs.samples.inputs import inputs_of
 
 logger = logging.getLogger(__name__)
 TABLES = ("events", "users", "items")

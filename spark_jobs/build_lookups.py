@@ -16,7 +16,6 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from spark_jobs.build_samples import inputs_of
 from spark_jobs.contract import command, locations
 from spark_jobs.contract.features import Dataset
 from spark_jobs.lake.failures import spark_errors
@@ -24,6 +23,7 @@ from spark_jobs.lake.log import current_version
 from spark_jobs.lake.session import keeping, spark_session
 from spark_jobs.lake.writer import replace_partition
 from spark_jobs.samples.deliveries import deliveries_of
+from spark_jobs.samples.inputs import inputs_of
 from spark_jobs.samples.lookups import COLUMNS, lookups
 
 logger = logging.getLogger(__name__)

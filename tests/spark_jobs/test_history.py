@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from spark_jobs import ingest
-from spark_jobs.build_samples import as_of, build_days
+from spark_jobs.build_samples import build_days
 from spark_jobs.contract import locations
 from spark_jobs.contract.features import Owner, Snapshot
 from spark_jobs.contract.tables import dimension_columns, event_columns
@@ -29,6 +29,7 @@ from spark_jobs.lake.log import partition_values
 from spark_jobs.lake.writer import table_at
 from spark_jobs.samples.build import Limits, build
 from spark_jobs.samples.events import bots, events_of, without
+from spark_jobs.samples.inputs import as_of
 from spark_jobs.sources import Delivery
 from tests.spark_jobs.random_log import DAYS, Arrival, Log
 from tests.spark_jobs.sample_reference import TINY, Row, differences, reference_samples

@@ -20,12 +20,12 @@ import pytest
 from deltalake import DeltaTable
 
 from spark_jobs import ingest
-from spark_jobs.build_samples import as_of, build_days
+from spark_jobs.build_samples import build_days
 from spark_jobs.contract import locations
 from spark_jobs.contract.clock import shift_day
 from spark_jobs.contract.features import NO_ID, NO_IDS, Owner
 from spark_jobs.contract.tables import dimension_columns, event_columns
-from spark_jobs.ingest import DeliveryRefusedError, checked_dimension, last_copies, with_days, with_reason
+from spark_jobs.ingest import DeliveryRefusedError
 from spark_jobs.lake import verdicts
 from spark_jobs.lake.failures import spark_errors
 from spark_jobs.lake.log import LakeError, current_version, last_commit, partition_values
@@ -33,8 +33,10 @@ from spark_jobs.lake.verdicts import NotPassedError
 from spark_jobs.lake.writer import EmptyInputError, content_hash, table_at
 from spark_jobs.samples.build import known_before
 from spark_jobs.samples.events import events_of
+from spark_jobs.samples.inputs import as_of
 from spark_jobs.sources import Delivery
 from spark_jobs.sources.foodlog import SCHEMAS
+from spark_jobs.sources.records import checked_dimension, last_copies, with_days, with_reason
 from tests.spark_jobs.sample_reference import TINY, Row
 
 DAY = "2026-03-05"

@@ -23,13 +23,14 @@ from benchmarks.samples import compare
 from model.data.reader import SamplesTable
 from spark_jobs import ingest
 from spark_jobs import journey as command
-from spark_jobs.build_samples import inputs_of, samples_of
+from spark_jobs.build_samples import samples_of
 from spark_jobs.contract import locations
 from spark_jobs.contract.clock import shift_day
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.journey import JOURNEY
 from spark_jobs.lake.log import current_version, open_table
 from spark_jobs.samples.deliveries import Deliveries
+from spark_jobs.samples.inputs import inputs_of
 from spark_jobs.sources import journey_log
 from spark_jobs.sources.journey_log import PackageError, unit_hash, write_log
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from spark_jobs.build_samples import Inputs, as_of, unused
 from spark_jobs.contract.features import Dataset, Owner, Snapshot
 from spark_jobs.contract.tables import dimension_columns, event_columns, sample_columns
-from spark_jobs.ingest import with_reason
 from spark_jobs.lake.writer import content_hash
 from spark_jobs.samples.build import Limits, build
 from spark_jobs.samples.events import bots, events_of, snapshot_ds, without
+from spark_jobs.samples.inputs import Inputs, as_of, unused
+from spark_jobs.sources.records import with_reason
 from tests.spark_jobs.random_log import Log
 from tests.spark_jobs.sample_reference import TINY, Row
 

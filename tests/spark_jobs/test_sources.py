@@ -27,9 +27,9 @@ from spark_jobs.contract.features import Dataset, Owner
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.contract.kuairand import KUAIRAND
 from spark_jobs.contract.tables import dimension_columns, event_columns
-from spark_jobs.ingest import checked_dimension, last_copies, with_days, with_reason
 from spark_jobs.sources import Delivery, foodlog, foodlog_names, kuairand, source_of, typed
 from spark_jobs.sources.files import read_parquet
+from spark_jobs.sources.records import checked_dimension, last_copies, with_days, with_reason
 
 REPO = Path(__file__).resolve().parents[2]
 KUAIRAND_ROOT = Path(

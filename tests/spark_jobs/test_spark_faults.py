@@ -26,6 +26,7 @@ from pyspark import TaskContext
 from spark_jobs import build_samples
 from spark_jobs.contract.datasets import FOODLOG
 from spark_jobs.lake.session import spark_session
+from spark_jobs.samples import inputs
 fault, ds, folder = sys.argv[1:]
 read = build_samples.table_at
 def faulty(spark, uri, version=None):
@@ -46,7 +47,7 @@ def faulty(spark, uri, version=None):
                 time.sleep(8)
         yield from batches
     return df.mapInArrow(rows, df.schema)
-build_samples.table_at = faulty
+build_samples.table_at = inputs.table_at = faulty
 spark = spark_session("faulty")
 print(build_samples.build_days(spark, FOODLOG, ds))
 """
