@@ -28,10 +28,9 @@ from tests.expectations.mini import (
     event,
     valid_events,
 )
+from tests.frames import frame
 
 SUITE = events_suite(MINI, LIMITS)
-SCHEMA = ", ".join(f"{name} {kind}" for name, kind in event_columns(MINI))
-NAMES = [name for name, _ in event_columns(MINI)]
 Row = dict[str, Any]
 
 
@@ -159,9 +158,8 @@ def measured(request: pytest.FixtureRequest, spark: Any) -> tuple[Dataset, Suite
     days |= {f"fine {at}": changed(rows, change) for at, change in enumerate(fine_cases(dataset))}
     days |= {f"day {at}": day for at, (_, day) in enumerate(day_cases(dataset))}
     columns = event_columns(dataset)
-    data = [(case, *(row[name] for name, _ in columns)) for case, day in days.items() for row in day]
-    schema = ", ".join(f"{name} {kind}" for name, kind in columns)
-    measured = measure(spark.createDataFrame(data, f"case string, {schema}"), suite, "case")
+    data = [{"case": case, **row} for case, day in days.items() for row in day]
+    measured = measure(frame(spark, data, [("case", "string"), *columns]), suite, "case")
     users = {case: len({row["user_id"] for row in day if row["ds"] == DS}) for case, day in days.items()}
     return dataset, suite, {case: facts | {"users": users[case]} for case, facts in measured.items()}
 
@@ -208,12 +206,12 @@ def delivery(**change: Any) -> list[Row]:
     return [*valid_events()[:-1], valid_events()[-1] | change]
 
 
-def frame(spark: Any, rows: list[Row]) -> Any:
-    return spark.createDataFrame([tuple(row[name] for name in NAMES) for row in rows], SCHEMA).coalesce(1)
+def events(spark: Any, rows: list[Row]) -> Any:
+    return frame(spark, rows, event_columns(MINI)).coalesce(1)
 
 
 def test_facts_of_a_valid_delivery(spark: Any) -> None:
-    facts = measure(frame(spark, valid_events()), SUITE, "delivery_ds")[DS]
+    facts = measure(events(spark, valid_events()), SUITE, "delivery_ds")[DS]
     expected = {
         "rows": 8,
         "impressions": 3,
@@ -237,7 +235,7 @@ def test_facts_of_a_valid_delivery(spark: Any) -> None:
     ],
 )
 def test_absent_values_are_counted(spark: Any, change: dict[str, Any], fact: str, value: float) -> None:
-    facts = measure(frame(spark, delivery(**change)), SUITE, "delivery_ds")[DS]
+    facts = measure(events(spark, delivery(**change)), SUITE, "delivery_ds")[DS]
     assert facts[fact] == pytest.approx(value)
 
 
@@ -245,7 +243,7 @@ TYPES = {"impression_id": "string", "reason": "string", "user_id": "bigint", "it
 
 
 def keys(spark: Any, name: str, *values: Any) -> Any:
-    return spark.createDataFrame([(value,) for value in values], f"{name} {TYPES[name]}")
+    return frame(spark, [{name: value} for value in values], [(name, TYPES[name])])
 
 
 JOINED_CASES: list[tuple[set[str], list[Row], dict[str, list[Any]]]] = [
@@ -275,7 +273,7 @@ def test_keys_references_and_maturity(spark: Any, index: int) -> None:
         quarantined_df=keys(spark, "reason", *known["reason"]),
     )
     last_time_ms = max(row["time_ms"] for row in rows) + HOUR
-    delivery_df = frame(spark, rows)
+    delivery_df = events(spark, rows)
     facts = event_joins(delivery_df, tables, DS) | immature_share(delivery_df, MINI, DS, last_time_ms)
     assert set(facts) == {*JOINED, *OF_USERS}
     values = {rule.name: facts.get(rule.fact) for rule in SUITE.rules if rule.fact in JOINED}
@@ -292,7 +290,7 @@ def test_a_day_begins_and_ends_by_the_datasets_clock(spark: Any) -> None:
         for time_ms, placed in days.items()
         for ds, delivery in zip(placed, (right, wrong), strict=True)
     ]
-    facts = measure(frame(spark, rows), SUITE, "delivery_ds")
+    facts = measure(events(spark, rows), SUITE, "delivery_ds")
     assert (facts[right]["time_in_ds"], facts[wrong]["time_in_ds"]) == (0, 3)
 
 
@@ -307,7 +305,7 @@ def test_schema_differences_name_the_columns() -> None:
 
 
 def test_a_rule_about_a_missing_column_is_not_measured(spark: Any) -> None:
-    facts = measure(frame(spark, valid_events()).drop("distance"), SUITE, "delivery_ds")[DS]
+    facts = measure(events(spark, valid_events()).drop("distance"), SUITE, "delivery_ds")[DS]
     assert "distance_values" not in facts
     assert facts["weather_values"] == 0
 
@@ -325,9 +323,8 @@ def test_one_record_switches_no_rule_off(spark: Any) -> None:
         "late": [*cut, rows[0] | {"event_id": "late", "impression_id": "late", "time_ms": end - MINUTE}],
     }
     columns = event_columns(FOODLOG)
-    data = [(case, *(row[name] for name, _ in columns)) for case, day in days.items() for row in day]
-    schema = ", ".join(f"{name} {kind}" for name, kind in columns)
-    facts = measure(spark.createDataFrame(data, f"case string, {schema}"), suite, "case")
+    data = [{"case": case, **row} for case, day in days.items() for row in day]
+    facts = measure(frame(spark, data, [("case", "string"), *columns]), suite, "case")
     last = {case: (facts[case]["last_time_ms"] - end) / HOUR for case in days}
     assert last["ahead"] == pytest.approx(-12, abs=1)
     assert last["whole"] == pytest.approx(0, abs=1)
@@ -344,7 +341,7 @@ def test_users_are_counted_exactly_and_make_the_standard_errors(spark: Any) -> N
         name: keys(spark, column, *values) for name, (column, values) in
         zip(("users_df", "items_df", "impressions_df", "quarantined_df"), known.items(), strict=True)
     })  # fmt: skip
-    facts = event_joins(frame(spark, rows), tables, DS)
+    facts = event_joins(events(spark, rows), tables, DS)
     assert (facts["users"], facts["users_error"]) == (78, pytest.approx(78**0.5))
     assert facts["impressions_error"] == pytest.approx(86**0.5)  # 3^2 + 77 * 1^2
     assert facts["effective_users"] == pytest.approx(80**2 / 86)

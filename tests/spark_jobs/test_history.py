@@ -31,6 +31,7 @@ from spark_jobs.samples.build import Limits, build
 from spark_jobs.samples.events import bots, events_of, without
 from spark_jobs.samples.inputs import as_of
 from spark_jobs.sources import Delivery
+from tests.frames import frame
 from tests.spark_jobs.random_log import DAYS, Arrival, Log
 from tests.spark_jobs.sample_reference import TINY, Row, differences, reference_samples
 
@@ -62,11 +63,6 @@ def wanted(log: Log) -> list[Row]:
             max_realtime=LIMITS.realtime,
         )
     ]
-
-
-def frame(spark: Any, rows: list[Row], columns: list[tuple[str, str]]) -> Any:
-    schema = ", ".join(f"{name} {kind}" for name, kind in columns)
-    return spark.createDataFrame([tuple(row.get(name) for name, _ in columns) for row in rows], schema)
 
 
 def built(spark: Any, log: Log) -> list[Row]:

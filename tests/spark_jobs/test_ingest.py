@@ -37,6 +37,7 @@ from spark_jobs.samples.inputs import as_of
 from spark_jobs.sources import Delivery
 from spark_jobs.sources.foodlog import SCHEMAS
 from spark_jobs.sources.records import checked_dimension, last_copies, with_days, with_reason
+from tests.frames import frame
 from tests.spark_jobs.sample_reference import TINY, Row
 
 DAY = "2026-03-05"
@@ -44,11 +45,6 @@ START = TINY.day_start_ms(DAY)
 HOUR = 3_600_000
 COLUMNS = [*event_columns(TINY), ("arrival_ms", "bigint"), ("file", "string")]
 BROKEN = [("log", "string"), ("reason", "string"), ("record", "string"), ("file", "string")]
-
-
-def frame(spark: Any, rows: list[Row], columns: list[tuple[str, str]]) -> Any:
-    schema = ", ".join(f"{name} {kind}" for name, kind in columns)
-    return spark.createDataFrame([tuple(row.get(name) for name, _ in columns) for row in rows], schema)
 
 
 def event(event_id: str | None, time_ms: int | None, **more: Any) -> Row:

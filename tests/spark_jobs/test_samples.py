@@ -17,6 +17,7 @@ from spark_jobs.samples.build import Limits, build
 from spark_jobs.samples.events import bots, events_of, snapshot_ds, without
 from spark_jobs.samples.inputs import Inputs, as_of, unused
 from spark_jobs.sources.records import with_reason
+from tests.frames import frame
 from tests.spark_jobs.random_log import Log
 from tests.spark_jobs.sample_reference import TINY, Row
 
@@ -56,11 +57,6 @@ ITEMS = [
     {"item_id": 10, "merchant_id": 7, "price": 6.0, "ds": "2026-03-04"},
     {"item_id": 11, "merchant_id": 8, "price": None, "ds": "2026-03-04"},
 ]
-
-
-def frame(spark: Any, rows: list[Row], columns: list[tuple[str, str]]) -> Any:
-    schema = ", ".join(f"{name} {kind}" for name, kind in columns)
-    return spark.createDataFrame([tuple(row.get(name) for name, _ in columns) for row in rows], schema)
 
 
 def build_df(
