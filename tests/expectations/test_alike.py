@@ -12,8 +12,10 @@ from expectations.measuring.facts import measure
 from expectations.rules.samples import HASH, LEAST, MOST, compared_columns, samples_suite
 from spark_jobs.contract.features import Dataset
 from spark_jobs.contract.foodlog import FOODLOG
+from spark_jobs.contract.tables import sample_columns
 from tests.expectations.mini import DS, MINI
 from tests.expectations.mini import sample as valid
+from tests.frames import frame
 
 
 def facts_of(dataset: Dataset, **changes: Any) -> dict[str, Any]:
@@ -77,17 +79,9 @@ def test_columns_are_compared_row_by_row(spark: Any) -> None:
         row["candidate_distance"] = [1.0 * n, 2.0, 3.0]
         row["candidate_item_id"] = [n, 2, 3]
     rows[2]["candidate_item_id"] = [3, 2, 2]  # the same values in another order
-    columns = [name for name in rows[0]]
-    df = spark.createDataFrame([tuple(row[name] for name in columns) for row in rows], _schema(columns))
+    df = frame(spark, rows, sample_columns(MINI))
     facts = measure(df, samples_suite(MINI, MINI.limits), "ds")[DS] | {"candidates": 5_000}
     details = look_alikes(MINI, facts, 9)
     assert details["equal_features"] == "candidate_price = candidate_distance"
     assert "candidate_hour" in details["constant_features"]
     assert "profile_age" not in details["constant_features"]
-
-
-def _schema(columns: list[str]) -> str:
-    from spark_jobs.contract.tables import sample_columns
-
-    kinds = dict(sample_columns(MINI))
-    return ", ".join(f"{name} {kinds[name]}" for name in columns)

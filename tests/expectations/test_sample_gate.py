@@ -21,9 +21,10 @@ from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.contract.kuairand import KUAIRAND
 from spark_jobs.contract.tables import sample_columns
 from tests.expectations.mini import DS, HOUR, LIMITS, MINI, MINUTE, START, broken_by, sample
+from tests.frames import frame
 
 MINI_SUITE = samples_suite(MINI, LIMITS)
-SCHEMA = ", ".join(f"{name} {kind}" for name, kind in sample_columns(MINI))
+LOG = [("log", "string")]
 DATASETS = (FOODLOG, KUAIRAND)
 NOON = START + 12 * HOUR
 NAN, INF = math.nan, math.inf
@@ -282,8 +283,9 @@ def test_facts_of_a_valid_row(spark: Any) -> None:
         | {name: [] for name in names if name.startswith(("static", "realtime"))}
         | {"candidate_visible": [0, 0, 0]},
     }
-    data = [(case, *(row[name] for name in names)) for case, row in rows.items()]
-    measured = measure(spark.createDataFrame(data, f"case string, {SCHEMA}").coalesce(1), MINI_SUITE, "case")
+    data = [{"case": case, **row} for case, row in rows.items()]
+    columns = [("case", "string"), *sample_columns(MINI)]
+    measured = measure(frame(spark, data, columns).coalesce(1), MINI_SUITE, "case")
     for facts in measured.values():
         assert broken_by(MINI_SUITE, {rule.name: facts[rule.name] for rule in MINI_SUITE.row_rules}) == set()
     facts = measured["valid"]
@@ -300,14 +302,14 @@ def test_facts_of_a_valid_row(spark: Any) -> None:
 
 
 def windows(spark: Any, *rows: dict[str, Any]) -> Any:
-    names = [name for name, _ in sample_columns(MINI)]
-    return spark.createDataFrame([tuple(row[name] for name in names) for row in rows], SCHEMA).coalesce(1)
+    return frame(spark, rows, sample_columns(MINI)).coalesce(1)
 
 
 def impressions(spark: Any, *rows: tuple[str, int] | tuple[str, int, int]) -> Any:
     """(impression, user) and, where it was shown after its request came, when it was shown."""
-    schema = "impression_id string, user_id bigint, time_ms bigint, shown_ms bigint"
-    return spark.createDataFrame([(*row[:2], 0, *(row[2:] or (0,))) for row in rows], schema).coalesce(1)
+    names = ("impression_id", "user_id", "time_ms", "shown_ms")
+    shown = [dict(zip(names, (*row[:2], 0, *(row[2:] or (0,))), strict=True)) for row in rows]
+    return frame(spark, shown, [(names[0], "string"), *((name, "bigint") for name in names[1:])]).coalesce(1)
 
 
 SHOWN = (("a", 1), ("b", 1), ("c", 1))
@@ -347,7 +349,7 @@ LATER = sample(window_start_ms=NOON)
 def test_keys_and_completeness(
     spark: Any, rows: list[dict[str, Any]], shown: tuple[Any, ...], broken: set[str]
 ) -> None:
-    none_df = spark.createDataFrame([], "log string")
+    none_df = frame(spark, [], LOG)
     facts = sample_joins(windows(spark, *rows), impressions(spark, *shown), none_df, MINI)
     values = {rule.name: facts.get(rule.fact) for rule in MINI_SUITE.rules if rule.name in JOINED}
     assert len(values) == len(JOINED)
@@ -357,7 +359,7 @@ def test_keys_and_completeness(
 def test_impressions_left_out_count_whatever_the_reason(spark: Any) -> None:
     """Guests who share one user id, and records that ingest could not take."""
     guests = [(f"g{n}", 0) for n in range(MINI.max_impressions_a_day + 1)]
-    broken_df = spark.createDataFrame([("impressions",)] * 2, "log string")
+    broken_df = frame(spark, [{"log": "impressions"}] * 2, LOG)
     facts = sample_joins(windows(spark, sample()), impressions(spark, *SHOWN, *guests), broken_df, MINI)
     assert facts["built_share"] == 1
     assert facts["left_out_share"] == pytest.approx(1 - 3 / (3 + 5 + 2))
@@ -369,7 +371,7 @@ def test_standard_errors_are_of_users_not_of_rows(spark: Any) -> None:
         for user, clicks in ((1, [1, 1, 1]), (2, [0, 0, 0]), (3, [1, 0, 0]))
     ]
     rows.append(rows[0] | {"window_start_ms": START + HOUR})
-    none_df = spark.createDataFrame([], "log string")
+    none_df = frame(spark, [], LOG)
     facts = sample_joins(windows(spark, *rows), impressions(spark, *SHOWN), none_df, MINI)
     shown, clicked = [6, 3, 3], [6, 0, 1]
     rate = sum(clicked) / sum(shown)
@@ -390,12 +392,9 @@ def test_label_rates_are_of_weights_where_candidates_have_them(spark: Any) -> No
         sample(user_id=user, label_click=ones, label_conversion=ones, candidate_weight=weights[user])
         for user, ones in clicks.items()
     ]
-    samples_df = spark.createDataFrame(
-        [tuple(row[name] for name, _ in columns) for row in rows],
-        ", ".join(f"{name} {kind}" for name, kind in columns),
-    )
+    samples_df = frame(spark, rows, columns)
     facts = measure(samples_df, suite, "ds")[DS]
-    none_df = spark.createDataFrame([], "log string")
+    none_df = frame(spark, [], LOG)
     facts |= sample_joins(samples_df, impressions(spark, *SHOWN), none_df, dataset)
     shown, clicked = [21, 12, 30], [1, 2, 0]
     rate = sum(clicked) / sum(shown)
