@@ -1,12 +1,31 @@
-"""Fixtures for all tests: one small Spark session, and a lake of its own for each test that asks for one."""
+"""For all tests: one small Spark session, a lake for each test that asks for one, who runs which files."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+_OF_SPARK = ("tests/expectations/", "tests/spark_jobs/")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file at a time; Spark's go to the first worker while it has any, so that one JVM warms up for all."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class SparkApart(LoadFileScheduling):
+        def _assign_work_unit(self, node: Any) -> None:
+            is_first = node is self.nodes[0]
+            own = next((file for file in self.workqueue if file.startswith(_OF_SPARK) is is_first), None)
+            if own is not None:  # else it helps the others
+                self.workqueue.move_to_end(own, last=False)
+            super()._assign_work_unit(node)
+
+    return SparkApart(config, log)
 
 
 @pytest.fixture(scope="session")
