@@ -45,38 +45,32 @@ def judge(
         ValueError: The verdict of a trailing day cannot be read.
     """
     baseline = trailing_facts(suite.dataset, suite.name, ds, preset)
-    is_present = facts.get("rows", 0) > 0
     values: dict[str, float | None] = {}
     rules: list[Rule] = []
     left_out: dict[str, str] = {}
     for rule in suite.rules:
         trailing = [day[rule.fact] for day in baseline.values() if day.get(rule.fact) is not None]
-        if not is_present and (rule.name not in _PRESENCE or rule.fact not in facts):
-            left_out[rule.name] = "there are no rows"
-        elif rule.requires and rule.requires not in there:
-            left_out[rule.name] = f"there is no {rule.requires}"
-        elif rule.trailing is not None and not trailing:
-            left_out[rule.name] = "no trailing day has this fact"
+        if why := _left_out(rule, facts, there, trailing):
+            left_out[rule.name] = why
         else:
             values[rule.name] = _value(rule, facts, trailing)
             rules.append(_bounded(rule, facts, baseline))
     run = "-".join(part for part in (preset, ds) if part)
     judgements = validate(suite, tuple(rules), values, run)
     follows = causes([rule for rule in rules if not judgements[rule.name].success], values)
-    findings = []
-    for rule in rules:
-        words = (details or {}).get(rule.fact) or judgements[rule.name].error
-        if not is_present and rule.name == "rows_present":
-            words = f"upstream day {ds} absent, or it is empty: there is nothing to check"
-        findings.append(
-            Finding.of(
-                rule,
-                values[rule.name],
-                judgements[rule.name].success,
-                detail=words,
-                follows=follows.get(rule.name, ""),
-            )
+    words = {rule.name: (details or {}).get(rule.fact) or judgements[rule.name].error for rule in rules}
+    if not _is_present(facts) and "rows_present" in words:
+        words["rows_present"] = f"upstream day {ds} absent, or it is empty: there is nothing to check"
+    findings = [
+        Finding.of(
+            rule,
+            values[rule.name],
+            judgements[rule.name].success,
+            detail=words[rule.name],
+            follows=follows.get(rule.name, ""),
         )
+        for rule in rules
+    ]
     return Verdict(
         dataset=suite.dataset,
         suite=suite.name,
@@ -90,6 +84,21 @@ def judge(
         facts=facts,
         findings=tuple(findings),
     )
+
+
+def _is_present(facts: Mapping[str, Any]) -> bool:
+    return bool(facts.get("rows", 0) > 0)
+
+
+def _left_out(rule: Rule, facts: Mapping[str, Any], there: frozenset[str], trailing: list[Any]) -> str:
+    """Why a rule does not apply to the partition; empty where it does."""
+    if not _is_present(facts) and (rule.name not in _PRESENCE or rule.fact not in facts):
+        return "there are no rows"
+    if rule.requires and rule.requires not in there:
+        return f"there is no {rule.requires}"
+    if rule.trailing is not None and not trailing:
+        return "no trailing day has this fact"
+    return ""
 
 
 def _bounded(rule: Rule, facts: Mapping[str, Any], baseline: Mapping[str, Mapping[str, Any]]) -> Rule:
