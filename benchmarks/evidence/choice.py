@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +65,19 @@ def choose(
             folder.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(trials, indent=1) + "\n")
             logger.info("%s, trial %d: %.4f with %s", name, number, value, trial.params)
-        if trials[number]["settings"] != trial.params:
+        if not _are_same(trials[number]["settings"], trial.params):
             raise ValueError(f"{path} holds other trials than these: remove it to choose anew")
         study.tell(trial, trials[number]["gauc"])
     best: dict[str, Any] = max(trials[:budget], key=lambda one: float(one["gauc"]))["settings"]
     return best
+
+
+def _are_same(held: Mapping[str, Any], drawn: Mapping[str, Any]) -> bool:
+    """Whether settings are equal; the last digit of what is drawn is not that of every machine."""
+    return held.keys() == drawn.keys() and all(
+        math.isclose(held[name], drawn[name], rel_tol=1e-9) if name in RANGES else held[name] == drawn[name]
+        for name in held
+    )
 
 
 def worth(

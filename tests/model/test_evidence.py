@@ -113,9 +113,14 @@ def test_trials_are_kept_and_a_choice_goes_on_where_it_was_cut_off(tmp_path, mon
     assert best["batch_tokens"] == 2000
     kept = json.loads((tmp_path / "tiny.json").read_text())
     assert [one["gauc"] for one in kept] == [0.8, 0.9, 0.8, 0.7]
-    (tmp_path / "tiny.json").write_text(json.dumps([{"settings": {}, "gauc": 1.0, "seconds": 0}]))
-    with pytest.raises(ValueError, match="holds other trials than these"):
-        choice.choose(*arguments)
+    for change, is_other in ((1 + 1e-15, False), (1 + 1e-6, True)):  # of another machine; of other trials
+        settings = {**kept[0]["settings"], "dense_lr": kept[0]["settings"]["dense_lr"] * change}
+        (tmp_path / "tiny.json").write_text(json.dumps([{**kept[0], "settings": settings}, *kept[1:]]))
+        if is_other:
+            with pytest.raises(ValueError, match="holds other trials than these"):
+                choice.choose(*arguments)
+        else:
+            assert choice.choose(*arguments) == best
 
 
 @pytest.mark.usefixtures("lake")
