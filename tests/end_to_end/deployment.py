@@ -64,6 +64,8 @@ SMALL = {
     "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
     "OMP_NUM_THREADS": "1",
 }
+# Seconds by which hosts' clocks are wrong. Steps read none; schedulers sign what the API server reads.
+CLOCKS = {"worker": -600, "worker-training": 600, "scheduler-2": 20}  # see skewed_clock.cpp
 DAEMON = {"SPARK_DAEMON_MEMORY": "192m", "SPARK_DAEMON_JAVA_OPTS": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"}
 
 
@@ -81,6 +83,7 @@ class Deployment:
         self.ports = {name: free_port() for name in PORTS}
         self._file = yaml.safe_load(COMPOSE.read_text())["services"]
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._clock = folder / "skewed_clock.so"
         self._ended, self._keeper = threading.Event(), threading.Thread(target=self._keep)
         for path in (
             self.var / "airflow",
@@ -123,6 +126,8 @@ class Deployment:
         given["PYTHONPATH"] = f"{ROOT}:{self.tools / 'python'}"
         given["PATH"] = f"{self.tools / 'bin'}:{Path(sys.executable).parent}:{kept['PATH']}"
         given["SPARK_WORKER_DIR"] = str(self.folder / name)
+        if name in CLOCKS and self._clock.exists():
+            given |= {"LD_PRELOAD": str(self._clock), "CLOCK_SKEW_S": str(CLOCKS[name])}
         # Spark Connect would take the daemons' heap for its own.
         return given | DAEMON if name.startswith(("spark-master", "spark-worker")) else given
 
@@ -140,6 +145,8 @@ class Deployment:
 
     def up(self) -> None:
         """Starts all services, in the order in which they need each other."""
+        source = Path(__file__).with_name("skewed_clock.cpp")
+        subprocess.run(["g++", "-shared", "-fPIC", "-o", self._clock, source, "-ldl"], check=True)
         self.start_postgres()
         for name in ("redis", "objects"):
             self.start(name)
@@ -217,6 +224,7 @@ class Deployment:
     def kill(self, name: str) -> None:
         """Ends a service and all that it has started at once, as a host does that loses its power."""
         process = self._running.pop(name)
+        assert process.poll() is None or self._ended.is_set(), f"{name} had ended before it was killed"
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -246,8 +254,8 @@ class Deployment:
         wait_for(lambda: api.has_dag("retraining_daily") and api.has_dag("samples_daily"), "the DAGs", 180)
         return api
 
-    def python(self, *arguments: str, name: str = "worker") -> str:
-        """Output of a Python command with a service's variables."""
+    def python(self, *arguments: str, name: str = "worker", fails: bool = False) -> str:
+        """Output of a Python command with a service's variables, which is expected to succeed or fail."""
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=ROOT,
@@ -256,7 +264,7 @@ class Deployment:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert bool(done.returncode) == fails, done.stdout + done.stderr
         return done.stdout
 
     def upload(self, folder: Path, place: str) -> None:
