@@ -195,11 +195,13 @@ def _round(
     minutes = world.prep_minutes[merchant] + 8 + 3.5 * km + 7 * WET[weather]
     minutes = np.round(np.clip(minutes + rng.normal(0, 2.5, km.shape), 10, 120))
     at = (user[:, None], merchant)
-    spend_u = spend_on(settings, world, day_number)
-    logits = _logits(world, state, spend_u, user, merchant, dish, km, minutes, meal, weather)
     cuisine = world.cuisine[merchant]
-    added = lift(settings, world, day_number, user, cuisine, state.loyalty_um[at], state.last_cuisine_u)
-    logits = logits[0] + added, logits[1] + ORDER_SHARE * added
+    logits = plain = _logits(world, state, world.spend_u, user, merchant, dish, km, minutes, meal, weather)
+    if settings.phenomena:
+        spend_u = spend_on(settings, world, day_number)
+        click, order = _logits(world, state, spend_u, user, merchant, dish, km, minutes, meal, weather)
+        added = lift(settings, world, day_number, user, cuisine, state.loyalty_um[at], state.last_cuisine_u)
+        logits = click + added, order + ORDER_SHARE * added
     worn = 0.3 * np.log1p(state.fatigue_um[at] + today.shown_um[at]) - 0.3 * np.log1p(state.fatigue_um[at])
     click, order = _lately(logits, today.clicked_um[at], time_ms, today.order_ms_u[user])
     click = click - worn
@@ -220,13 +222,11 @@ def _round(
     wanted = np.take_along_axis(_softmax(today.sessions.craving_logit_sc[session]), cuisine, axis=1)
     wanted_now = np.take_along_axis(_softmax(known), cuisine, axis=1)
     morning = _lately(logits, state.clicked_um[at], time_ms, state.order_ms_u[user])
-    plain = _logits(world, state, world.spend_u, user, merchant, dish, km, minutes, meal, weather)
-    plain = _lately(plain, state.clicked_um[at], time_ms, state.order_ms_u[user])
-    steps = {
-        "session": _averaged(click, order, wanted_now, seen_mean),
-        "frozen": _averaged(*morning, wanted, seen_mean),
-        "plain": _averaged(*plain, wanted, seen_mean),
-    }
+    frozen = _averaged(*morning, wanted, seen_mean)
+    steps = {"session": _averaged(click, order, wanted_now, seen_mean), "frozen": frozen, "plain": frozen}
+    if settings.phenomena:
+        morning = _lately(plain, state.clicked_um[at], time_ms, state.order_ms_u[user])
+        steps["plain"] = _averaged(*morning, wanted, seen_mean)
     values = {
         "request": np.broadcast_to(rows[:, None], km.shape),
         "user": np.broadcast_to(user[:, None], km.shape),
