@@ -36,10 +36,14 @@ def spark() -> Iterator[object]:
     before = {name: os.environ.pop(name, None) for name in ("SPARK_REMOTE", "SPARK_MASTER", "SPARK_CONF")}
     # For a handful of rows, compiling a plan takes far longer than interpreting it.
     interpreted = "spark.sql.codegen.wholeStage=false;spark.sql.codegen.factoryMode=NO_CODEGEN"
+    # Literal rows are read by tasks, as a table's are, and not by the optimizer.
+    planned = (
+        "spark.sql.optimizer.excludedRules=org.apache.spark.sql.catalyst.optimizer.ConvertToLocalRelation"
+    )
     # The second compiler would take two fifths of the processor time, and a session ends before that pays.
     java = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -Duser.timezone=UTC"
     os.environ["SPARK_CONF"] = (
-        f"spark.sql.shuffle.partitions=2;spark.driver.memory=1g;{interpreted};"
+        f"spark.sql.shuffle.partitions=2;spark.driver.memory=1g;{interpreted};{planned};"
         f"spark.driver.extraJavaOptions={java}"
     )
     session = spark_session("tests")
