@@ -1,7 +1,8 @@
 r"""Builds the samples that the evidence is of: `MTGR_VAR=var/evidence python -m benchmarks.evidence.world`.
 
 By default foodlog's: the default world's raw logs, ingested from its first day on, so that histories and
-statistics are weeks old when the first samples are made. Of another dataset, whose log is there, the days:
+statistics are weeks old when the first samples are made. Of another dataset, whose log is there, the days,
+after what was before the log:
 
     MTGR_VAR=var/evidence MTGR_KUAIRAND=<folder> python -m benchmarks.evidence.world --dataset kuairand \
         --from 2022-04-25 --to 2022-05-06
@@ -20,10 +21,11 @@ from typing import Any
 
 from spark_jobs import build_samples, ingest, simulate
 from spark_jobs.contract import command, locations
-from spark_jobs.contract.clock import days_between
+from spark_jobs.contract.clock import HISTORY_DS, days_between
 from spark_jobs.contract.command import CommandError
 from spark_jobs.contract.foodlog import FOODLOG
 from spark_jobs.lake import verdicts
+from spark_jobs.sources import has_history
 
 FIRST = "2026-02-16"  # the world's first day
 
@@ -45,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if dataset == FOODLOG.name:
             earliest = FIRST
             done(simulate.main(["--from", earliest, "--to", last]), "simulate")
+        if has_history(dataset) and not verdicts.path_of(dataset, "events", HISTORY_DS).exists():
+            done(ingest.main(["--dataset", dataset, "--history"]), "history")
         days = days_between(earliest, last)
         for day in days:
             step(ingest.main, dataset, "events", day)

@@ -12,6 +12,7 @@ from benchmarks.evidence import choice, compare, contenders, page, world, worth
 from benchmarks.evidence.contenders import CONTENDERS, Contender
 from benchmarks.evidence.days import Days
 from model.config.presets import PRESETS
+from spark_jobs.contract.clock import HISTORY_DS
 from spark_jobs.contract.command import CommandError, UsageError
 from spark_jobs.lake import verdicts
 from tests.model.test_training import DAYS, TABLES, lake  # noqa: F401
@@ -174,22 +175,48 @@ def test_a_comparison_from_samples_to_a_page(tmp_path, monkeypatch):
     assert compare.main([*given, "1", "--models", "huge"]) == 2
 
 
-def test_the_world_is_built_a_day_once_and_stops_where_a_command_fails(tmp_path, monkeypatch):
+@pytest.fixture
+def allowed(tmp_path, monkeypatch):
+    """Days that were allowed, of tables that are not there."""
     monkeypatch.setenv("MTGR_VAR", str(tmp_path))
     monkeypatch.delenv("MTGR_LAKE", raising=False)
-    allowed, ran = set(), []
+    days = set()
+
+    def allow(dataset, suite, some, reason):
+        path = verdicts.path_of(dataset, suite, some[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        days.update(some)
+
+    monkeypatch.setattr(verdicts, "allow", allow)
+    return days
+
+
+def test_a_log_is_taken_in_after_what_was_before_it(allowed, monkeypatch):
+    asked = []
+
+    def run(arguments):
+        asked.append(arguments[2:])
+        if "--history" in arguments:
+            verdicts.allow("kuairand", "events", [HISTORY_DS], "before the log")
+        return 0
+
+    monkeypatch.setattr(world.ingest, "main", run)
+    monkeypatch.setattr(world.build_samples, "main", run)
+    days = ["--from", DAYS[0], "--to", DAYS[0]]
+    assert world.main(["--dataset", "kuairand", *days]) == 0
+    assert asked == [["--history"], ["--ds", DAYS[0]], ["--ds", DAYS[0]]]
+    assert world.main(["--dataset", "kuairand", *days]) == 0
+    assert len(asked) == 3
+
+
+def test_the_world_is_built_a_day_once_and_stops_where_a_command_fails(allowed):
+    ran = []
 
     def run(argv):
         ran.append(argv)
         return 1 if argv[-1] == DAYS[1] else 0
 
-    def allow(dataset, suite, days, reason):
-        path = verdicts.path_of(dataset, suite, days[0])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
-        allowed.update(days)
-
-    monkeypatch.setattr(verdicts, "allow", allow)
     world.step(run, "foodlog", "events", DAYS[0])
     world.step(run, "foodlog", "events", DAYS[0])
     assert ran == [["--dataset", "foodlog", "--ds", DAYS[0]]]
