@@ -23,6 +23,7 @@ from spark_jobs.contract import environment, locations
 from spark_jobs.lake.session import spark_session
 from spark_jobs.simulator.deliveries import LOGS, ORACLE_COLUMNS, district_deliveries
 from spark_jobs.simulator.settings import SimulationSettings
+from spark_jobs.simulator.writer import complete_oracle
 
 logger = logging.getLogger(__name__)
 _ORACLE = "oracle"
@@ -111,12 +112,12 @@ def _write_log(log_df: DataFrame, path: str) -> None:
 
 def _write_oracle(oracle_df: DataFrame, days: list[str]) -> None:
     listed = ", ".join(f"'{ds}'" for ds in days)
+    complete_oracle(locations.table("foodlog", "oracle"))
     (
         oracle_df.select(*ORACLE_COLUMNS, "ds")
         .write.format("delta")
         .mode("overwrite")
         .option("replaceWhere", f"ds in ({listed})")
-        .option("mergeSchema", "true")  # a table of an earlier version has fewer columns
         .partitionBy("ds")
         .save(locations.table("foodlog", "oracle"))
     )

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-from deltalake import write_deltalake
+from deltalake import Field, write_deltalake
+from deltalake.schema import PrimitiveType
 
 from spark_jobs.contract import locations
 from spark_jobs.contract.phases import reach
+from spark_jobs.lake.log import exists, open_table
 from spark_jobs.simulator.deliveries import LOGS, ORACLE_COLUMNS, district_deliveries
 from spark_jobs.simulator.settings import SimulationSettings
 
@@ -100,12 +102,22 @@ def _oracle_table(oracle: pd.DataFrame, ds: str) -> pa.Table:
 def _write_oracle(ds: str, oracle: pa.Table) -> None:
     path = locations.table("foodlog", "oracle")
     Path(path).mkdir(parents=True, exist_ok=True)
-    # A table of an earlier version has fewer columns: it takes on those that it lacks.
+    complete_oracle(path)
     write_deltalake(
         path,
         oracle,
         mode="overwrite",
         partition_by=["ds"],
         predicate=f"ds = '{ds}'",
-        schema_mode="merge",
     )
+
+
+def complete_oracle(uri: str) -> None:
+    """Gives the oracle's table, if there is one, the columns that it lacks: an earlier version has fewer."""
+    if not exists(uri):
+        return
+    table = open_table(uri)
+    had = {field.name for field in table.schema().fields}
+    lacking = [Field(name, PrimitiveType("double")) for name in ORACLE_COLUMNS[1:] if name not in had]
+    if lacking:
+        table.alter.add_columns(lacking)

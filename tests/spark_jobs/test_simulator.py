@@ -15,9 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import pytest
+from deltalake import DeltaTable, write_deltalake
 
 from spark_jobs import simulate
+from spark_jobs.contract import locations
 from spark_jobs.contract.clock import DAY_MS, days_between, shift_day
 from spark_jobs.contract.features import Snapshot
 from spark_jobs.contract.foodlog import FOODLOG
@@ -27,6 +30,7 @@ from spark_jobs.simulator.mess import MAX_LATE_DAYS, UNKNOWN_ITEM, with_mess
 from spark_jobs.simulator.sessions import craving_logits
 from spark_jobs.simulator.settings import MAX_CANDIDATES, PHENOMENA, SimulationSettings
 from spark_jobs.simulator.world import build_world, next_day, weather_of
+from spark_jobs.simulator.writer import write_deliveries
 
 SMALL = SimulationSettings(users=60, users_a_district=30, impressions_a_day=900, bot_impressions=30)
 CLEAN = replace(
@@ -460,3 +464,19 @@ def test_usage_errors_name_the_value(
     assert simulate.main(argv) == 2
     assert message in caplog.text + capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_oracle_of_an_earlier_version_takes_on_the_columns_that_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTGR_VAR", str(tmp_path))
+    monkeypatch.delenv("MTGR_LAKE", raising=False)
+    uri = locations.table("foodlog", "oracle")
+    write_deliveries(SMALL, DAYS[:1])
+    whole = DeltaTable(uri).to_pyarrow_table()
+    fewer = whole.drop_columns(["p_click_session", "p_conversion_session"])
+    write_deltalake(uri, fewer, mode="overwrite", schema_mode="overwrite", partition_by=["ds"])
+    write_deliveries(SMALL, DAYS[1:2])
+    table = DeltaTable(uri).to_pyarrow_table()
+    assert set(table.column_names) == set(whole.column_names)
+    of_day = pc.equal(table["ds"], DAYS[0])
+    assert table.filter(of_day)["p_click_session"].null_count == len(whole)
+    assert table.filter(pc.invert(of_day))["p_click_session"].null_count == 0
