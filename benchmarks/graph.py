@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks import result_file
 from benchmarks.attention_timing import machine
 from benchmarks.rows import table_of
 from benchmarks.serve_gpu import timed, weighted
@@ -125,26 +125,21 @@ def table(result: dict[str, Any]) -> list[str]:
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    if arguments.table is not None:
-        sys.stdout.write("\n".join(table(json.loads(arguments.table.read_text()))) + "\n")
+    if result_file.is_printed(arguments, table):
         return None
-    if arguments.out is None:
-        raise command.UsageError("--out FILE says where the result goes")
     torch.set_num_threads(1)
     result = run(arguments.preset, arguments.device, arguments.rounds)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    told = result_file.write(arguments.out, result)
     allowed = TOLERANCE[result["model"]["precision"]]
     if (greatest := max(result["parity"].values())) > allowed:
         raise command.RefusedError(f"the graph differs by {greatest:.3g}, allowed is {allowed:g}", result)
-    return {"summary": result["summary"], "out": str(arguments.out)}
+    return told
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and writes; see `command.run` for the exit codes."""
     parser = command.parser("benchmarks.graph", __doc__)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="only prints a result file as a table")
+    result_file.add_arguments(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--rounds", type=int, default=200)

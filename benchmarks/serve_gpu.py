@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from benchmarks import result_file
 from benchmarks.attention_timing import machine
 from benchmarks.rows import table_of
 from model.config.presets import preset_named
@@ -238,24 +237,18 @@ def capacity(result: dict[str, Any]) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    if arguments.table is not None:
-        sys.stdout.write("\n".join(table(json.loads(arguments.table.read_text()))) + "\n")
+    if result_file.is_printed(arguments, table):
         return None
-    if arguments.out is None:
-        raise command.UsageError("--out FILE says where the result goes")
     if not torch.cuda.is_available():
         raise command.UsageError("it measures a GPU, and torch finds none here")
     result = run(arguments.rounds)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    return {"summary": result["summary"], "out": str(arguments.out)}
+    return result_file.write(arguments.out, result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and writes; see `command.run` for the exit codes."""
     parser = command.parser("benchmarks.serve_gpu", __doc__)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="only prints a result file as a table")
+    result_file.add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=600)
     return command.run(parser, _run, argv)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import json
 import os
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import result_file
 from benchmarks.attention_timing import machine
 from benchmarks.load import Call, at_rate, closed
 from benchmarks.packages import write_package
@@ -152,8 +152,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                         {**of, "way": "server", "instances": instances, **line} for line in lines
                     ]
                 report["summary"] = summary(report)
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+                result_file.write(arguments.out, report)
     return report
 
 
@@ -189,19 +188,15 @@ def table(report: Mapping[str, Any]) -> list[str]:
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    if arguments.table is not None:
-        sys.stdout.write("\n".join(table(json.loads(arguments.table.read_text()))) + "\n")
+    if result_file.is_printed(arguments, table):
         return None
-    if arguments.out is None:
-        raise command.UsageError("--out FILE says where the result goes")
     return {"summary": run(arguments)["summary"], "out": str(arguments.out)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and writes; see `command.run` for the exit codes."""
     parser = command.parser("benchmarks.serve_load", __doc__)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="only prints a result file as a table")
+    result_file.add_arguments(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--presets", nargs="+", choices=tuple(LENGTHS), default=list(LENGTHS))
     parser.add_argument("--sides", nargs="+", choices=tuple(SIDES), default=list(SIDES), help="on a GPU")

@@ -41,6 +41,7 @@ import torch.distributed as dist
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import result_file
 from benchmarks.balance import idle, runs_of, work_of
 from benchmarks.rows import ZIPF, P, Shape, batch_of, lengths_of, shuffled
 from model.config.environment import device, is_launched
@@ -378,15 +379,10 @@ def _table_of_ranks(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
-    if arguments.table is not None:
-        sys.stdout.write("\n".join(table(json.loads(arguments.table.read_text()))) + "\n")
+    if result_file.is_printed(arguments, table):
         return None
-    if arguments.out is None:
-        raise command.UsageError("--out FILE says where the result goes")
     if arguments.join is not None:
-        report = _joined(arguments.join)
-        _write(arguments.out, report)
-        return {"summary": report["summary"], "out": str(arguments.out)}
+        return result_file.write(arguments.out, _joined(arguments.join))
     on = device()
     torch.manual_seed(0)
     with process_group(on):
@@ -409,7 +405,7 @@ def _run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
             if case.config.train.cuda_graphs and one["mfu"]:
                 report["summary"][case.name] = one["mfu"]
             if rank == 0:  # after each: what was measured stays when a later one fails
-                _write(arguments.out, report)
+                result_file.write(arguments.out, report)
     return None if rank else {"summary": report["summary"], "out": str(arguments.out)}
 
 
@@ -431,15 +427,10 @@ def _report(on: torch.device, commit: str | None) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, report: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Times the step; see `command.run` for the exit codes."""
     parser = command.parser("benchmarks.train", __doc__)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    result_file.add_arguments(parser)
     parser.add_argument(
         "--join",
         type=Path,
@@ -447,7 +438,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="only joins what runs of more and more ranks gave",
     )
-    parser.add_argument("--table", type=Path, metavar="FILE", help="only prints a result file as a table")
     parser.add_argument("--cases", nargs="+", choices=list(_cases(_TOKENS)),
                         default=["large", "medium", "small", "large_nvidia_shape"])  # fmt: skip
     parser.add_argument("--plain", nargs="+", choices=list(_cases(_TOKENS)), default=[],
